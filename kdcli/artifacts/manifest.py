@@ -1,0 +1,190 @@
+"""The manifest ``kdcli.json``: what an artifact is, where it came from, and the hash of each of its files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from kdcli.errors import InputError
+
+SCHEMA = 1
+NAME = "kdcli.json"
+_CHUNK = 1 << 20
+
+
+@dataclass
+class Manifest:
+    """Everything an artifact says about itself.
+
+    Attributes:
+        kind: ``model``, ``dataset``, ``cache`` or ``report``.
+        stage: the stage that wrote it.
+        identity: the fields that make this artifact what it is; a resumed run must have the same.
+        parents: artifacts and sources read, each ``{"role", "path", "hash"}``.
+        files: ``{relative name: {"sha256", "size"}}``, filled on commit.
+        facts: all else: config, command, data, versions, device, metrics, cost and so on.
+    """
+
+    kind: str
+    stage: str
+    identity: dict[str, Any]
+    parents: list[dict[str, str]] = field(default_factory=list)
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+    schema: int = SCHEMA
+
+    @property
+    def hash(self) -> str:
+        """Hash of the content (kind and files): equal for two runs that wrote the same bytes."""
+        return digest({"kind": self.kind, "files": {k: v["sha256"] for k, v in self.files.items()}})
+
+    def to_json(self) -> str:
+        """Serialise, facts last and flattened beside the fixed fields."""
+        data = asdict(self)
+        facts = data.pop("facts")
+        return json.dumps({**data, **facts}, indent=1, sort_keys=False, default=str) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, path: Path) -> Manifest:
+        """Parse ``text``; raises InputError naming ``path`` when it is not a manifest of this schema."""
+        try:
+            data = json.loads(text)
+            schema, kind = data.pop("schema"), data.pop("kind")
+            fixed = {name: data.pop(name) for name in ("stage", "identity", "parents", "files")}
+            well_formed = isinstance(fixed["files"], dict) and all(
+                isinstance(f, dict) and isinstance(f.get("sha256"), str) and isinstance(f.get("size"), int)
+                for f in fixed["files"].values()
+            )
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise InputError(
+                f"{path} is not a kdcli manifest ({error!r}). Point at a whole artifact."
+            ) from error
+        if schema != SCHEMA:
+            raise InputError(f"{path} has manifest schema {schema}, this kdcli reads {SCHEMA}. Update kdcli.")
+        if not well_formed:
+            raise InputError(f"{path} is damaged: its list of files is malformed. Make the artifact again.")
+        return cls(kind=kind, schema=schema, facts=data, **fixed)
+
+
+def digest(value: Any) -> str:
+    """Sha256 (hex) of any JSON-able value in canonical form."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def file_hash(path: Path) -> str:
+    """Sha256 (hex) of a file, read in pieces."""
+    sha = hashlib.sha256()
+    with open(path, "rb") as stream:
+        while piece := stream.read(_CHUNK):
+            sha.update(piece)
+    return sha.hexdigest()
+
+
+def safe_member(root: Path, name: str) -> Path:
+    """Path of member ``name`` under ``root``; raises InputError if it would lead outside."""
+    pure = PurePosixPath(name)
+    path = root / pure
+    inside = name and "\x00" not in name and not pure.is_absolute() and ".." not in pure.parts
+    if inside and "\\" not in name:
+        try:
+            if os.path.realpath(path).startswith(os.path.realpath(root) + os.sep):
+                return path
+        except (OSError, ValueError):
+            pass
+    raise InputError(f"{root / NAME} names a file outside its artifact: {name!r}. Refused.")
+
+
+def read(path: Path | str) -> Manifest:
+    """Read the manifest of the artifact at ``path``.
+
+    Raises:
+        InputError: nothing there, only a partial output there, or no valid manifest.
+    """
+    root = Path(path)
+    file = root / NAME
+    try:
+        text = file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        partial = root.with_name(root.name + ".partial")
+        if root.name.endswith(".partial") or (not root.exists() and partial.exists()):
+            raise InputError(
+                f"{root} is half-written: the run that writes it has not finished. Run the same command "
+                "again "
+                "to continue it."
+            ) from None
+        if not root.exists():
+            raise InputError(f"{root} does not exist.") from None
+        raise InputError(f"{root} is not a kdcli artifact: it has no {NAME}.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {file}: {error}") from error
+    return Manifest.from_json(text, file)
+
+
+def verify(path: Path | str, manifest: Manifest, names: Iterable[str] | None = None) -> None:
+    """Check size and sha256 of the files of an artifact.
+
+    Args:
+        path: the artifact's directory.
+        manifest: its manifest.
+        names: which files; all by default.
+
+    Raises:
+        InputError: a file is missing, has another size or other bytes than were committed.
+    """
+    root = Path(path)
+    for name in manifest.files if names is None else names:
+        if name not in manifest.files:
+            raise InputError(f"{root} has no {name}; its files are: {', '.join(sorted(manifest.files))}.")
+        file, expected = safe_member(root, name), manifest.files[name]
+        if not file.is_file():
+            raise InputError(f"{file} is missing from its artifact. Make the artifact again.")
+        size = file.stat().st_size
+        if size != expected["size"]:
+            raise InputError(
+                f"{file} is damaged: {size:,} bytes instead of {expected['size']:,}. Make the artifact again."
+            )
+        if file_hash(file) != expected["sha256"]:
+            raise InputError(
+                f"{file} is damaged: its sha256 differs from the manifest. Make the artifact again."
+            )
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, the platform and the libraries that decide results."""
+    found = {"python": platform.python_version(), "platform": platform.platform(terse=True)}
+    for name in (
+        "kdcli",
+        "torch",
+        "torchvision",
+        "timm",
+        "accelerate",
+        "datasets",
+        "safetensors",
+        "numpy",
+        "pillow",
+    ):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def differing(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Dotted names of the fields in which two identities differ."""
+    fields = []
+    for key in sorted({*old, *new}):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            fields += differing(a, b, f"{prefix}{key}.")
+        elif a != b:
+            fields.append(f"{prefix}{key} ({a!r} then, {b!r} now)")
+    return fields

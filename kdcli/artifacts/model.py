@@ -1,0 +1,133 @@
+"""Model artifacts: ``model.safetensors`` + ``config.json`` (+ ``head.safetensors``)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kdcli.artifacts import manifest as manifests
+from kdcli.artifacts.manifest import Manifest
+from kdcli.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+WEIGHTS, CONFIG, HEAD = "model.safetensors", "config.json", "head.safetensors"
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """What a network wants to see: timm's data configuration.
+
+    Attributes:
+        size: (height, width) in pixels.
+        mean: per channel, of values in [0, 1].
+        std: per channel.
+        interpolation: of resizing.
+        crop: part of the shorter side that the evaluation crop keeps.
+        crop_mode: timm's ``center``, ``squash`` or ``border``.
+    """
+
+    size: tuple[int, int]
+    mean: tuple[float, ...] = _IMAGENET[0]
+    std: tuple[float, ...] = _IMAGENET[1]
+    interpolation: str = "bicubic"
+    crop: float = 1.0
+    crop_mode: str = "center"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for manifests and cache keys."""
+        return {
+            "size": list(self.size),
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "interpolation": self.interpolation,
+            "crop": self.crop,
+            "crop_mode": self.crop_mode,
+        }
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """A model artifact (or a member such as ``OUT/last``) that was read and checked.
+
+    Attributes:
+        path: directory of the weights.
+        manifest: of the artifact.
+        hash: sha256 of its weights and configuration.
+        config: parsed ``config.json``.
+    """
+
+    path: Path
+    manifest: Manifest
+    hash: str
+    config: dict[str, Any]
+
+    def tensors(self, name: str = WEIGHTS) -> dict[str, torch.Tensor]:
+        """Tensors of one of its files."""
+        return read_tensors(self.path / name)
+
+    @property
+    def classes(self) -> list[str] | None:
+        """Class names, None for a bare backbone."""
+        return self.manifest.facts.get("classes")
+
+
+def find(path: Path | str) -> Path | None:
+    """The artifact directory that ``path`` is, or is a member directory of; None if it is neither."""
+    path = Path(path)
+    if (path / manifests.NAME).exists() or path.name.endswith(".partial"):
+        return path
+    parent = path.parent
+    if (path / CONFIG).exists() and (parent / manifests.NAME).exists():
+        return parent
+    if not path.exists() and path.with_name(path.name + ".partial").exists():
+        return path
+    return None
+
+
+def read(path: Path | str) -> ModelFiles:
+    """Read and verify the model at ``path``: hashes first, then configuration.
+
+    Raises:
+        InputError: no artifact, another kind, a missing, truncated or changed file.
+    """
+    path = Path(path)
+    root = find(path)
+    if root is None:
+        manifests.read(path)  # says what is wrong
+        raise InputError(f"{path} is not a model artifact.")
+    manifest = manifests.read(root)
+    if manifest.kind != "model":
+        raise InputError(f"{root} is a {manifest.kind} artifact, not a model.")
+    prefix = "" if path == root else f"{path.relative_to(root).as_posix()}/"
+    names = [f"{prefix}{name}" for name in (WEIGHTS, CONFIG, HEAD) if f"{prefix}{name}" in manifest.files]
+    if f"{prefix}{WEIGHTS}" not in names or f"{prefix}{CONFIG}" not in names:
+        raise InputError(f"{root} is damaged: its manifest names no {prefix}{WEIGHTS} or {prefix}{CONFIG}.")
+    manifests.verify(root, manifest, names)
+    try:
+        config = json.loads((path / CONFIG).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path / CONFIG} is not valid JSON: {error}") from error
+    sha = manifests.digest([manifest.files[name]["sha256"] for name in names])
+    return ModelFiles(path, manifest, sha, config)
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Load a safetensors file; raises InputError for anything else."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(f"{path} is not a readable safetensors file: {error}") from error
+
+
+def parent(role: str, files: ModelFiles) -> Mapping[str, str]:
+    """The entry of a manifest's ``parents`` for this model."""
+    return {"role": role, "path": str(files.path), "hash": files.hash}

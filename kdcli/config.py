@@ -1,0 +1,323 @@
+"""Configuration: pydantic sections in which each field declares its option, its panel and whether it is
+    runtime.
+
+Precedence: stage default < method default < YAML < ``--set`` < option. Unknown keys are refused with the
+nearest name. *Identity* fields make a run what it is; *runtime* fields (workers, tracking, …) may differ on
+resume.
+"""
+
+from __future__ import annotations
+
+import inspect
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from kdcli.errors import UsageError, nearest
+
+
+def option(
+    default: Any,
+    help: str,
+    flag: str | None = None,
+    *,
+    panel: str = "Other",
+    runtime: bool = False,
+    positional: bool = False,
+    **constraints: Any,
+) -> Any:
+    """Declare a field.
+
+    Args:
+        default: its default; ``...`` for required.
+        help: one line for ``--help``.
+        flag: the command-line option; without one the field is reached by ``--set`` and ``--config`` only.
+        panel: heading in ``--help``.
+        runtime: whether it may differ when a run is resumed.
+        positional: whether it is the command's positional arguments.
+        constraints: pydantic's (``ge``, ``gt``, ``le``, …).
+    """
+    extra: dict[str, Any] = {"flag": flag, "panel": panel, "runtime": runtime, "positional": positional}
+    if isinstance(default, (list, dict)):
+        return Field(
+            default_factory=lambda: type(default)(default), description=help, json_schema_extra=extra
+        )
+    return Field(default, description=help, json_schema_extra=extra, **constraints)
+
+
+PANELS = ("Inputs", "Method", "Head", "Data", "Training", "Outputs", "Run")
+inputs, method_option, head_option, reading, training, outputs, running = (
+    partial(option, panel=panel) for panel in PANELS
+)
+
+
+class Section(BaseModel):
+    """A group of fields; a bare value (``data: cars/`` in YAML) stands for its ``principal`` field."""
+
+    model_config = ConfigDict(extra="forbid", validate_default=True, protected_namespaces=())
+    principal: typing.ClassVar[str | None] = None
+
+
+class DataSection(Section):
+    """Where the pictures come from and how they are split."""
+
+    principal: typing.ClassVar[str | None] = "source"
+    source: str | None = inputs(
+        None, "save_to_disk directory, image folder, parquet, hub id, example:NAME, or -.", "--data"
+    )
+    extra: list[str] = option([], "Unlabelled pictures for the teacher term only (repeatable).")
+    train: str = option("train", "Name of the training split.")
+    validation: str | None = option(None, "Name of the validation split; carved from train if there is none.")
+    test: str = option("test", "Name of the test split, never used for training or selection.")
+    validation_fraction: float = option(0.1, "Part of train carved for validation.", gt=0, lt=1)
+    split_seed: int = option(0, "Seed of the carving, independent of --seed.")
+    group_by: str | None = option(None, "Column whose equal values stay in one split.")
+    image_column: str | None = option(None, "Column of the pictures (found by type).")
+    label_column: str | None = option(None, "Column of the labels (found by type).")
+    class_order: Literal["names", "same"] = option("names", "How labels of teacher and data match.")
+    labels_per_class: int | None = reading(
+        None, "Keep this many labels per class, hide the rest.", "--labels-per-class", ge=1
+    )
+    labelled_fraction: float | None = option(None, "Share of labelled samples in a batch.", gt=0, le=1)
+    class_balance: Literal["none", "sampler", "loss"] = reading(
+        "none", "Even out rare classes.", "--class-balance"
+    )
+    on_bad_image: Literal["stop", "skip"] = reading("stop", "What a corrupt picture does.", "--on-bad-image")
+    max_bad_fraction: float = option(0.01, "Skip at most this part of the pictures.", ge=0, le=1)
+    max_pixels: int = option(50_000_000, "Refuse larger pictures (decompression bombs).", ge=1, le=89_478_485)
+
+
+class ViewSection(Section):
+    """How a training view is cut from a picture: a function of (seed, view number, sample id)."""
+
+    principal: typing.ClassVar[str | None] = "count"
+    count: str = reading("auto", "Views per sample: K fixed (teacher cached), live, or auto.", "--views")
+    size: int | None = option(None, "Side of a view in pixels (default: the largest network input).", ge=8)
+    scale: tuple[float, float] = option((0.35, 1.0), "Area range of RandomResizedCrop; [1, 1] for none.")
+    ratio: tuple[float, float] = option((0.75, 1.3333), "Aspect range of RandomResizedCrop.")
+    hflip: float = option(0.5, "Probability of a horizontal flip.", ge=0, le=1)
+    vflip: float = option(0.0, "Probability of a vertical flip.", ge=0, le=1)
+    color_jitter: float = option(0.0, "Strength of brightness, contrast and saturation jitter.", ge=0)
+    auto_augment: str | None = option(None, "timm's policy, for example rand-m9-mstd0.5-inc1.")
+    erase: float = option(0.0, "Probability of random erasing.", ge=0, le=1)
+    store: str = option("fp16", "How the cache keeps teacher logits: fp16, fp32 or topK (top20).")
+    interpolation: Literal["bilinear", "bicubic", "random"] = option("bicubic", "Resampling of the crop.")
+
+
+class OptimSection(Section):
+    """How trained parties learn."""
+
+    opt: str = training("adamw", "Optimiser, any of timm's.", "--opt")
+    lr: float = training(5e-4, "Learning rate at the global batch size.", "--lr", gt=0)
+    weight_decay: float = training(0.05, "Weight decay (none on biases and norms).", "--weight-decay", ge=0)
+    momentum: float = option(0.9, "Momentum, where the optimiser has one.", ge=0, lt=1)
+    betas: tuple[float, float] | None = option(None, "Adam's betas (default: the optimiser's).")
+    layer_decay: float | None = option(None, "Learning-rate factor per block from the head down.", gt=0, le=1)
+    schedule: Literal["cosine", "step", "multistep", "poly", "constant"] = option(
+        "cosine", "Course of the learning rate."
+    )
+    warmup: float = option(0.05, "Part of the steps of linear warm-up.", ge=0, lt=1)
+    min_lr: float = option(0.0, "Learning rate at the end of cosine and poly.", ge=0)
+    milestones: list[float] = option([], "Epochs of multistep's drops.")
+    decay_epochs: float = option(30, "Epochs between step's drops.", gt=0)
+    decay_rate: float = option(0.1, "Factor of a drop.", gt=0)
+    epochs: float = training(20, "Passes over the training pictures.", "--epochs", gt=0)
+    max_steps: int | None = training(
+        None, "Stop after so many steps (the schedule ends there too).", "--max-steps", ge=1
+    )
+    batch_size: int = training(
+        128, "Global batch: over all processes and micro-batches.", "--batch-size", ge=1
+    )
+    accumulate: int = option(1, "Micro-batches per step.", ge=1)
+    clip_grad: float | None = option(1.0, "Largest gradient norm.", gt=0)
+    ema: float = option(0.0, "Decay of the exponential moving average of weights; 0 for none.", ge=0, lt=1)
+    label_smoothing: float = option(0.0, "Of the supervised loss.", ge=0, lt=1)
+    mixup: float = option(0.0, "Alpha of mixup, seen by every party.", ge=0)
+    cutmix: float = option(0.0, "Alpha of CutMix, seen by every party.", ge=0)
+
+
+class RunSection(Section):
+    """Fields that every stage has: output, machine, reproducibility."""
+
+    out: str | None = outputs(
+        None, "Artifact to write (default: runs/<stage>-<hash>).", "--out", runtime=True
+    )
+    overwrite: bool = outputs(False, "Start anew even if the output exists.", "--overwrite", runtime=True)
+    cache: str = outputs(
+        "runs/cache", "Where teacher outputs are kept, shared between runs.", "--cache", runtime=True
+    )
+    seed: int = running(0, "Seed of everything random but the validation split.", "--seed", ge=0)
+    processes: int = running(1, "Processes (GPUs) to run on.", "-n,--num-processes", runtime=True, ge=1)
+    device: str = running("auto", "auto, cpu, cuda, cuda:1, mps.", "--device", runtime=True)
+    precision: Literal["no", "bf16", "fp16"] = running("no", "Autocast.", "--precision")
+    workers: int = running(0, "Loader processes (default 0: in process).", "--workers", runtime=True, ge=0)
+    worker_timeout: float = option(
+        300, "Seconds after which a loader that hangs is an error.", runtime=True, gt=0
+    )
+    deterministic: bool = option(False, "Bit-equal results on CUDA too (slower).")
+    threads: int | None = option(None, "CPU threads of each process.", runtime=True, ge=1)
+    track: list[str] = running(
+        [], "Trackers that accelerate supports (tensorboard, wandb, …).", "--track", runtime=True
+    )
+
+
+C = TypeVar("C", bound=Section)
+
+
+def leaves(section: type[Section], prefix: str = "") -> Iterator[tuple[str, Any, dict[str, Any]]]:
+    """All fields below a section as (dotted name, pydantic field, its extras)."""
+    for name, field in section.model_fields.items():
+        kind = field.annotation
+        if inspect.isclass(kind) and issubclass(kind, Section):
+            yield from leaves(kind, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", field, typing.cast(dict[str, Any], field.json_schema_extra or {})
+
+
+def resolve(
+    kind: type[C],
+    *,
+    defaults: Mapping[str, Any] | None = None,
+    file: Path | str | None = None,
+    sets: Sequence[str] = (),
+    options: Mapping[str, Any] | None = None,
+) -> C:
+    """Build a validated configuration.
+
+    Args:
+        kind: the stage's configuration class.
+        defaults: a method's defaults, by dotted name.
+        file: a YAML file (a manifest's resolved ``config`` is one too).
+        sets: ``a.b=value`` strings of ``--set``.
+        options: values of options by dotted name.
+
+    Raises:
+        UsageError: an unknown key (with the nearest name), a value of the wrong type or out of range.
+    """
+    merged: dict[str, Any] = {}
+    for name, value in (defaults or {}).items():
+        _put(merged, kind, name, value)
+    if file is not None:
+        for name, value in _flatten(kind, _load_yaml(Path(file)), str(file)):
+            _put(merged, kind, name, value)
+    for text in sets:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise UsageError(f"--set takes KEY=VALUE, got '{text}'.")
+        _put(merged, kind, name.strip(), _yaml_value(value))
+    for name, value in (options or {}).items():
+        _put(merged, kind, name, value)
+    try:
+        return kind.model_validate(merged)
+    except ValidationError as error:
+        raise UsageError(_explain(kind, error)) from None
+
+
+def _load_yaml(path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read --config {path}: {error}") from error
+    except yaml.YAMLError as error:
+        raise UsageError(f"--config {path} is not valid YAML: {error}") from error
+    if not isinstance(data or {}, dict):
+        raise UsageError(f"--config {path} must hold keys and values, not {type(data).__name__}.")
+    return data or {}
+
+
+def _yaml_value(text: str) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def _flatten(
+    kind: type[Section], data: Mapping[str, Any], where: str, prefix: str = ""
+) -> Iterator[tuple[str, Any]]:
+    """Dotted names and values of nested YAML, following the sections of ``kind``."""
+    for key, value in data.items():
+        name = f"{prefix}{key}"
+        section = _annotation(kind, name)
+        if inspect.isclass(section) and issubclass(section, Section):
+            if isinstance(value, Mapping):
+                yield from _flatten(kind, value, where, f"{name}.")
+            elif section.principal:
+                yield f"{name}.{section.principal}", value
+            else:
+                raise UsageError(f"{where}: '{name}' is a group of keys, not a value.")
+        else:
+            yield name, value
+
+
+def _annotation(kind: type[Section], dotted: str) -> Any:
+    """Type of the field ``dotted``; raises UsageError with the nearest name if there is none."""
+    current: Any = kind
+    parts = dotted.split(".")
+    for depth, part in enumerate(parts):
+        is_section = inspect.isclass(current) and issubclass(current, Section)
+        if is_section and part in current.model_fields:
+            current = current.model_fields[part].annotation
+        elif is_section and current.model_config.get("extra") == "allow":
+            return Any
+        else:
+            known = [name for name, _, _ in leaves(kind)]
+            if is_section:
+                known += list(current.model_fields)
+            raise UsageError(f"unknown key '{'.'.join(parts[: depth + 1])}'.{nearest(dotted, known)}")
+    return current
+
+
+def _put(merged: dict[str, Any], kind: type[Section], dotted: str, value: Any) -> None:
+    section = _annotation(kind, dotted)
+    if inspect.isclass(section) and issubclass(section, Section):
+        if not section.principal:
+            raise UsageError(f"'{dotted}' is a group of keys, not a value.")
+        dotted = f"{dotted}.{section.principal}"
+    *groups, last = dotted.split(".")
+    for group in groups:
+        merged = merged.setdefault(group, {})
+    merged[last] = value
+
+
+def _explain(kind: type[Section], error: ValidationError) -> str:
+    """The first fault of a validation error in a user's words."""
+    first = error.errors()[0]
+    name = ".".join(str(part) for part in first["loc"] if not isinstance(part, int))
+    flags = {dotted: extra.get("flag") for dotted, _, extra in leaves(kind)}
+    shown = (flags.get(name) or name).split(",")[-1]
+    if first["type"] == "missing":
+        return f"{shown} is required."
+    value = first.get("input")
+    hint = ""
+    if first["type"] == "literal_error" and isinstance(value, str):
+        hint = nearest(value, typing.get_args(_literal(_annotation(kind, name))))
+    return f"{shown}: {first['msg'][0].lower()}{first['msg'][1:]}, got {value!r}.{hint}"
+
+
+def _literal(annotation: Any) -> Any:
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return next((a for a in typing.get_args(annotation) if typing.get_origin(a) is Literal), annotation)
+    return annotation
+
+
+def identity(config: Section, kind: type[Section] | None = None) -> dict[str, Any]:
+    """The fields of ``config`` that make the run what it is: all but runtime ones, nested as they are."""
+    kept: dict[str, Any] = {}
+    for name, field in type(config).model_fields.items():
+        value = getattr(config, name)
+        if isinstance(value, Section):
+            kept[name] = identity(value)
+        elif not (isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("runtime")):
+            kept[name] = value
+    kept.update(config.model_extra or {})
+    return kept

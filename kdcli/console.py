@@ -1,0 +1,164 @@
+"""What a person sees while a stage works: always on stderr, rich on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TextIO
+
+_PLAIN_EVERY_S = 10.0
+
+
+class Progress:
+    """Counts of one activity with rate, remaining time and current values."""
+
+    def __init__(self, label: str, total: int, unit: str, start: int = 0) -> None:
+        self.label, self.total, self.unit = label, total, unit
+        self.done = self._first = start
+        self._started = time.monotonic()
+
+    def update(self, done: int, **values: float) -> None:
+        """Set how far the activity is; ``values`` are shown beside it (losses, accuracy)."""
+        self.done = done
+        self.show(self._line(values))
+
+    def show(self, line: str) -> None:
+        """Put the line where the person looks; overridden by kind of console."""
+
+    def close(self) -> None:
+        """End the activity."""
+
+    @property
+    def rate(self) -> float:
+        """Units a second since the start."""
+        return (self.done - self._first) / max(time.monotonic() - self._started, 1e-9)
+
+    def _line(self, values: dict[str, float]) -> str:
+        rate = self.rate
+        left = (self.total - self.done) / rate if rate else float("inf")
+        eta = f", {duration(left)} left" if self.done < self.total and left != float("inf") else ""
+        shown = "".join(f"  {name} {value:.4g}" for name, value in values.items())
+        return f"{self.label}: {self.done:,}/{self.total:,} {self.unit}, {rate:.1f}/s{eta}{shown}"
+
+
+class _PlainProgress(Progress):
+    def __init__(self, console: Console, *rest: Any) -> None:
+        super().__init__(*rest)
+        self._console, self._last = console, time.monotonic()
+
+    def show(self, line: str) -> None:
+        now = time.monotonic()
+        if now - self._last >= _PLAIN_EVERY_S or self.done == self.total:
+            self._last = now
+            self._console.note(line)
+
+
+class _LiveProgress(Progress):
+    def __init__(self, console: Console, *rest: Any) -> None:
+        super().__init__(*rest)
+        from rich.progress import BarColumn, TextColumn
+        from rich.progress import Progress as Bar
+
+        self._bar = Bar(TextColumn("{task.description}"), BarColumn(), console=console.rich, transient=True)
+        self._task = self._bar.add_task(self.label, total=self.total, completed=self.done)
+        self._bar.start()
+
+    def show(self, line: str) -> None:
+        self._bar.update(self._task, completed=self.done, description=line)
+
+    def close(self) -> None:
+        self._bar.stop()
+
+
+class Console:
+    """Notes, warnings, tables and progress of one command.
+
+    Args:
+        quiet: only warnings and errors.
+        stream: where to write, stderr by default.
+        silent: nothing at all (workers other than the first).
+    """
+
+    def __init__(self, *, quiet: bool = False, stream: TextIO | None = None, silent: bool = False) -> None:
+        self.quiet, self.silent = quiet or silent, silent
+        self.stream = stream or sys.stderr
+        self._rich: Any = None
+
+    @property
+    def live(self) -> bool:
+        """Whether a person watches a terminal that understands more than lines."""
+        return self.stream.isatty() and os.environ.get("TERM") != "dumb"
+
+    @property
+    def rich(self) -> Any:
+        """The rich console (imported on first use; it honours ``NO_COLOR``)."""
+        if self._rich is None:
+            from rich.console import Console as RichConsole
+
+            self._rich = RichConsole(file=self.stream, highlight=False)
+        return self._rich
+
+    def _write(self, line: str) -> None:
+        try:
+            print(line, file=self.stream, flush=True)
+        except (BrokenPipeError, ValueError):  # the reader of stderr has gone: the work goes on
+            self.silent = self.quiet = True
+
+    def note(self, line: str) -> None:
+        """One line of news."""
+        if not self.quiet:
+            self._write(line)
+
+    def warn(self, line: str) -> None:
+        """Something that the user should act on, shown even when quiet."""
+        if not self.silent:
+            self._write(f"warning: {line}")
+
+    def error(self, line: str) -> None:
+        """The one message of a command that failed."""
+        self._write(f"error: {line}")
+
+    def table(self, header: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
+        """A small table; first column left, the others right aligned."""
+        if self.quiet:
+            return
+        if title:
+            self._write(title)
+        widths = [max(len(str(r[i])) for r in [header, *rows]) for i in range(len(header))]
+        for row in [header, *rows]:
+            cells = [
+                str(c).ljust(w) if i == 0 else str(c).rjust(w) for i, (c, w) in enumerate(zip(row, widths))
+            ]
+            self._write("  " + "  ".join(cells).rstrip())
+
+    @contextmanager
+    def progress(self, label: str, total: int, unit: str, start: int = 0) -> Iterator[Progress]:
+        """Show an activity of ``total`` units until the block ends."""
+        kind: Any = _LiveProgress if self.live else _PlainProgress
+        bar = Progress(label, total, unit, start) if self.quiet else kind(self, label, total, unit, start)
+        try:
+            yield bar
+        finally:
+            bar.close()
+
+
+def duration(seconds: float) -> str:
+    """``4 s``, ``3 min 20 s``, ``2 h 5 min``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def size(count: float) -> str:
+    """Bytes for a person: ``1.4 GB``."""
+    for unit in ("B", "KB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"

@@ -1,0 +1,207 @@
+"""From the stored bytes of a picture to RGB pixels: safely, completely, the same on every machine.
+
+Decoding is *safe*: a closed list of formats (no Ghostscript, no plugin that a file can ask for), the size is
+checked before pixels are allocated, and whatever a decoder raises is a `BadImageError`. It is *complete*: a
+file that ends before its last pixel is refused, never padded with grey. It is no integrity check: most
+flipped bits of a JPEG decode.
+
+What becomes of each kind of picture:
+
+* transparency (RGBA, LA, PA, a palette's or a colour key's) is composited over white, in stored values;
+* 16-bit samples keep their high byte (``value >> 8``: black stays 0, white stays 255, as Pillow does for
+  16-bit RGB); a 12-bit TIFF is scaled from its 12 bits;
+* 32-bit integer, signed 16-bit and float samples have no known white: each picture is stretched from its
+  own finite minimum and maximum to 0..255 (a constant picture is black, NaN is black);
+* CMYK is converted without a profile; CMYK JPEGs are read as Adobe writes them, inverted (as Pillow does);
+* LAB is converted to sRGB by LittleCMS; YCbCr, grey, bilevel and palette as Pillow does;
+* of an animation or a multi-page file, the first frame;
+* the EXIF (or XMP) orientation is applied; unreadable EXIF counts as upright, since the pixels are whole;
+* an embedded ICC profile is *not* applied, and no metadata is kept: nothing can be applied twice.
+
+Threads and processes: Pillow's global state is only read. `Image.MAX_IMAGE_PIXELS` is a second limit, and
+warning filters are left alone: a picture large enough for Pillow's `DecompressionBombWarning` is refused by
+its size, whether the warning was shown, hidden or turned into an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
+
+import numpy as np
+
+# The plugins register themselves when imported. With all seven there, Image.open never looks for others.
+from PIL import (
+    BmpImagePlugin,  # noqa: F401
+    GifImagePlugin,  # noqa: F401
+    Image,
+    ImageFile,
+    JpegImagePlugin,  # noqa: F401
+    PngImagePlugin,  # noqa: F401
+    PpmImagePlugin,  # noqa: F401
+    TiffImagePlugin,  # noqa: F401
+    UnidentifiedImageError,
+    WebPImagePlugin,  # noqa: F401
+)
+
+from kdcli.errors import BadImageError, EnvironmentFault, KdcliError
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+DEFAULT_MAX_PIXELS = 89_478_485  # Pillow's own line between a picture and a suspect: 256 MiB of RGB
+
+_BITS_PER_SAMPLE, _ORIENTATION, _TILE_WIDTH, _TILE_LENGTH = 258, 274, 322, 323  # TIFF and EXIF tag numbers
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# Where a PNG keeps an orientation; the standard lets these chunks follow the pixels.
+_PNG_ORIENTATION = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
+
+
+def decode(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.Image:
+    """Decode a picture to upright 8-bit RGB; see the module's text for each mode.
+
+    Args:
+        data: the file's bytes.
+        max_pixels: refuse a larger picture before its pixels are decoded. Pillow's own limit
+            (`Image.MAX_IMAGE_PIXELS`, unless it is None) holds as well.
+
+    Returns:
+        A plain `PIL.Image.Image` of mode RGB without metadata.
+
+    Raises:
+        BadImageError: not a picture of a known format, damaged, truncated or too large.
+        EnvironmentFault: another library told Pillow to accept truncated files.
+    """
+    with _decoder_errors():
+        image = _open(data, max_pixels)
+        image.load()
+        if image.format == "PNG" and data.rfind(b"IEND") < 0:
+            raise BadImageError("damaged picture: the PNG is truncated (no IEND)")
+        upright = _UPRIGHT.get(_orientation(image))
+        rgb = _to_rgb(image, _transparent_key(image, data))
+        if upright is not None:
+            rgb = rgb.transpose(upright)
+        rgb.info = {}
+        return rgb
+
+
+def dimensions(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> tuple[int, int]:
+    """Return (width, height) of the upright picture from its header, under the same protections as `decode`.
+
+    Pixels are not decoded, so that a truncated file may pass here; the one exception is a PNG with metadata
+    behind its pixels, which Pillow reaches only through them. Arguments and errors are those of `decode`.
+    """
+    with _decoder_errors():
+        image = _open(data, max_pixels)
+        if image.format == "PNG" and any(data.find(key, data.find(b"IDAT")) >= 0 for key in _PNG_ORIENTATION):
+            image.load()
+        width, height = image.size
+        # Pillow swaps a TIFF's size by its own tag, and only by that, when it reads the header.
+        swapped = _orientation(image) >= 5 and _ORIENTATION not in getattr(image, "tag_v2", {})
+        return (height, width) if swapped else (width, height)
+
+
+@contextmanager
+def _decoder_errors() -> Iterator[None]:
+    """Turn whatever a decoder raises into BadImageError with a short reason.
+
+    Damaged bytes take Pillow's plugins to OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError,
+    struct.error, zlib.error, MemoryError and more: any kind of Exception is expected here.
+    """
+    try:
+        yield
+    except KdcliError:  # ours, or a signal handler's
+        raise
+    except UnidentifiedImageError:  # its own text has only a memory address
+        raise BadImageError(f"not a readable {', '.join(FORMATS[:-1])} or {FORMATS[-1]} picture") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise BadImageError(f"picture too large: {str(error).partition(',')[0]}") from None
+    except Exception as error:
+        reason = " ".join(str(error).split())[:120]
+        raise BadImageError(f"damaged picture: {reason or type(error).__name__}") from error
+
+
+def _open(data: bytes, max_pixels: int) -> ImageFile.ImageFile:
+    """Read the header and check the size; no pixel is decoded."""
+    if not isinstance(data, bytes):
+        raise BadImageError(f"expected the bytes of a picture, got {type(data).__name__}")
+    if not data:
+        raise BadImageError("the picture is empty (0 bytes)")
+    if ImageFile.LOAD_TRUNCATED_IMAGES:
+        raise EnvironmentFault(
+            "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set: truncated pictures would be filled with grey. "
+            "Remove that setting from the code that runs beside kdcli."
+        )
+    image = Image.open(BytesIO(data), formats=FORMATS)
+    limit = min(max_pixels, Image.MAX_IMAGE_PIXELS or max_pixels)
+    tags = getattr(image, "tag_v2", {})  # a TIFF's tile may be far larger than its picture
+    tile = int(tags.get(_TILE_WIDTH, 1)), int(tags.get(_TILE_LENGTH, 1))
+    for what, (width, height) in (("", image.size), ("a TIFF tile of ", tile)):
+        if width * height > limit:
+            raise BadImageError(
+                f"picture too large: {what}{width} x {height} = {width * height:,} pixels, more than the "
+                f"{limit:,} allowed (--max-pixels)"
+            )
+    return image
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return the EXIF or XMP orientation, 1 to 8; 1 where there is none or it cannot be read."""
+    try:
+        # Not image.getexif(): the one of a PNG decodes the pixels.
+        value = Image.Image.getexif(image).get(_ORIENTATION, 1)
+    except Exception:  # metadata are parsed by the same fragile code as pixels
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _transparent_key(image: Image.Image, data: bytes) -> object:
+    """Return the transparent colour or palette index, on the scale of Pillow's pixels, or None.
+
+    A PNG's key has the file's bit depth; of 2, 4 and 3 x 16 bits Pillow 12 scales the pixels to 8,
+    but not the key.
+    """
+    key = image.info.get("transparency")
+    depth = data[24] if image.format == "PNG" else 8  # from IHDR, always the first chunk
+    if image.mode == "L" and depth < 8 and isinstance(key, int):
+        return key * 255 // (2**depth - 1)
+    if image.mode == "RGB" and depth == 16 and isinstance(key, tuple):
+        return tuple(value >> 8 for value in key)
+    return key
+
+
+def _to_rgb(image: Image.Image, key: object) -> Image.Image:
+    """Return a new RGB picture: 8 bits a sample, transparency over white."""
+    if image.mode == "F" or image.mode.startswith("I"):
+        image = Image.fromarray(_eight_bits(image, key))
+    elif key is not None:
+        image.info["transparency"] = key
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    rgba = image.convert("RGBA")
+    rgb = Image.new("RGB", rgba.size, "white")
+    rgb.paste(rgba, mask=rgba.getchannel("A"))
+    return rgb
+
+
+def _eight_bits(image: Image.Image, key: object) -> np.ndarray:
+    """Scale samples wider than 8 bits to uint8 [H, W]; those equal to a transparent `key` become white."""
+    values = np.asarray(image)
+    if image.mode.startswith("I;16") or (image.format == "PPM" and image.mode == "I"):
+        bits = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (16,))[0]
+        scaled = (values >> (bits - 8)).astype(np.uint8)
+    else:
+        finite = np.isfinite(values)
+        if not finite.any():
+            raise BadImageError("damaged picture: no finite sample")
+        low, high = float(values[finite].min()), float(values[finite].max())
+        stretched = (values.astype(np.float64) - low) * (255 / (high - low) if high > low else 0)
+        scaled = np.nan_to_num(stretched, nan=0, posinf=255, neginf=0).round().astype(np.uint8)
+    return np.where(values == key, np.uint8(255), scaled) if isinstance(key, int) else scaled

@@ -1,0 +1,224 @@
+"""Samples of one split: pictures as stored bytes, labels, and ids that follow the picture, not its place.
+
+A sample id is the first 64 bits of sha256(stored bytes, occurrence number), so the same picture has the same
+id in any subset and subsets share a cache. Splits are carved by hash of the picture, independent of order and
+``--seed``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kdcli.artifacts.manifest import digest
+from kdcli.data.images import decode
+from kdcli.errors import BadImageError, InputError
+
+UNLABELLED = -1
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Pictures of one split.
+
+    Attributes:
+        name: ``train``, ``validation``, … for messages.
+        table: the underlying Hugging Face dataset; image cells are ``{"bytes", "path"}``.
+        column: name of the image column.
+        root: the folder that cells may name files in; None where only embedded bytes are allowed.
+        rows: [N] row of each sample in ``table``.
+        ids: [N] uint64 sample ids, unique.
+        pictures: [N] uint64 hash of the stored bytes (equal for duplicates).
+        labels: [N] int64 class numbers, -1 for unlabelled.
+        groups: [N] values that stay together when splitting, or None.
+    """
+
+    name: str
+    table: Any
+    column: str
+    root: Path | None
+    rows: np.ndarray
+    ids: np.ndarray
+    pictures: np.ndarray
+    labels: np.ndarray
+    groups: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def data(self, index: int) -> bytes:
+        """Stored bytes of sample ``index``. Raises InputError for a cell that names a foreign file or URL."""
+        row = int(self.rows[index])
+        return cell_bytes(self.table[row][self.column], self.root, f"{self.name} row {row}")
+
+    def picture(self, index: int, max_pixels: int) -> Any:
+        """The decoded RGB picture. Raises BadImageError naming the row."""
+        data = self.data(index)
+        try:
+            return decode(data, max_pixels=max_pixels)
+        except BadImageError as error:
+            raise BadImageError(
+                f"{self.name} row {int(self.rows[index])}: {error} Mend the picture, or run with "
+                "--on-bad-image skip."
+            ) from error
+
+    def take(self, keep: np.ndarray, name: str | None = None) -> Samples:
+        """The samples selected by a mask or index array."""
+        return replace(
+            self,
+            name=name or self.name,
+            rows=self.rows[keep],
+            ids=self.ids[keep],
+            pictures=self.pictures[keep],
+            labels=self.labels[keep],
+            groups=None if self.groups is None else self.groups[keep],
+        )
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the set of (id, label), whatever their order."""
+        order = np.argsort(self.ids)
+        sha = hashlib.sha256(self.ids[order].tobytes())
+        sha.update(self.labels[order].astype(np.int64).tobytes())
+        return sha.hexdigest()[:32]
+
+    def labelled(self) -> np.ndarray:
+        """[N] mask of the samples with a label."""
+        return self.labels != UNLABELLED
+
+
+def cell_bytes(cell: Any, root: Path | None, where: str) -> bytes:
+    """Bytes of an image cell; files are read only where they lie below ``root``."""
+    if isinstance(cell, dict) and cell.get("bytes"):
+        return cell["bytes"]
+    path = cell.get("path") if isinstance(cell, dict) else cell
+    if isinstance(path, str) and path and root is not None and "://" not in path:
+        file = Path(path).resolve()
+        if file.is_relative_to(root):
+            try:
+                return file.read_bytes()
+            except OSError as error:
+                raise InputError(f"{where}: cannot read {file}: {error.strerror}.") from error
+    if isinstance(path, str) and path:
+        raise InputError(
+            f"{where}: its picture is not stored in the data but named as {path!r}. Files outside the data "
+            "and "
+            "URLs are never opened: embed the bytes (for example by datasets' save_to_disk after a cast)."
+        )
+    raise InputError(f"{where}: the image cell is empty.")
+
+
+def identify(hashes: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
+    """Ids [N] and picture hashes [N] (both uint64) from the sha256 of each picture's bytes."""
+    seen: Counter[bytes] = Counter()
+    ids, pictures = np.empty(len(hashes), np.uint64), np.empty(len(hashes), np.uint64)
+    for i, sha in enumerate(hashes):
+        ids[i] = _prefix(hashlib.sha256(sha + seen[sha].to_bytes(8, "big")).digest())
+        pictures[i] = _prefix(sha)
+        seen[sha] += 1
+    if len(np.unique(ids)) != len(ids):
+        raise InputError("two different pictures share a 64-bit sample id; remove one of them.")
+    return ids, pictures
+
+
+def _prefix(sha: bytes) -> int:
+    return int.from_bytes(sha[:8], "big")
+
+
+def _rank(value: Any, seed: int) -> bytes:
+    return hashlib.sha256(f"{seed}:{value}".encode()).digest()
+
+
+def carve(samples: Samples, fraction: float, seed: int) -> tuple[Samples, Samples]:
+    """Split labelled samples per class by hash of the picture (or of its group) into (train, validation).
+
+    Duplicates and groups stay together; unlabelled samples stay in train.
+
+    Raises:
+        InputError: too few labelled pictures to carve one.
+    """
+    units = samples.pictures if samples.groups is None else samples.groups
+    members: dict[Any, list[int]] = {}
+    for i in np.flatnonzero(samples.labelled()):
+        members.setdefault(units[i], []).append(int(i))
+    by_class: dict[int, list[Any]] = {}
+    for unit, indices in members.items():
+        label = Counter(int(samples.labels[i]) for i in indices).most_common(1)[0][0]
+        by_class.setdefault(label, []).append(unit)
+    held = np.zeros(len(samples), bool)
+    for units_of_class in by_class.values():
+        ranked = sorted(units_of_class, key=lambda unit: _rank(unit, seed))
+        wanted = round(fraction * sum(len(members[u]) for u in ranked))
+        taken = 0
+        for unit in ranked[:-1]:  # one unit always stays in train
+            if taken + len(members[unit]) > wanted:
+                break
+            held[members[unit]] = True
+            taken += len(members[unit])
+    if not held.any():
+        raise InputError(
+            f"{samples.name}: {int(samples.labelled().sum())} labelled pictures are too few to carve "
+            f"{fraction:.0%} per class for validation. Give a validation split, or raise "
+            "--set data.validation_fraction."
+        )
+    return samples.take(~held), samples.take(held, "validation")
+
+
+def hide_labels(samples: Samples, per_class: int, seed: int) -> Samples:
+    """Keep ``per_class`` labels of each class, chosen by hash of the picture; hide the rest."""
+    labels = samples.labels.copy()
+    for label in np.unique(labels[samples.labelled()]):
+        indices = np.flatnonzero(samples.labels == label)
+        ranked = sorted(indices, key=lambda i: _rank(int(samples.ids[i]), seed))
+        labels[ranked[per_class:]] = UNLABELLED
+    return replace(samples, labels=labels)
+
+
+@dataclass(frozen=True)
+class Data:
+    """A source with its splits.
+
+    Attributes:
+        source: as given.
+        classes: names by class number, None for unlabelled data.
+        splits: ``train``, ``validation``, ``test`` as far as they exist.
+        licence: what the data says of itself.
+        skipped: ids (hex) of corrupt pictures left out.
+    """
+
+    source: str
+    classes: list[str] | None
+    splits: dict[str, Samples]
+    licence: str = ""
+    skipped: tuple[str, ...] = ()
+
+    def split(self, name: str) -> Samples:
+        """The split ``name``; raises InputError listing those that exist."""
+        if name not in self.splits:
+            raise InputError(f"{self.source} has no split '{name}'; it has: {', '.join(self.splits)}.")
+        return self.splits[name]
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash over all splits and class names."""
+        return digest({"classes": self.classes, **{k: s.fingerprint for k, s in self.splits.items()}})[:32]
+
+    def describe(self) -> dict[str, Any]:
+        """Facts for the manifest."""
+        return {
+            "source": self.source,
+            "classes": self.classes,
+            "fingerprint": self.fingerprint,
+            "licence": self.licence,
+            "skipped": list(self.skipped),
+            "splits": {
+                name: {"samples": len(s), "labelled": int(s.labelled().sum()), "hash": s.fingerprint}
+                for name, s in self.splits.items()
+            },
+        }

@@ -1,0 +1,136 @@
+"""Views: one augmented crop of a picture, fully determined by (seed, view number, sample id).
+
+All parties of a step see the same view; each normalises and resizes it for itself
+(:class:`kdcli.models.network`).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+
+from kdcli.artifacts.model import InputSpec
+from kdcli.config import ViewSection
+
+_MASK = (1 << 64) - 1
+
+
+def mix(*parts: int) -> int:
+    """A 64-bit hash of integers (splitmix64 folded over the parts), the seed of everything stateless."""
+    state = 0x9E3779B97F4A7C15
+    for part in parts:
+        state = (state ^ (part & _MASK)) * 0xBF58476D1CE4E5B9 & _MASK
+        state ^= state >> 27
+        state = (state * 0x94D049BB133111EB + 0x9E3779B97F4A7C15) & _MASK
+        state ^= state >> 31
+    return state
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed torch (CPU), numpy and random for a block, and put their states back afterwards."""
+    states = torch.default_generator.get_state(), np.random.get_state(), random.getstate()
+    torch.default_generator.manual_seed(seed & (_MASK >> 1))
+    np.random.seed(seed & 0xFFFFFFFF)
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        torch.default_generator.set_state(states[0])
+        np.random.set_state(states[1])
+        random.setstate(states[2])
+
+
+class TrainingView:
+    """Cuts training views of ``size`` pixels after the recipe of a view section."""
+
+    def __init__(self, section: ViewSection, size: int, seed: int) -> None:
+        self.section, self.size, self.seed = section, size, seed
+        self._transform: Callable[[Any], Any] | None = None
+
+    def recipe(self) -> dict[str, Any]:
+        """What decides the pixels of a view, for cache keys (not the count of views)."""
+        return {
+            **self.section.model_dump(exclude={"count", "size", "store"}),
+            "size": self.size,
+            "seed": self.seed,
+        }
+
+    def __call__(self, picture: Any, view: int, sample_id: int) -> torch.Tensor:
+        """The view number ``view`` of an RGB picture: uint8 [3, size, size]."""
+        if self._transform is None:
+            self._transform = self._build()
+        with seeded(mix(self.seed, view, sample_id)):
+            return self._transform(picture)
+
+    def _build(self) -> Callable[[Any], Any]:
+        from timm.data.auto_augment import auto_augment_transform, rand_augment_transform
+        from torchvision.transforms import InterpolationMode, v2
+
+        s, modes = self.section, InterpolationMode
+        mode = modes.BILINEAR if s.interpolation == "bilinear" else modes.BICUBIC
+        steps: list[Any] = []
+        if tuple(s.scale) == (1.0, 1.0):
+            steps += [v2.Resize(self.size, mode), v2.CenterCrop(self.size)]
+        elif s.interpolation == "random":
+            crops = [
+                v2.RandomResizedCrop(self.size, s.scale, s.ratio, m) for m in (modes.BILINEAR, modes.BICUBIC)
+            ]
+            steps.append(v2.RandomChoice(crops))
+        else:
+            steps.append(v2.RandomResizedCrop(self.size, s.scale, s.ratio, mode))
+        if s.hflip:
+            steps.append(v2.RandomHorizontalFlip(s.hflip))
+        if s.vflip:
+            steps.append(v2.RandomVerticalFlip(s.vflip))
+        if s.auto_augment:
+            hparams = {"translate_const": int(self.size * 0.45), "img_mean": (124, 116, 104)}
+            policy = rand_augment_transform if s.auto_augment.startswith("rand") else auto_augment_transform
+            steps.append(policy(s.auto_augment, hparams))
+        if s.color_jitter:
+            steps.append(v2.ColorJitter(s.color_jitter, s.color_jitter, s.color_jitter))
+        steps.append(v2.PILToTensor())
+        if s.erase:
+            steps.append(v2.RandomErasing(s.erase))
+        return v2.Compose(steps)
+
+
+class EvaluationCut:
+    """The un-augmented view, called like a training view."""
+
+    def __init__(self, spec: InputSpec) -> None:
+        self.spec = spec
+
+    def recipe(self) -> dict[str, Any]:
+        """What decides its pixels."""
+        return {"evaluation": self.spec.to_json()}
+
+    def __call__(self, picture: Any, view: int, sample_id: int) -> torch.Tensor:
+        """The view of an RGB picture, whatever its number: uint8 [3, H, W]."""
+        return evaluation_view(picture, self.spec)
+
+
+def evaluation_view(picture: Any, spec: InputSpec) -> torch.Tensor:
+    """timm's evaluation preprocessing before normalisation: uint8 [3, H, W] of ``spec.size``."""
+    return _evaluation_transform(spec)(picture)
+
+
+@lru_cache(maxsize=16)
+def _evaluation_transform(spec: InputSpec) -> Callable[[Any], torch.Tensor]:
+    from timm.data import create_transform
+
+    transform = create_transform(
+        input_size=(3, *spec.size),
+        is_training=False,
+        use_prefetcher=True,  # ends in uint8 CHW, without normalisation
+        interpolation=spec.interpolation,
+        crop_pct=spec.crop,
+        crop_mode=spec.crop_mode,
+    )
+    return lambda picture: torch.from_numpy(np.array(transform(picture)))

@@ -1,0 +1,207 @@
+"""Writer of the teacher cache: outputs per (teacher, preprocessing, sample id, view), computed once.
+
+A cache is a directory of segments, each an artifact that is committed whole, so a filling that is cut off
+keeps what it has. Its name is a hash of everything the outputs depend on: other weights, another recipe,
+another precision is another cache. Two writers take turns.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdcli.artifacts.manifest import Manifest, digest
+from kdcli.artifacts.store import open_output
+from kdcli.console import Console
+from kdcli.data.batches import Key, Loader, Pool
+from kdcli.data.cache import SEGMENT, Cache, Store
+from kdcli.engine.runtime import Runtime
+from kdcli.errors import Preempted
+from kdcli.metrics.efficiency import evaluating
+from kdcli.models.network import Network
+
+_SEGMENT_ROWS = 8192
+_SEGMENT_SECONDS = 60.0
+_POLL_S = 0.5
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be cached.
+
+    Attributes:
+        network: the frozen network.
+        taps: names of its outputs.
+        compute: views (uint8, on the device) to ``{tap: [B, …]}``.
+        cut: makes a view from (picture, view number, sample id).
+        recipe: what decides the pixels of a view.
+        views: number of views per sample.
+        store: how outputs are kept.
+    """
+
+    network: Network
+    taps: tuple[str, ...]
+    compute: Callable[[Tensor], dict[str, Tensor]]
+    cut: Callable[..., Tensor]
+    recipe: dict[str, Any]
+    views: int
+    store: Store
+
+    def key(self, precision: str) -> str:
+        """Hash of everything the outputs depend on."""
+        network = self.network
+        return digest(
+            {
+                "weights": network.source,
+                "classes": network.classes,
+                "input": network.spec.to_json(),
+                "taps": self.taps,
+                "recipe": self.recipe,
+                "store": self.store.name,
+                "precision": precision,
+                "format": 1,
+            }
+        )[:24]
+
+
+def fill(
+    root: Path,
+    request: Request,
+    pool: Pool,
+    runtime: Runtime,
+    console: Console,
+    *,
+    batch_size: int,
+    max_pixels: int,
+    workers: int,
+    timeout: float,
+    stop: Any = None,
+    label: str = "teacher outputs",
+) -> Cache:
+    """Compute what the cache lacks for all samples and views of a pool, and open it.
+
+    Raises:
+        Preempted: a signal came; the segments so far are kept.
+    """
+    folder = root / request.key(runtime.accelerator.mixed_precision)
+    if runtime.main:
+        folder.mkdir(parents=True, exist_ok=True)
+    with _turn(folder, runtime, console, stop):
+        cache = Cache(folder, request.taps)
+        ids = pool.ids
+        missing = [
+            (index, view)
+            for view in range(request.views)
+            for index in range(len(pool))
+            if (int(ids[index]), view) not in cache
+        ]
+        if not missing:
+            return cache
+        mine = missing[runtime.rank :: runtime.world_size]
+        loader = Loader(pool, request.cut, max_pixels=max_pixels, workers=workers, timeout=timeout)
+        batches = [mine[i : i + batch_size] for i in range(0, len(mine), batch_size)]
+        total = len(pool) * request.views
+        with console.progress(label, total, "views", start=total - len(missing)) as bar:
+            writer = _Writer(folder, request, ids)
+            with evaluating(request.network), torch.inference_mode(), runtime.accelerator.autocast():
+                for keys, batch in zip(batches, loader(batches)):
+                    found = request.compute(batch["x"].to(runtime.device, non_blocking=True))
+                    writer.add(keys, {tap: t.float().cpu() for tap, t in found.items()})
+                    bar.update(min(bar.done + len(keys) * runtime.world_size, total))
+                    if stop is not None and stop.requested:
+                        writer.commit()
+                        raise Preempted(
+                            f"{stop.requested} while caching {label}; run the same command again."
+                        )
+            writer.commit()
+        runtime.barrier()
+        return Cache(folder, request.taps)
+
+
+class _Writer:
+    """Collects rows and commits them as segments."""
+
+    def __init__(self, folder: Path, request: Request, ids: np.ndarray) -> None:
+        self.folder, self.request, self.ids = folder, request, ids
+        self._clear()
+
+    def _clear(self) -> None:
+        self.keys: list[Key] = []
+        self.parts: list[dict[str, np.ndarray]] = []
+        self.since = time.monotonic()
+
+    def add(self, keys: Sequence[Key], found: dict[str, Tensor]) -> None:
+        """Add a batch; commits when there is enough."""
+        self.keys += keys
+        self.parts.append(
+            {k: v for tap in self.request.taps for k, v in self.request.store.pack(tap, found[tap]).items()}
+        )
+        if len(self.keys) >= _SEGMENT_ROWS or time.monotonic() - self.since > _SEGMENT_SECONDS:
+            self.commit()
+
+    def commit(self) -> None:
+        """Write a segment, if there is anything to write."""
+        if not self.keys:
+            return
+        ids = np.array([self.ids[index] for index, _ in self.keys], np.uint64)
+        views = np.array([view for _, view in self.keys], np.int32)
+        arrays: dict[str, np.ndarray] = {"ids": ids, "views": views}
+        arrays |= {name: np.concatenate([p[name] for p in self.parts]) for name in self.parts[0]}
+        identity = {"rows": digest([ids.tolist(), views.tolist()])}
+        name = f"{SEGMENT}{identity['rows'][:16]}"
+        with open_output(self.folder / name, identity) as output:
+            if output is not None:
+                for key, array in arrays.items():
+                    np.save(output.partial / f"{key}.npy", array, allow_pickle=False)
+                manifest = Manifest(
+                    "cache", "distill", identity, facts={"network": self.request.network.name}
+                )
+                output.commit(manifest, [f"{key}.npy" for key in arrays])
+        self._clear()
+
+
+@contextmanager
+def _turn(folder: Path, runtime: Runtime, console: Console, stop: Any) -> Iterator[None]:
+    """One job fills a cache at a time; the first process takes the lock, the others wait for it."""
+    lock = None
+    try:
+        if runtime.main:
+            lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+            told = False
+            while True:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if not told:
+                        console.note(f"another run fills {folder}: waiting for it")
+                        told = True
+                    if stop is not None and stop.requested:
+                        raise Preempted(f"{stop.requested}; run the same command again.") from None
+                    time.sleep(_POLL_S)
+        runtime.barrier()
+        yield
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
+def bytes_per_view(classes: int, store: Store) -> int:
+    """Size of one cached row of logits, with its id and view."""
+    return 12 + _logit_bytes(classes, store)
+
+
+def _logit_bytes(classes: int, store: Store) -> int:
+    if store.top and store.top < classes - 1:
+        return (store.top + 1) * 8
+    return classes * (4 if store.name == "fp32" else 2)

@@ -1,0 +1,394 @@
+"""The one training loop, on accelerate.
+
+Order in a step: turns in order; inside a turn micro-batches; backward → unscale → clip → step → EMA; then
+the log row, the evaluation, the commit. Everything random in step k is seeded by (seed, k, rank), so a run
+stopped anywhere and resumed makes the same steps bit for bit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdcli.artifacts.model import read_tensors
+from kdcli.artifacts.store import Output, remove, write_tensors
+from kdcli.config import OptimSection
+from kdcli.console import Console, Progress
+from kdcli.data.batches import Key, Loader, Plan
+from kdcli.data.mixing import both_labelled, mixed
+from kdcli.data.views import mix as hash_of
+from kdcli.engine import state
+from kdcli.engine.optim import build_optimizer, build_schedule
+from kdcli.engine.runtime import Runtime
+from kdcli.engine.turn import TurnModule
+from kdcli.errors import Diverged, Preempted
+from kdcli.methods.words import Method
+
+LOG = "metrics.jsonl"
+_OVERFLOWS = 25
+
+
+@dataclass
+class Job:
+    """Everything the loop needs, and nothing it has to look up.
+
+    Attributes:
+        method: as pruned by the plan.
+        parties: its networks by name, on the device.
+        plan: which samples each step holds.
+        loader: makes batches of keys.
+        optim: optimiser, schedule, batch.
+        steps: in all.
+        classes: number of classes, for mixed targets.
+        evaluate: metrics of the exported network, or None without a validation split.
+        selection: the metric that chooses the best step.
+        evaluate_every: epochs between evaluations.
+        row_weight: [C] factors of the supervised loss per class, or None.
+        save_steps: commit state every so many steps; None to go by time.
+        save_minutes: commit state so often.
+        log_every: steps between rows of the log.
+        track: receives each log row.
+        seed: of everything random.
+    """
+
+    method: Method
+    parties: dict[str, nn.Module]
+    plan: Plan
+    loader: Loader
+    optim: OptimSection
+    steps: int
+    classes: int
+    seed: int
+    evaluate: Callable[[nn.Module], dict[str, float]] | None = None
+    selection: str = "top1"
+    evaluate_every: float = 1.0
+    row_weight: Tensor | None = None
+    save_steps: int | None = None
+    save_minutes: float = 5.0
+    log_every: int = 10
+    track: Callable[[dict[str, Any]], None] | None = None
+
+
+@dataclass
+class Outcome:
+    """What training left: the exported network's weights at the last and at the best step."""
+
+    progress: state.Progress
+    last: dict[str, Tensor]
+    best: dict[str, Tensor] | None
+    rate: float = 0.0
+
+
+def train(job: Job, output: Output, runtime: Runtime, console: Console, stop: Any = None) -> Outcome:
+    """Run all phases of a method, resuming from the last committed state of ``output``.
+
+    Raises:
+        Diverged: NaN or Inf; the state before the step is committed.
+        Preempted: a signal came; the state after the step is committed.
+    """
+    return _Run(job, output, runtime, console, stop).all_phases()
+
+
+class _Run:
+    """The loop's variables; one object per run."""
+
+    def __init__(self, job: Job, output: Output, runtime: Runtime, console: Console, stop: Any) -> None:
+        self.job, self.output, self.runtime, self.console, self.stop = job, output, runtime, console, stop
+        self.exported = job.parties[job.method.export]
+        self.ema = self._build_ema()
+        self.progress = state.Progress()
+        self.found = output.last_state()
+        self.saved_at = time.monotonic()
+
+    def _build_ema(self) -> Any:
+        if not self.job.optim.ema:
+            return None
+        from timm.utils import ModelEmaV3
+
+        return ModelEmaV3(self.exported, decay=self.job.optim.ema)
+
+    # -- phases ----------------------------------------------------------------------------------------------
+    def all_phases(self) -> Outcome:
+        done, share = 0, 0.0
+        for phase in self.job.method.phases:
+            share += phase.share
+            end = round(self.job.steps * share)
+            if end > done and (self.found is None or self.found[0] < end or end == self.job.steps):
+                self._phase(phase, done, end)
+            done = end
+        return self._outcome()
+
+    def _phase(self, phase: Any, begin: int, end: int) -> None:
+        job, prepare = self.job, self.runtime.accelerator.prepare
+        modules = {turn.name: TurnModule(turn, job.parties) for turn in phase.turns}
+        self.optimizers = {name: build_optimizer(m.trained, job.optim) for name, m in modules.items()}
+        self.schedules = {
+            name: build_schedule(o, job.optim, end - begin, job.plan.steps_per_epoch)
+            for name, o in self.optimizers.items()
+        }
+        self.trained = {p.name: job.parties[p.name] for p in job.method.parties if p.role == "trained"}
+        self.scaler = self.runtime.accelerator.scaler
+        self._restore(begin)
+        prepared = {name: prepare(m) for name, m in modules.items()}
+        self.steppers = {name: prepare(o) for name, o in self.optimizers.items()}
+        with (
+            Log(self.output.partial / LOG, self.progress.log_bytes, self.runtime.main) as self.log,
+            self.console.progress("train", job.steps, "steps", start=self.progress.step) as bar,
+        ):
+            if self.progress.step < end:
+                self._steps(phase, prepared, begin, end, bar)
+            if self.found is None or self.found[0] < end:
+                self._commit()
+        self.runtime.accelerator.free_memory()
+        del prepared
+
+    def _restore(self, begin: int) -> None:
+        if self.found is None or self.found[0] < begin:
+            return
+        ema = self.ema.module if self.ema else None
+        self.progress = state.load(self.found[1], self.trained, self.optimizers, ema, self.scaler)
+        if self.runtime.main:
+            for file in self.output.partial.glob("best-*.safetensors"):
+                if not self.progress.best or file.name != self.progress.best["file"]:
+                    remove(file)
+        self.console.note(f"continuing at step {self.progress.step:,} of {self.job.steps:,}")
+
+    # -- steps -----------------------------------------------------------------------------------------------
+    def _steps(self, phase: Any, prepared: dict[str, Any], begin: int, end: int, bar: Progress) -> None:
+        job = self.job
+        first = self.progress.step
+        clock = time.monotonic()
+        for step, batch in zip(range(first, end), job.loader(self._my_keys(first, end))):
+            for module in prepared.values():
+                module.train()
+            torch.manual_seed(hash_of(job.seed, step, self.runtime.rank) >> 1)
+            micro = self._micro_batches(batch, step)
+            row: dict[str, float] = {}
+            for turn in phase.turns:
+                row |= self._turn(turn.name, prepared[turn.name], micro, step, begin)
+            self.progress.step = step + 1
+            now = time.monotonic()
+            self.progress.seconds, clock = self.progress.seconds + now - clock, now
+            if (step + 1) % job.log_every == 0 or step + 1 == end:
+                self._record(
+                    {"step": step + 1, "epoch": round((step + 1) / job.plan.steps_per_epoch, 4), **row}
+                )
+            if self._evaluation_due(step):
+                self._evaluate()
+            bar.update(step + 1, loss=row["loss"], **self._shown())
+            self._commit_if_due(step)
+
+    def _my_keys(self, first: int, end: int) -> Iterator[list[Key]]:
+        per = self.job.optim.batch_size // self.runtime.world_size
+        start = per * self.runtime.rank
+        return _Lazy(lambda: (self.job.plan.keys(k)[start : start + per] for k in range(first, end)))  # type: ignore[return-value]
+
+    def _micro_batches(self, batch: dict[str, Tensor], step: int) -> list[tuple[dict[str, Tensor], Tensor]]:
+        """Columns of each micro-batch on the device, with its shares of the global rows."""
+        job, world = self.job, self.runtime.world_size
+        count = job.optim.accumulate
+        size = len(batch["y"]) // count
+        labelled_in_all = self._labelled_in(step)
+        parts = []
+        for i in range(count):
+            part = {
+                k: v[i * size : (i + 1) * size].to(self.runtime.device, non_blocking=True)
+                for k, v in batch.items()
+            }
+            part["labelled"], part["target"] = part["y"] >= 0, part["y"]
+            if job.optim.mixup or job.optim.cutmix:
+                seed = hash_of(job.seed, step, self.runtime.rank, i, 7)
+                part["x"], part["target"], part["labelled"] = mixed(
+                    part["x"],
+                    part["y"],
+                    job.classes,
+                    mixup=job.optim.mixup,
+                    cutmix=job.optim.cutmix,
+                    seed=seed,
+                )
+            if job.row_weight is not None:
+                part["row_weight"] = job.row_weight.to(self.runtime.device)[part["y"].clamp(min=0)]
+            rows = size * world / job.optim.batch_size
+            labelled = float(part["labelled"].sum()) * world / max(labelled_in_all, 1)
+            parts.append((part, torch.tensor([rows, labelled], device=self.runtime.device)))
+        return parts
+
+    def _labelled_in(self, step: int) -> int:
+        """Labelled rows of the global batch, on every process without asking the others."""
+        job = self.job
+        if not (job.optim.mixup or job.optim.cutmix):
+            return job.plan.labelled_in(step)
+        labels = torch.tensor([job.plan.labels[index] >= 0 for index, _ in job.plan.keys(step)])
+        size = job.optim.batch_size // (self.runtime.world_size * job.optim.accumulate)
+        return int(sum(both_labelled(part).sum() for part in labels.split(size)))
+
+    def _turn(self, name: str, module: Any, micro: list[Any], step: int, begin: int) -> dict[str, float]:
+        """One backward and one optimiser step; returns the terms averaged over processes."""
+        accelerator, job = self.runtime.accelerator, self.job
+        optimizer = self.steppers[name]
+        self.schedules[name].step(step - begin)
+        lr = max(g["lr"] for g in optimizer.param_groups)
+        totals: dict[str, Tensor] = {}
+        for i, (part, share) in enumerate(micro):
+            last = i == len(micro) - 1
+            with contextlib.nullcontext() if last else accelerator.no_sync(module):
+                terms = module(part, share, step / job.plan.steps_per_epoch)
+                accelerator.backward(terms["loss"])
+            for key, value in terms.items():
+                totals[key] = totals.get(key, 0) + value.detach().float()
+        parameters = [p for p in module.parameters() if p.requires_grad and p.grad is not None]
+        accelerator.unscale_gradients(optimizer.optimizer)
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if job.optim.clip_grad:
+            torch.nn.utils.clip_grads_with_norm_(parameters, job.optim.clip_grad, norm)
+        values = self.runtime.mean(torch.stack([*totals.values(), norm.float()])).tolist()
+        self._refuse_nonfinite(values[0], values[-1], step, optimizer)
+        optimizer.step()
+        optimizer.zero_grad()
+        if self.ema is not None and job.method.export in getattr(
+            accelerator.unwrap_model(module), "trained", {}
+        ):
+            self.ema.update(self.exported)
+        prefix = "" if len(self.steppers) == 1 else f"{name}/"
+        return {f"{prefix}{k}": v for k, v in zip(totals, values)} | {
+            "grad_norm": values[-1],
+            "lr": lr,
+            "loss": values[0],
+        }
+
+    def _refuse_nonfinite(self, loss: float, norm: float, step: int, optimizer: Any) -> None:
+        if math.isfinite(loss) and math.isfinite(norm):
+            self.progress.skipped = 0
+            return
+        if self.scaler is not None and math.isfinite(loss):  # an fp16 overflow: the scaler skips this step
+            self.progress.skipped += 1
+            if self.progress.skipped < _OVERFLOWS:
+                return
+        optimizer.zero_grad()
+        self._commit()
+        indices = [index for index, _ in self.job.plan.keys(step)[:4]]
+        what = "loss" if not math.isfinite(loss) else "gradient"
+        raise Diverged(
+            f"the {what} became {loss if what == 'loss' else norm} in step {step + 1} (samples {indices} "
+            "and others "
+            f"of its batch). The state after step {step} is kept. Lower --lr, raise optim.warmup or clip "
+            "with "
+            "optim.clip_grad, and start anew with --overwrite."
+        )
+
+    # -- evaluation, log, commits ----------------------------------------------------------------------------
+    def _evaluation_due(self, step: int) -> bool:
+        every = self.job.evaluate_every * self.job.plan.steps_per_epoch
+        return step + 1 == self.job.steps or math.floor((step + 1) / every) > math.floor(step / every)
+
+    def _evaluate(self) -> None:
+        if self.job.evaluate is None:
+            return
+        network = self.ema.module if self.ema else self.exported
+        metrics = self.job.evaluate(network)
+        self.progress.last = metrics
+        self._record({"step": self.progress.step, **{f"validation/{k}": v for k, v in metrics.items()}})
+        value = metrics[self.job.selection]
+        if self.progress.best is None or value > self.progress.best["value"]:
+            file = f"best-{self.progress.step:012d}.safetensors"
+            self.progress.best = {
+                "step": self.progress.step,
+                "value": value,
+                "metrics": metrics,
+                "file": file,
+            }
+            if self.runtime.main:
+                write_tensors(self.output.partial / file, network.state_dict())
+
+    def _shown(self) -> dict[str, float]:
+        value = self.progress.last.get(self.job.selection)
+        return {} if value is None else {f"validation {self.job.selection}": value}
+
+    def _record(self, row: dict[str, Any]) -> None:
+        self.log.write(row)
+        if self.job.track and self.runtime.main:
+            self.job.track(row)
+
+    def _commit_if_due(self, step: int) -> None:
+        """All processes agree whether to stop, and whether to commit."""
+        job = self.job
+        requested = self.stop.requested if self.stop is not None else None
+        late = self.runtime.main and time.monotonic() - self.saved_at > 60 * job.save_minutes
+        stopping, due = self.runtime.largest([float(bool(requested)), float(late)])
+        if stopping:
+            self._commit()
+            raise Preempted(
+                f"{requested or 'a signal'}: stopped after step {step + 1} of {job.steps}; run the same "
+                "command again."
+            )
+        if due or (job.save_steps and (step + 1) % job.save_steps == 0 and step + 1 < job.steps):
+            self._commit()
+
+    def _commit(self) -> None:
+        self.runtime.barrier()
+        if self.runtime.main:
+            self.progress.log_bytes = self.log.sync()
+            ema = self.ema.module if self.ema else None
+            optimizers = dict(self.optimizers.items())
+            state.save(self.output, self.progress, self.trained, optimizers, ema, self.scaler)
+            for file in self.output.partial.glob("best-*.safetensors"):
+                if not self.progress.best or file.name != self.progress.best["file"]:
+                    remove(file)
+        self.saved_at = time.monotonic()
+        self.runtime.barrier()
+
+    def _outcome(self) -> Outcome:
+        network = self.ema.module if self.ema else self.exported
+        best = read_tensors(self.output.partial / self.progress.best["file"]) if self.progress.best else None
+        rate = self.progress.step / max(self.progress.seconds, 1e-9)
+        return Outcome(self.progress, state.clone_to_cpu(network), best, rate=rate)
+
+
+class Log:
+    """``metrics.jsonl``: rows after a resumed step are dropped before new ones are written."""
+
+    def __init__(self, path: Path, length: int, writes: bool) -> None:
+        self.path, self._length, self._writes = path, length, writes
+
+    def __enter__(self) -> Log:
+        if self._writes:
+            self._file = open(self.path, "ab")
+            self._file.truncate(self._length)
+            self._file.seek(self._length)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._writes:
+            self._file.close()
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Add a row and hand it to the operating system."""
+        if self._writes:
+            self._file.write(json.dumps(row).encode() + b"\n")
+            self._file.flush()
+
+    def sync(self) -> int:
+        """Make all rows durable; returns the length."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        return self._file.tell()
+
+
+class _Lazy:
+    """An iterable made anew each time; loaders iterate their batches once per pass."""
+
+    def __init__(self, make: Callable[[], Iterator[Any]]) -> None:
+        self._make = make
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._make()

@@ -1,0 +1,53 @@
+"""Optimisers and schedules from timm; the learning rate of a step is a pure function of the step."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import nn
+
+from kdcli.config import OptimSection
+from kdcli.errors import UsageError, nearest
+
+
+def build_optimizer(module: nn.Module, section: OptimSection) -> Any:
+    """timm's optimiser over the parameters that need a gradient. Raises UsageError for an unknown name."""
+    from timm.optim import create_optimizer_v2, list_optimizers
+
+    if section.opt.lower() not in list_optimizers():
+        raise UsageError(
+            f"--opt: timm has no optimiser '{section.opt}'.{nearest(section.opt, list_optimizers())}"
+        )
+    extra = {"betas": section.betas} if section.betas else {}
+    return create_optimizer_v2(
+        module,
+        opt=section.opt,
+        lr=section.lr,
+        weight_decay=section.weight_decay,
+        momentum=section.momentum,
+        layer_decay=section.layer_decay,
+        **extra,
+    )
+
+
+def build_schedule(optimizer: Any, section: OptimSection, steps: int, steps_per_epoch: float) -> Any:
+    """timm's schedule over ``steps``; ``schedule.step(k)`` sets the learning rate of step k from k alone."""
+    from timm.scheduler import create_scheduler_v2
+
+    warmup = math.floor(section.warmup * steps)
+    constant = section.schedule == "constant"
+    schedule, _ = create_scheduler_v2(
+        optimizer,
+        sched="step" if constant else section.schedule,
+        num_epochs=max(steps, 1),
+        decay_epochs=steps + 1 if constant else max(1, round(section.decay_epochs * steps_per_epoch)),
+        decay_milestones=[round(e * steps_per_epoch) for e in section.milestones],
+        decay_rate=section.decay_rate,
+        min_lr=section.min_lr,
+        warmup_epochs=warmup,
+        warmup_lr=section.lr / (10 * max(warmup, 1)),
+        warmup_prefix=False,
+        cooldown_epochs=0,
+    )
+    return schedule

@@ -1,0 +1,143 @@
+"""Device, precision and processes of a run: accelerate's state, owned and reset here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdcli import errors
+from kdcli.artifacts.store import Output, open_output
+from kdcli.config import RunSection
+from kdcli.errors import EnvironmentFault, KdcliError
+
+
+class Runtime:
+    """Accelerate for one run.
+
+    Attributes:
+        accelerator: prepared for this run's precision and device.
+        device: of this process.
+        rank: of this process.
+        world_size: number of processes.
+    """
+
+    def __init__(self, accelerator: Any) -> None:
+        self.accelerator = accelerator
+        self.device: torch.device = accelerator.device
+        self.rank: int = accelerator.process_index
+        self.world_size: int = accelerator.num_processes
+
+    @property
+    def main(self) -> bool:
+        """Whether this process writes."""
+        return self.rank == 0
+
+    def largest(self, values: list[float]) -> list[float]:
+        """Elementwise maximum over all processes."""
+        if self.world_size == 1:
+            return values
+        tensor = torch.tensor(values, dtype=torch.float64 if self.device.type != "mps" else torch.float32)
+        tensor = tensor.to(self.device)
+        torch.distributed.all_reduce(tensor, op=torch.distributed.ReduceOp.MAX)
+        return tensor.tolist()
+
+    def mean(self, tensor: Tensor) -> Tensor:
+        """Mean over all processes."""
+        return tensor if self.world_size == 1 else self.accelerator.reduce(tensor, reduction="mean")
+
+    def barrier(self) -> None:
+        """Wait for all processes."""
+        self.accelerator.wait_for_everyone()
+
+    def describe(self) -> dict[str, Any]:
+        """Facts for the manifest."""
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
+        return {"device": name, "threads": torch.get_num_threads(), "world_size": self.world_size}
+
+
+def open_runtime(config: RunSection, *, find_unused: bool = False) -> Runtime:
+    """Set device, threads, determinism and precision for a run.
+
+    Raises:
+        EnvironmentFault: a device that is not there, or fp16 off CUDA.
+    """
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState, GradientState, PartialState
+    from accelerate.utils import DistributedDataParallelKwargs
+
+    wanted = torch.device(
+        "cpu" if config.device == "auto" and not torch.cuda.is_available() else _parse(config.device)
+    )
+    if wanted.type == "cuda" and not torch.cuda.is_available():
+        raise EnvironmentFault(f"--device {config.device}: no CUDA device here. Use --device cpu.")
+    if wanted.type == "mps" and not torch.backends.mps.is_available():
+        raise EnvironmentFault("--device mps: no Metal device here. Use --device cpu.")
+    if config.precision == "fp16" and wanted.type != "cuda":
+        raise EnvironmentFault("--precision fp16 needs a CUDA device; use bf16 or no.")
+    if wanted.index is not None and wanted.type == "cuda":
+        torch.cuda.set_device(wanted)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(config.deterministic)
+    AcceleratorState._reset_state()
+    GradientState._reset_state()
+    if not torch.distributed.is_initialized():
+        PartialState._reset_state()
+    accelerator = Accelerator(
+        cpu=wanted.type == "cpu",
+        mixed_precision=config.precision,
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=find_unused)],
+        step_scheduler_with_optimizer=False,
+    )
+    return Runtime(accelerator)
+
+
+def _parse(device: str) -> str:
+    return "cuda" if device == "auto" else device
+
+
+@contextmanager
+def shared_output(
+    path: Path, identity: Mapping[str, Any], overwrite: bool, runtime: Runtime
+) -> Iterator[Output | None]:
+    """:func:`kdcli.artifacts.store.open_output` for a job: the first process holds the lock, all see its
+        answer.
+
+    Raises:
+        KdcliError: on every process, what the first one met.
+    """
+    if runtime.world_size == 1:
+        with open_output(path, identity, overwrite=overwrite) as output:
+            yield output
+        return
+    if not runtime.main:
+        kind, text = _told(runtime, None)
+        if kind == "error":
+            name, _, message = text.partition("|")
+            raise getattr(errors, name)(message)
+        yield None if kind == "complete" else Output(Path(path), Path(text), replace=overwrite)
+        return
+    with ExitStack() as stack:
+        try:
+            output = stack.enter_context(open_output(path, identity, overwrite=overwrite))
+        except KdcliError as error:
+            _told(runtime, ("error", f"{type(error).__name__}|{error}"))
+            raise
+        _told(runtime, ("complete", "") if output is None else ("open", str(output.partial)))
+        yield output
+
+
+def _told(runtime: Runtime, news: tuple[str, str] | None) -> tuple[str, str]:
+    """What the first process says, on every process."""
+    box = [news]
+    torch.distributed.broadcast_object_list(box, src=0)
+    assert box[0] is not None
+    return box[0]

@@ -1,0 +1,1 @@
+"""Pure functions that measure: classification, agreement with the teacher, efficiency."""

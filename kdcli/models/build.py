@@ -1,0 +1,335 @@
+"""One door for every name: aliases, timm names, ``hf-hub:``, ``local-dir:``, artifact paths."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdcli.artifacts import model as artifacts
+from kdcli.artifacts.manifest import digest, file_hash
+from kdcli.artifacts.model import InputSpec
+from kdcli.errors import InputError, UsageError, nearest
+from kdcli.models.legacy import read_weights
+from kdcli.models.network import FEATURES, FeatureHead, Network, reset_classifier
+
+_PATCH14 = {"img_size": 224}  # timm's default input of DINOv2 is 518; position embeddings are resampled
+
+ALIASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "dinov2_vits": ("vit_small_patch14_dinov2.lvd142m", _PATCH14),
+    "dinov2_vitb": ("vit_base_patch14_dinov2.lvd142m", _PATCH14),
+    "dinov2_vitl": ("vit_large_patch14_dinov2.lvd142m", _PATCH14),
+    "dinov2_vitg": ("vit_giant_patch14_dinov2.lvd142m", _PATCH14),
+    "dinov2_vits_reg": ("vit_small_patch14_reg4_dinov2.lvd142m", _PATCH14),
+    "dinov2_vitb_reg": ("vit_base_patch14_reg4_dinov2.lvd142m", _PATCH14),
+    "dinov2_vitl_reg": ("vit_large_patch14_reg4_dinov2.lvd142m", _PATCH14),
+    "dinov2_vitg_reg": ("vit_giant_patch14_reg4_dinov2.lvd142m", _PATCH14),
+    "dinov3_vits": ("vit_small_patch16_dinov3.lvd1689m", {}),
+    "dinov3_vitb": ("vit_base_patch16_dinov3.lvd1689m", {}),
+    "dinov3_vitl": ("vit_large_patch16_dinov3.lvd1689m", {}),
+    "dinov3_vit7b": ("vit_7b_patch16_dinov3.lvd1689m", {}),
+    "mae_vitb": ("vit_base_patch16_224.mae", {}),
+    "mae_vitl": ("vit_large_patch16_224.mae", {}),
+    "mae_vith": ("vit_huge_patch14_224.mae", {}),
+    "eva02_vitti": ("eva02_tiny_patch14_224.mim_in22k", {}),
+    "eva02_vits": ("eva02_small_patch14_224.mim_in22k", {}),
+    "eva02_vitb": ("eva02_base_patch14_224.mim_in22k", {}),
+    "eva02_vitl": ("eva02_large_patch14_224.mim_m38m", {}),
+    "clip_vitb32": ("vit_base_patch32_clip_224.openai", {}),
+    "clip_vitb16": ("vit_base_patch16_clip_224.openai", {}),
+    "clip_vitl14": ("vit_large_patch14_clip_224.openai", {}),
+}
+
+
+def build(
+    name: str,
+    *,
+    classes: list[str] | None = None,
+    pretrained: bool = True,
+    weights: str | None = None,
+    size: int | None = None,
+    drop_path: float | None = None,
+    seed: int = 0,
+) -> Network:
+    """Build a network by any of its names.
+
+    Args:
+        name: alias, timm name (with or without tag), ``hf-hub:…``, ``local-dir:…`` or the path of an
+            artifact.
+        classes: give it a fresh classifier for these, unless it already has one with exactly these names.
+        pretrained: load weights; False for random ones.
+        weights: the user's own checkpoint for a model name.
+        size: input size in pixels, position embeddings resampled.
+        drop_path: stochastic depth rate.
+        seed: of random weights.
+
+    Raises:
+        InputError: no such model, no weights to be had, weights that do not fit.
+        UsageError: ``weights`` beside an artifact.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        path = Path(name)
+        if artifacts.find(path) is not None or (
+            path.is_dir() and not name.startswith(("hf-hub:", "local-dir:"))
+        ):
+            if weights:
+                raise UsageError(
+                    f"{name} is an artifact and has its weights; --weights goes with a model name."
+                )
+            network = _from_artifact(path, pretrained, size, drop_path)
+        elif os.sep in name and not name.startswith(("hf-hub:", "local-dir:")):
+            raise InputError(f"{name} does not exist (a hub model is named hf-hub:{name}).")
+        else:
+            network = _from_name(name, pretrained, weights, size, drop_path)
+        if classes is not None and network.classes != classes:
+            network.head, network.classes = None, list(classes)
+            reset_classifier(network.body, len(classes))
+    return network
+
+
+def input_spec(body: Any) -> InputSpec:
+    """timm's data configuration of a model, at the size it was built for."""
+    from timm.data import resolve_model_data_config
+
+    config = resolve_model_data_config(body)
+    size = tuple(config["input_size"][1:])
+    patch_embed = getattr(body, "patch_embed", None)
+    fixed = getattr(patch_embed, "img_size", None)
+    return InputSpec(
+        size=tuple(fixed) if fixed is not None else size,
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+        interpolation=config["interpolation"],
+        crop=config["crop_pct"],
+        crop_mode=config["crop_mode"],
+    )
+
+
+def timm_config(network: Network) -> dict[str, Any]:
+    """``config.json`` of the artifact, as timm writes it, with our preprocessing and class names."""
+    import json
+    import tempfile
+
+    from timm.models._hub import save_config_for_hf
+
+    spec = network.spec
+    data = {
+        "input_size": (3, *spec.size),
+        "mean": spec.mean,
+        "std": spec.std,
+        "interpolation": spec.interpolation,
+        "crop_pct": spec.crop,
+        "crop_mode": spec.crop_mode,
+    }
+    extra: dict[str, Any] = (
+        {"label_names": network.classes} if network.classes and network.head is None else {}
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "config.json")
+        save_config_for_hf(network.body, str(file), model_config=extra, data_config=data)
+        config = json.loads(file.read_text())
+    if network.head is not None:
+        config["kdcli_head"] = {"feature": network.head.feature}
+    return config
+
+
+# -- sources -------------------------------------------------------------------------------------------------
+
+
+def _create(name: str, **options: Any) -> Any:
+    import timm
+
+    return timm.create_model(name, **{k: v for k, v in options.items() if v is not None})
+
+
+def _from_name(
+    name: str, pretrained: bool, weights: str | None, size: int | None, drop_path: float | None
+) -> Network:
+    import timm
+
+    timm_name, options = ALIASES.get(name, (name, {}))
+    options = {**options, "drop_path_rate": drop_path}
+    local = timm_name.startswith(("hf-hub:", "hf_hub:", "local-dir:"))
+    if not local and not timm.is_model(timm_name):
+        known = [*ALIASES, *timm.list_models()]
+        raise InputError(
+            f"no model named '{name}'.{nearest(name, known)} Use an alias ({', '.join(list(ALIASES)[:4])}, "
+            "…), a timm "
+            "name, hf-hub:OWNER/NAME, local-dir:PATH, or the path of an artifact."
+        )
+    options |= _size_option(timm_name, size or options.pop("img_size", None))
+    load = pretrained and weights is None
+    try:
+        body = _create(timm_name, pretrained=load, **options)
+    except (
+        Exception
+    ) as error:  # the hub client raises many kinds; without weights none of them helps the user
+        if not load:
+            raise InputError(f"cannot build {name}: {str(error).splitlines()[0]}") from error
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        raise InputError(
+            f"no weights for {name} ({reason}). Ways out: --weights FILE with a checkpoint of your own; a "
+            "filled hub "
+            "cache (HF_HOME) with HF_HUB_OFFLINE=1; local-dir:PATH of a downloaded copy; or --from-scratch "
+            "for a "
+            "student. Gated models also need `hf auth login`."
+        ) from error
+    if weights is not None:
+        _load_strict(body, read_weights(weights), weights)
+    source = (
+        digest([file_hash(Path(weights)), size]) if weights else digest(_fingerprint(body)) if load else ""
+    )
+    classes = _trained_classes(body) if (load or weights) else None
+    spec = _with_size(input_spec(body), size, body)
+    return Network(
+        body, spec, classes, name=name, source=source, trained="pretrained" if load or weights else "random"
+    )
+
+
+def _from_artifact(path: Path, pretrained: bool, size: int | None, drop_path: float | None) -> Network:
+    files = artifacts.read(path)
+    config = files.config
+    head_config = config.get("kdcli_head")
+    try:
+        body = _create(
+            f"local-dir:{path}", pretrained=False, drop_path_rate=drop_path, **_artifact_size(config, size)
+        )
+    except Exception as error:
+        raise InputError(
+            f"{path}: cannot build {config.get('architecture')}: {str(error).splitlines()[0]}"
+        ) from error
+    head = None
+    if head_config:
+        tensors = files.tensors(artifacts.HEAD)
+        if head_config.get("feature") not in FEATURES or set(tensors) != {"linear.weight", "linear.bias"}:
+            raise InputError(f"{path}: its head is none that this kdcli knows.")
+        head = FeatureHead(
+            head_config["feature"], tensors["linear.weight"].shape[1], len(tensors["linear.bias"])
+        )
+        if pretrained:
+            head.load_state_dict(tensors)
+    if pretrained:
+        _load_strict(body, files.tensors(), str(path / artifacts.WEIGHTS))
+    spec = _with_size(input_spec(body), size, body)
+    kind = "artifact" if pretrained else "random"
+    source = digest([files.hash, size]) if pretrained else ""
+    return Network(body, spec, files.classes, name=str(path), head=head, source=source, trained=kind)
+
+
+def _size_option(timm_name: str, size: int | None) -> dict[str, Any]:
+    """``img_size`` for models whose weights depend on it; convolutional ones take any size."""
+    if size is None:
+        return {}
+    from timm.models import model_entrypoint
+
+    if timm_name.startswith(("hf-hub:", "hf_hub:", "local-dir:")):
+        return {"img_size": size}
+    module = sys.modules[model_entrypoint(timm_name.split(".")[0]).__module__]
+    fixed = getattr(getattr(module, "default_cfgs", {}).get(timm_name.split(".")[0]), "default", None)
+    return {"img_size": size} if getattr(fixed, "fixed_input_size", False) else {}
+
+
+def _artifact_size(config: dict[str, Any], size: int | None) -> dict[str, Any]:
+    fixed = size is not None and config.get("pretrained_cfg", {}).get("fixed_input_size")
+    return {"img_size": size} if fixed else {}
+
+
+def _with_size(spec: InputSpec, size: int | None, body: nn.Module) -> InputSpec:
+    if size is None or spec.size == (size, size):
+        return spec
+    if getattr(getattr(body, "patch_embed", None), "img_size", None) is not None:
+        return spec
+    return InputSpec((size, size), spec.mean, spec.std, spec.interpolation, spec.crop, spec.crop_mode)
+
+
+def _load_strict(body: Any, tensors: dict[str, Tensor], where: str) -> None:
+    """Load a state dict with strict keys and shapes; a missing classifier is allowed, it will be replaced."""
+    convert = getattr(sys.modules[type(body).__module__], "checkpoint_filter_fn", None)
+    own = body.state_dict()
+    fits = set(tensors) == set(own) and all(tensors[n].shape == t.shape for n, t in own.items())
+    if convert is not None and not fits:
+        try:
+            tensors = convert(tensors, body)
+        except (KeyError, RuntimeError, ValueError, AttributeError) as error:
+            raise InputError(f"{where} does not fit {type(body).__name__}: {error!r}") from error
+    classifier = body.get_classifier()
+    owned = (
+        {id(t) for t in (*classifier.parameters(), *classifier.buffers())}
+        if isinstance(classifier, nn.Module)
+        else set()
+    )
+    names = {name for name, t in (*body.named_parameters(), *body.named_buffers()) if id(t) in owned}
+    shapes = [n for n in own if n in tensors and tensors[n].shape != own[n].shape]
+    if shapes and set(shapes) <= names:  # another number of classes: take the checkpoint's
+        reset_classifier(body, tensors[sorted(shapes)[0]].shape[0])
+        own, shapes = body.state_dict(), []
+    missing = [n for n in own if n not in tensors and n not in names]
+    unexpected = [n for n in tensors if n not in own]
+    if bad := missing + unexpected + shapes:
+        kind = "misses" if missing else "has the unknown" if unexpected else "has another shape of"
+        raise InputError(
+            f"{where} does not fit {type(body).__name__}: it {kind} {bad[0]} ({len(bad)} differences)."
+        )
+    floating = [n for n, t in tensors.items() if t.is_floating_point() and not torch.isfinite(t).all()]
+    if floating:
+        raise InputError(f"{where} holds NaN or Inf in {floating[0]}.")
+    body.load_state_dict({**own, **tensors}, strict=True)
+
+
+def _trained_classes(body: Any) -> list[str] | None:
+    """Names of a pretrained classifier's logits, where timm knows them; None for a headless backbone."""
+    count = getattr(body, "num_classes", 0)
+    if not count:
+        return None
+    names = (getattr(body, "pretrained_cfg", None) or {}).get("label_names")
+    if names and len(names) == count:
+        return list(names)
+    if count == 1000:
+        from timm.data import ImageNetInfo
+
+        info = ImageNetInfo()
+        names = [info.index_to_description(i) for i in range(count)]
+        return [n if names.count(n) == 1 else f"{n} ({i})" for i, n in enumerate(names)]
+    return [str(i) for i in range(count)]
+
+
+def _fingerprint(body: nn.Module) -> list[Any]:
+    """Cheap but sure enough identity of hub weights: exact sums of every tensor."""
+    return [
+        (n, tuple(t.shape), float(t.double().sum()), float(t.double().abs().sum()))
+        for n, t in body.state_dict().items()
+    ]
+
+
+def save(network: Network, folder: Path, tensors: dict[str, Tensor] | None = None) -> list[str]:
+    """Write a network as a model directory; the caller commits it.
+
+    Args:
+        network: what to write.
+        folder: existing directory.
+        tensors: state dict to write instead of the network's own (the best step's).
+
+    Returns:
+        Names of the files written.
+    """
+    import json
+
+    from kdcli.artifacts.store import write_bytes, write_tensors
+
+    tensors = dict(network.state_dict()) if tensors is None else tensors
+    names = [artifacts.WEIGHTS, artifacts.CONFIG]
+    write_tensors(folder / artifacts.WEIGHTS, _below(tensors, "body."))
+    write_bytes(folder / artifacts.CONFIG, (json.dumps(timm_config(network), indent=1) + "\n").encode())
+    if network.head is not None:
+        write_tensors(folder / artifacts.HEAD, _below(tensors, "head."))
+        names.append(artifacts.HEAD)
+    return names
+
+
+def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}

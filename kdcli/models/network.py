@@ -1,0 +1,214 @@
+"""The one type of network that stages and engine see: a timm model with input, class names and taps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kdcli.artifacts.model import InputSpec
+from kdcli.errors import InputError
+from kdcli.models.taps import Recorder
+
+LAST = 4  # blocks or stages whose outputs a probe may concatenate (DINOv2's largest n)
+
+# What a linear head may read, as parts laid side by side. ``pooled`` is what timm's own head takes.
+FEATURES: dict[str, tuple[str, ...]] = {
+    "pooled": ("pooled",),
+    "pooled+avg": ("pooled", "avg"),
+    "last4": ("pooled", "back2", "back3", "back4"),
+    "last4+avg": ("pooled", "back2", "back3", "back4", "avg"),
+}
+
+
+class FeatureHead(nn.Module):
+    """A linear classifier over features that timm's heads do not take.
+
+    Args:
+        feature: a name of ``FEATURES``.
+        width: its dimension.
+        classes: number of logits.
+    """
+
+    def __init__(self, feature: str, width: int, classes: int) -> None:
+        super().__init__()
+        self.feature = feature
+        self.linear = nn.Linear(width, classes)
+
+    def forward(self, parts: dict[str, Tensor]) -> Tensor:
+        """Logits [B, C] from the parts, each [B, D_i]."""
+        return self.linear(torch.cat([parts[name] for name in FEATURES[self.feature]], dim=1))
+
+
+class Network(nn.Module):
+    """A timm model with everything that makes its output reproducible.
+
+    Args:
+        body: the timm model.
+        spec: what it wants to see.
+        classes: names of its logits; None for a backbone without a trained classifier.
+        name: for messages.
+        head: replaces the timm classifier where given.
+        source: hash of the weights it was built from, for cache keys.
+        trained: the state of its weights: ``random``, ``pretrained`` or ``artifact``.
+    """
+
+    def __init__(
+        self,
+        body: nn.Module,
+        spec: InputSpec,
+        classes: list[str] | None,
+        *,
+        name: str,
+        head: FeatureHead | None = None,
+        source: str = "",
+        trained: str = "random",
+    ) -> None:
+        super().__init__()
+        self.body, self.head = body, head
+        self.spec, self.classes, self.name, self.source, self.trained = spec, classes, name, source, trained
+        self.register_buffer("_mean", torch.tensor(spec.mean).view(1, -1, 1, 1) * 255, persistent=False)
+        self.register_buffer("_std", torch.tensor(spec.std).view(1, -1, 1, 1) * 255, persistent=False)
+
+    def prepare(self, x: Tensor) -> Tensor:
+        """Resize and normalise views for this network.
+
+        Args:
+            x: uint8 [B, 3, H, W]; float tensors are taken as prepared and returned as they are.
+        """
+        if x.dtype != torch.uint8:
+            return x
+        mean: Any = self._mean
+        x = x.to(mean.dtype)
+        if tuple(x.shape[-2:]) != self.spec.size:
+            mode = (
+                self.spec.interpolation if self.spec.interpolation in ("bilinear", "bicubic") else "bicubic"
+            )
+            x = F.interpolate(x, self.spec.size, mode=mode, antialias=True, align_corners=False).clamp(0, 255)
+        return (x - mean) / self._std
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits [B, C] of views (uint8) or prepared pictures (float)."""
+        x = self.prepare(x)
+        if self.head is None:
+            return self.body(x)
+        return self.head(self._parts(x, FEATURES[self.head.feature]))
+
+    def taps(self, x: Tensor, names: Sequence[str]) -> dict[str, Any]:
+        """Named tensors of one call; see :mod:`kdcli.models.taps` for the names.
+
+        Returns:
+            ``{name: tensor}``, or a list of tensors for a pattern.
+        """
+        if tuple(names) == ("logits",):
+            return {"logits": self(x)}
+        x = self.prepare(x)
+        body: Any = self.body
+        with Recorder(self, names) as recorder:
+            features = body.forward_features(x)
+            if self.head is None:
+                logits = body.forward_head(features)
+            else:
+                logits = self.head(self._parts(x, FEATURES[self.head.feature]))
+        return recorder.result(features, logits)
+
+    # -- features for probing --------------------------------------------------------------------------------
+    @property
+    def has_class_token(self) -> bool:
+        """Whether this is a plain ViT that ends in a class token."""
+        return (
+            hasattr(self.body, "cls_token")
+            and self.body.cls_token is not None
+            and hasattr(self.body, "blocks")
+        )
+
+    def feature_names(self) -> list[str]:
+        """Features a head can read here: DINOv2's four on a ViT, pooled stages on other networks."""
+        return list(FEATURES) if self.has_class_token else ["pooled", "last4"]
+
+    def features(self, x: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+        """Parts [B, D_i] that the named features are made of."""
+        parts = dict.fromkeys(part for name in names for part in FEATURES[name])
+        return self._parts(self.prepare(x), tuple(parts))
+
+    def _parts(self, x: Tensor, wanted: Sequence[str]) -> dict[str, Tensor]:
+        body: Any = self.body
+        if set(wanted) == {"pooled"}:
+            return {"pooled": body.forward_head(body.forward_features(x), pre_logits=True)}
+        if self.has_class_token:
+            layers = body.forward_intermediates(
+                x,
+                indices=LAST,
+                norm=True,
+                output_fmt="NLC",
+                return_prefix_tokens=True,
+                intermediates_only=True,
+            )
+            tokens = [prefix[:, 0] for _, prefix in layers]
+            parts = {f"back{i}": tokens[-i] for i in range(2, LAST + 1)}
+            parts |= {"avg": layers[-1][0].mean(dim=1)}
+            # timm's own head may pool otherwise than by the class token (MAE's fc_norm): keep its definition
+            last = torch.cat([layers[-1][1], layers[-1][0]], dim=1)
+            token = getattr(body, "global_pool", "token") == "token" and isinstance(body.fc_norm, nn.Identity)
+            parts["pooled"] = tokens[-1] if token else body.forward_head(last, pre_logits=True)
+        else:
+            final, maps = body.forward_intermediates(x, indices=LAST)
+            pooled = [_spatial_mean(m) for m in maps]
+            parts = {f"back{i}": pooled[-i] for i in range(2, len(pooled) + 1)}
+            parts["pooled"] = body.forward_head(final, pre_logits=True)
+            for i in range(2, LAST + 1):
+                parts.setdefault(f"back{i}", pooled[0])
+        return {name: parts[name] for name in wanted}
+
+    def attach_linear(self, feature: str, weight: Tensor, bias: Tensor, classes: list[str]) -> None:
+        """Make a linear classifier over ``feature`` the head, in timm's own layout where it fits."""
+        self.classes = list(classes)
+        if feature == "pooled":
+            self.head = None
+            reset_classifier(self.body, len(classes))
+            linear = classifier(self.body)
+        else:
+            self.head = FeatureHead(feature, weight.shape[1], len(classes)).to(weight.device)
+            linear = self.head.linear
+        with torch.no_grad():
+            linear.weight.copy_(weight.to(linear.weight))
+            linear.bias.copy_(bias.to(linear.bias))
+
+    def reorder(self, order: Sequence[int] | None, classes: list[str]) -> None:
+        """Put the classifier's rows into the order of ``classes``; ``order[i]`` is the old row of class i."""
+        self.classes = list(classes)
+        if order is None:
+            return
+        linear = self.head.linear if self.head is not None else classifier(self.body)
+        rows = torch.tensor(list(order))
+        with torch.no_grad():
+            linear.weight.copy_(linear.weight[rows].clone())
+            if linear.bias is not None:
+                linear.bias.copy_(linear.bias[rows].clone())
+
+    @property
+    def layout(self) -> str:
+        """``timm`` if plain timm loads the artifact with the same logits, else ``kdcli``."""
+        return "timm" if self.head is None else "kdcli"
+
+
+def classifier(body: Any) -> nn.Linear:
+    """The final linear layer of a timm model. Raises InputError if it ends otherwise."""
+    found = body.get_classifier()
+    if not isinstance(found, nn.Linear):
+        raise InputError(f"{type(body).__name__} ends in {type(found).__name__}, not in a linear classifier.")
+    return found
+
+
+def reset_classifier(body: Any, classes: int) -> None:
+    """Give a timm model a fresh classifier, on the device and in the type of its weights."""
+    like = next(body.parameters())
+    body.reset_classifier(classes)
+    body.to(device=like.device, dtype=like.dtype)
+
+
+def _spatial_mean(x: Tensor) -> Tensor:
+    return x.mean(dim=(2, 3)) if x.ndim == 4 else x.mean(dim=1)

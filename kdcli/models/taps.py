@@ -1,0 +1,143 @@
+"""Taps: named tensors of a call.
+
+``logits`` [B,C] · ``pooled`` [B,D], what the classifier takes · ``tokens`` [B,N,D], all tokens after the
+final norm · ``grid`` [B,D,H,W], patch tokens or the last feature map · ``blockK``, output of the K-th block
+or stage (from 1) · ``a.b.c`` or ``a.b.c.in``, output or first input of any module of the timm model ·
+``BatchNorm2d.in`` or ``BatchNorm2d.out``, the list of all modules of a class. Parameters and buffers are
+read by :func:`tensor_of`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from kdcli.errors import InputError, nearest
+
+if TYPE_CHECKING:
+    from kdcli.models.network import Network
+
+_OWN = ("logits", "pooled", "tokens", "grid")
+_BLOCK = re.compile(r"block(\d+)")
+
+
+class Recorder:
+    """Hooks the modules behind tap names for the length of one call.
+
+    Args:
+        network: whose modules.
+        names: taps wanted.
+
+    Raises:
+        InputError: a name that fits no module, with the nearest one.
+    """
+
+    def __init__(self, network: Network, names: Sequence[str]) -> None:
+        self.network, self.names = network, tuple(names)
+        self._seen: dict[str, Any] = {}
+        self._handles: list[Any] = []
+
+    def __enter__(self) -> Recorder:
+        try:
+            for name in self.names:
+                if name == "pooled":
+                    self._hook_input(name, self._classifier())
+                elif name not in _OWN:
+                    self._hook(name)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def _classifier(self) -> nn.Module:
+        if self.network.head is not None:
+            return self.network.head.linear
+        body: Any = self.network.body
+        return body.get_classifier()
+
+    def _hook(self, name: str) -> None:
+        modules = dict(self.network.body.named_modules())
+        path, _, end = name.rpartition(".")
+        by_class = [m for m in modules.values() if type(m).__name__ == path] if end in ("in", "out") else []
+        if by_class:
+            self._seen[name] = []
+            for module in by_class:
+                self._hook_list(name, module, end == "in")
+            return
+        if end == "in" and path in modules:
+            self._hook_input(name, modules[path])
+            return
+        module = modules.get(_block_path(self.network.body, name) or name)
+        if module is None:
+            raise InputError(f"{self.network.name} has no module '{name}' to tap.{nearest(name, modules)}")
+
+        def keep(_m: nn.Module, _i: Any, output: Any) -> None:
+            self._seen[name] = output[0] if isinstance(output, tuple) else output
+
+        self._handles.append(module.register_forward_hook(keep))
+
+    def _hook_input(self, name: str, module: nn.Module) -> None:
+        def keep(_m: nn.Module, inputs: Any) -> None:
+            self._seen[name] = inputs[0]
+
+        self._handles.append(module.register_forward_pre_hook(keep))
+
+    def _hook_list(self, name: str, module: nn.Module, entering: bool) -> None:
+        def keep(_m: nn.Module, inputs: Any, output: Any) -> None:
+            self._seen[name].append(inputs[0] if entering else output)
+
+        self._handles.append(module.register_forward_hook(keep))
+
+    def result(self, features: Tensor, logits: Tensor) -> dict[str, Any]:
+        """The wanted tensors, once the call is over."""
+        found = dict(self._seen)
+        for name in self.names:
+            if name == "logits":
+                found[name] = logits
+            elif name == "tokens":
+                found[name] = features if features.ndim == 3 else features.flatten(2).transpose(1, 2)
+            elif name == "grid":
+                found[name] = grid(features, getattr(self.network.body, "num_prefix_tokens", 0))
+        return {name: found[name] for name in self.names}
+
+
+def _block_path(body: nn.Module, name: str) -> str | None:
+    match = _BLOCK.fullmatch(name)
+    if not match:
+        return None
+    stages = [info["module"] for info in getattr(body, "feature_info", [])]
+    number = int(match[1])
+    if not 1 <= number <= len(stages):
+        raise InputError(f"no '{name}': {type(body).__name__} has blocks 1 to {len(stages)}.")
+    return stages[number - 1]
+
+
+def grid(features: Tensor, prefix: int) -> Tensor:
+    """Feature map [B, D, H, W]: maps as they are, square grids of patch tokens reshaped."""
+    if features.ndim == 4:
+        return features
+    patches = features[:, prefix:].transpose(1, 2)
+    side = math.isqrt(patches.shape[2])
+    if side * side != patches.shape[2]:
+        raise InputError(f"{patches.shape[2]} patch tokens are no square grid.")
+    return patches.unflatten(2, (side, side))
+
+
+def tensor_of(network: Network, name: str) -> Tensor:
+    """A parameter or buffer of the timm model by its name (``head.weight``).
+
+    Raises InputError if there is none.
+    """
+    tensors = {**dict(network.body.named_parameters()), **dict(network.body.named_buffers())}
+    if name not in tensors:
+        raise InputError(f"{network.name} has no parameter or buffer '{name}'.{nearest(name, tensors)}")
+    return tensors[name]

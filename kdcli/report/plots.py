@@ -1,0 +1,306 @@
+"""The figures of a report, each a function that returns one ``<svg>`` element for inlining in HTML.
+
+The same input gives the same bytes: fixed hash salt, no dates, matplotlib's own defaults instead of the
+user's. Text stays text, so that a page can be searched and class names in any script are set in the reader's
+fonts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import io
+import math
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap, PowerNorm
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+
+Model = Mapping[str, Any]
+
+# Okabe & Ito 2008, "Color Universal Design": told apart with any colour vision. Yellow is left out: it
+# vanishes on white. Markers and line styles change too, for more than seven models and prints without colour.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*", "<", ">", "p")
+DASHES = ("-", "--", "-.", ":")
+INK, FAINT = "#2b2f36", "#d9dde3"
+BLUES = LinearSegmentedColormap.from_list("kdcli_blues", ["#ffffff", "#9ecae8", "#0072B2", "#002f4d"])
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "kdcli",
+    "text.parse_math": False,  # a class may be named "$5 note"
+    "font.size": 10,
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.edgecolor": "#8a919c",
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
+    "text.color": INK,
+    "xtick.color": "#8a919c",
+    "ytick.color": "#8a919c",
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.color": FAINT,
+    "grid.linewidth": 0.7,
+    "lines.linewidth": 1.8,
+    "lines.markersize": 5.5,
+    "legend.frameon": False,
+}
+ROOT = "stroke-linejoin: round; stroke-linecap: butt; font-family: 'DejaVu Sans', Verdana, sans-serif"
+ALL_NAMES = 60  # up to so many classes are named along a confusion matrix
+ALL_COUNTS = 20  # and up to so many have their counts written in the cells
+
+
+@contextmanager
+def _style() -> Iterator[None]:
+    """Matplotlib's defaults and the style above, not the user's matplotlibrc; restored on leaving."""
+    with mpl.rc_context(), warnings.catch_warnings():
+        # Text is set by the browser: for lack of a glyph matplotlib only measures it a little off.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        mpl.rcdefaults()
+        mpl.rcParams.update(STYLE)
+        yield
+
+
+def _svg(figure: Figure, label: str) -> str:
+    """The figure as an ``<svg>`` element that scales to its container, with ids that no other figure has."""
+    buffer = io.StringIO()
+    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    figure.savefig(buffer, format="svg", metadata=nothing, bbox_inches="tight", pad_inches=0.05)
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    # A <style> would reach out of the figure into the page.
+    text = re.sub(r"\s*<defs>\s*<style.*?</style>\s*</defs>", "", text, count=1, flags=re.DOTALL)
+    prefix = "f" + hashlib.sha256((label + text).encode()).hexdigest()[:10]
+    used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', text))
+
+    def tidy(tag: re.Match[str]) -> str:
+        # HTML knows the namespaces of inline SVG; the font is named once, at the root.
+        short_tag = re.sub(r' xmlns(:\w+)?="[^"]*"', "", tag.group()).replace(" xlink:href=", " href=")
+        short_tag = re.sub(r" font-family: [^;\"]*;?", "", short_tag)
+        short_tag = re.sub(r' id="([^"]*)"', lambda m: m.group() if m[1] in used else "", short_tag)
+        return re.sub(r'(\sid="|\shref="#|url\(#)', rf"\g<1>{prefix}-", short_tag)
+
+    text = re.sub(r"<\w[^>]*>", tidy, text)  # only in tags: a class may be named 'id="x'
+    start = f'<svg role="img" aria-label="{html.escape(label)}" style="{ROOT}" '
+    return text.replace("<svg ", start, 1).strip()
+
+
+def short(name: str, length: int = 28) -> str:
+    """The name, its middle cut out where it is longer than ``length`` characters."""
+    if len(name) <= length:
+        return name
+    head = (length - 1) // 2
+    return f"{name[:head]}…{name[head + 1 - length :]}"
+
+
+def _looks(index: int) -> dict[str, Any]:
+    """Colour, marker and dashes of the ``index``-th model, the same in every figure."""
+    turn = index // len(PALETTE)
+    return {
+        "color": PALETTE[index % len(PALETTE)],
+        "marker": MARKERS[index % len(MARKERS)],
+        "linestyle": DASHES[turn % len(DASHES)],
+    }
+
+
+def _legend(figure: Figure, models: Sequence[tuple[int, Model]], line: bool = True) -> None:
+    """One legend for the figure, below it; none for a single model."""
+    if len(models) < 2:
+        return
+    handles = []
+    for index, _ in models:
+        looks = _looks(index) if line else _looks(index) | {"linestyle": "none"}
+        handles.append(Line2D([], [], **looks))
+    names = [short(str(model["name"])) for _, model in models]
+    columns = min(len(models), 3)
+    figure.legend(handles, names, loc="outside lower center", ncols=columns, fontsize=9)
+
+
+def _refuse_none(models: Sequence[Any], what: str) -> None:
+    if not models:
+        raise ValueError(f"no model has {what} to draw")
+
+
+def reliability_curve(models: Sequence[Model]) -> str:
+    """Accuracy against confidence per bin, above the share of samples in each bin.
+
+    Args:
+        models: the report's models; each has ``name`` and ``reliability`` with ``confidence``, ``accuracy``
+            and ``count`` per bin (see `kdcli.metrics.classification.reliability`).
+
+    Raises:
+        ValueError: no models.
+    """
+    _refuse_none(models, "a reliability curve")
+    with _style():
+        figure = Figure(figsize=(5.2, 5.4), layout="constrained")
+        curve, shares = figure.subplots(2, 1, sharex=True, height_ratios=[3.4, 1])
+        curve.plot([0, 100], [0, 100], color="#8a919c", linewidth=1, linestyle=(0, (4, 3)))
+        curve.text(98, 3, "dashed: confidence = accuracy", ha="right", fontsize=8.5, color="#6b727d")
+        for index, model in enumerate(models):
+            bins = model["reliability"]
+            count = np.asarray(bins["count"], dtype=float)
+            filled = count > 0
+            x, y = (100 * np.asarray(bins[key], dtype=float)[filled] for key in ("confidence", "accuracy"))
+            curve.plot(x, y, **_looks(index), clip_on=False)
+            edges = np.linspace(0, 100, len(count) + 1)
+            color = PALETTE[index % len(PALETTE)]
+            share = 100 * count / max(count.sum(), 1)
+            shares.stairs(share, edges, color=color, linewidth=1.3, linestyle=_looks(index)["linestyle"])
+            if len(models) == 1:
+                shares.stairs(share, edges, color=color, fill=True, alpha=0.2)
+        curve.set(xlim=(0, 100), ylim=(0, 100), ylabel="accuracy (%)")
+        shares.set(xlabel="confidence (%)", ylabel="samples (%)")
+        shares.set_ylim(bottom=0)
+        shares.yaxis.set_major_locator(MaxNLocator(3))
+        _legend(figure, list(enumerate(models)))
+        return _svg(figure, "Reliability: accuracy against confidence")
+
+
+def confusion_matrix(confusion: Sequence[Sequence[int]], classes: Sequence[str], name: str = "") -> str:
+    """Confusion matrix, coloured by the share of each true class; counts are written for up to 20 classes.
+
+    Up to 60 classes are named along the axes, more are numbered. Shares are coloured on a square-root scale,
+    so that a confusion of a few percent shows.
+
+    Args:
+        confusion: ``[C][C]`` counts, rows truth, columns prediction.
+        classes: C names.
+        name: the model's, for the figure's accessible label.
+
+    Raises:
+        ValueError: a matrix that is not C x C, or C = 0.
+    """
+    counts = np.asarray(confusion, dtype=float)
+    size = len(classes)
+    if size == 0 or counts.shape != (size, size):
+        raise ValueError(f"a confusion matrix of {size} classes cannot have the shape {list(counts.shape)}")
+    share = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    named, written = size <= ALL_NAMES, size <= ALL_COUNTS
+    side = max(0.42 * size, 2.6) if written else 8.4 if named else 6.4
+    fontsize = min(9.0, 0.8 * 72 * side / size)
+    with _style():
+        figure = Figure(figsize=(side + 1.6, side + 1.1), layout="constrained")
+        axes = figure.subplots()
+        image = axes.imshow(share, cmap=BLUES, norm=PowerNorm(0.5, 0, 100), interpolation="none")
+        axes.grid(False)
+        axes.spines[:].set_visible(True)
+        axes.set(xlabel="predicted class", ylabel="true class")
+        if named:
+            names = [short(str(name), 20) for name in classes]
+            axes.set_xticks(range(size), names, rotation=90 if size > 6 else 0, fontsize=fontsize)
+            axes.set_yticks(range(size), names, fontsize=fontsize)
+            axes.tick_params(length=0)
+        else:
+            axes.set(xlabel="predicted class (number)", ylabel="true class (number)")
+            for axis in (axes.xaxis, axes.yaxis):
+                axis.set_major_locator(MaxNLocator(10, integer=True))
+        for row, column in np.argwhere(counts > 0) if written else ():
+            text = f"{counts[row, column]:.0f}"
+            color = "white" if share[row, column] > 35 else INK
+            fitting = fontsize - 1.5 * (len(text) > 3)
+            axes.text(column, row, text, ha="center", va="center", fontsize=fitting, color=color)
+        bar = figure.colorbar(image, ax=axes, shrink=0.85, pad=0.02, ticks=[0, 1, 5, 20, 50, 100])
+        bar.set_label("share of the true class (%)")
+        bar.outline.set_visible(False)
+        bar.solids.set_rasterized(True)  # type: ignore[union-attr]  # one picture, not 256 polygons with seams
+        return _svg(figure, f"Confusion matrix of {size} classes: {name}" if name else "Confusion matrix")
+
+
+# Of each cost the label, and its value between the ends of its error bar.
+COSTS: tuple[tuple[str, Callable[[Mapping[str, Any]], tuple[float, ...]]], ...] = (
+    ("parameters (M)", lambda cost: (cost["parameters"] / 1e6,) * 3),
+    ("GFLOPs per image (2 × MACs)", lambda cost: (cost["flops"] / 1e9,) * 3),
+    ("latency at batch 1 (ms)", lambda cost: tuple(cost["latency_ms"][q] for q in ("p10", "median", "p90"))),
+)
+
+
+def _scale(axes: Axes, values: Sequence[float]) -> None:
+    """A logarithmic axis where the costs span more than a factor 8, else a linear one from 0."""
+    low, high = min(values), max(values)
+    if low > 0 and high / low > 8:
+        axes.set_xscale("log")
+        axes.set_xlim(low / 1.6, high * 1.6)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.xaxis.set_minor_locator(NullLocator())
+    else:
+        axes.set_xlim(0, high * 1.15 if high > 0 else 1)
+
+
+def accuracy_against_cost(models: Sequence[Model]) -> str:
+    """Top-1 accuracy against parameters, FLOPs and latency, a panel each; bars span the latency's p10 to p90.
+
+    Args:
+        models: the report's models; those without ``cost`` are left out.
+
+    Raises:
+        ValueError: no model has a cost.
+    """
+    costly = [(index, model) for index, model in enumerate(models) if model.get("cost")]
+    _refuse_none(costly, "a cost")
+    with _style():
+        figure = Figure(figsize=(3.1 * len(COSTS) + 0.5, 3.4), layout="constrained")
+        row = figure.subplots(1, len(COSTS), sharey=True)
+        for axes, (label, spread) in zip(row, COSTS):
+            for index, model in costly:
+                low, x, high = spread(model["cost"])
+                looks = _looks(index) | {"linestyle": "none", "markersize": 8}
+                ends = [[max(0.0, x - low)], [max(0.0, high - x)]]
+                axes.errorbar(x, 100 * model["metrics"]["top1"], xerr=ends, capsize=2.5, **looks)
+            _scale(axes, [value for _, model in costly for value in spread(model["cost"])])
+            axes.set_xlabel(label)
+        row[0].set_ylabel("top-1 accuracy (%)")
+        row[0].margins(y=0.15)
+        _legend(figure, costly, line=False)
+        return _svg(figure, "Accuracy against cost")
+
+
+def training_curves(models: Sequence[Model]) -> str:
+    """Every recorded quantity against the training step, a panel each; NaN and Inf are left out.
+
+    Args:
+        models: the report's models, each with ``name`` and ``curves``: records of ``step`` and named floats,
+            not every name in every record.
+
+    Raises:
+        ValueError: no model has curves.
+    """
+    trained = [(index, model) for index, model in enumerate(models) if model.get("curves")]
+    records = [record for _, model in trained for record in model["curves"]]
+    keys = list(dict.fromkeys(key for record in records for key in record if key != "step"))
+    _refuse_none(keys, "training curves")
+    columns = min(len(keys), 3)
+    rows = math.ceil(len(keys) / columns)
+    with _style():
+        figure = Figure(figsize=(3.1 * columns + 0.5, 2.5 * rows + 0.5), layout="constrained")
+        panels = figure.subplots(rows, columns, sharex=True, squeeze=False).ravel()
+        for axes, key in zip(panels, keys):
+            for index, model in trained:
+                points = [(r["step"], r[key]) for r in model["curves"] if r.get(key) is not None]
+                xy = np.array([point for point in points if math.isfinite(point[1])]).reshape(-1, 2)
+                looks = _looks(index) | ({} if len(xy) < 30 else {"marker": ""})
+                axes.plot(*xy.T, **looks, markersize=3.5)
+            axes.set_title(short(key))
+            axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+            axes.set_xlabel("step")
+            axes.tick_params(labelbottom=True)
+        for axes in panels[len(keys) :]:
+            axes.remove()
+        _legend(figure, trained)
+        return _svg(figure, "Training curves")

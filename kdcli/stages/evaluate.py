@@ -1,0 +1,328 @@
+"""Measure models on one split: quality, calibration, cost, agreement with a teacher.
+
+One model:       kdcli eval runs/student --data cars/ --split test
+Several models:  kdcli eval runs/a runs/b --teacher runs/teacher --data cars/ --split test --out runs/report
+As a gate:       kdcli eval runs/student --data cars/ --require 'top1>=0.8'
+Tiny, on a CPU:  kdcli eval runs/student --data example:fashion-mnist --no-cost
+"""
+
+from __future__ import annotations
+
+import json
+import operator
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kdcli.artifacts.manifest import Manifest
+from kdcli.config import DataSection, RunSection, inputs, option, outputs, reading, running
+from kdcli.console import Console
+from kdcli.errors import InputError, UsageError, nearest
+from kdcli.stages import Result, frame
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from kdcli.data.samples import Data, Samples
+    from kdcli.engine.runtime import Runtime
+    from kdcli.models.network import Network
+
+_GATE = re.compile(r"\s*([a-z0-9_/]+)\s*(>=|<=|>|<)\s*([0-9.eE+-]+)\s*")
+_COMPARE = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
+_CURVE_POINTS = 400
+
+
+class Config(RunSection):
+    """Measure models on one split: quality, calibration, cost, agreement with a teacher."""
+
+    models: list[str] = option([], "Model artifacts; - reads one from a pipe.", positional=True)
+    teacher: str | None = inputs(None, "Compare with this model.", "--teacher")
+    data: DataSection = DataSection()
+    split: str = reading("test", "test, validation, train, or any split's name.", "--split")
+    require: list[str] = outputs(
+        [], "Fail with exit 5 unless it holds, for example 'top1>=0.8' (repeatable).", "--require"
+    )
+    cost: bool = running(True, "Measure FLOPs, latency, throughput and memory.", "--cost")
+    batch_size: int = running(64, "Of inference and of the throughput.", "--batch-size", ge=1)
+    repeats: int = option(30, "Timed forwards of latency and throughput.", ge=3)
+
+
+@dataclass
+class Plan:
+    """Everything a run needs, checked."""
+
+    config: Config
+    out: Path
+    identity: dict[str, Any]
+    parents: list[dict[str, str]]
+    data: Data
+    samples: Samples
+    networks: dict[str, Network]
+    teacher: Network | None
+    gates: list[tuple[str, str, float]]
+
+    def to_json(self) -> dict[str, Any]:
+        """What ``--dry-run --json`` prints."""
+        return {
+            "out": str(self.out),
+            "identity": self.identity,
+            "parents": self.parents,
+            "data": self.data.describe(),
+            "models": list(self.networks),
+            "require": [f"{n}{o}{v:g}" for n, o, v in self.gates],
+        }
+
+    def describe(self, console: Console) -> None:
+        """Show the plan on stderr."""
+        console.note(
+            f"reads    {self.config.data.source}: {self.config.split} {len(self.samples):,} labelled pictures"
+        )
+        for name, net in self.networks.items():
+            console.note(f"measures {name}: {net.spec.size[0]} px, {len(net.classes or [])} classes")
+        if self.teacher is not None:
+            console.note(f"teacher  {self.teacher.name}")
+        console.note(f"writes   {self.out}")
+
+
+def plan(config: Config, console: Console) -> Plan:
+    """Open data and models, match their classes by name, parse the gates.
+
+    Raises:
+        UsageError: a gate that is no comparison of a known metric.
+        InputError: data or models that cannot be used together.
+    """
+    from kdcli.data.sources import open_data
+
+    frame.require(config.models, "a model (kdcli eval MODEL …)")
+    frame.require(config.data.source, "--data")
+    gates = [_gate(text) for text in config.require]
+    data = open_data(config.data, need=(config.split,))
+    if data.classes is None:
+        raise InputError(f"{config.data.source} has no labels. Name their column: --set data.label_column=…")
+    samples = data.split(config.split)
+    samples = samples.take(samples.labelled())
+    if len(samples) == 0:
+        raise InputError(f"split '{config.split}' of {config.data.source} has no labelled picture.")
+    networks = {_short(name, config.models): _network(name, data, config) for name in config.models}
+    teacher = _network(config.teacher, data, config) if config.teacher else None
+    parents = [frame.parent(f"model{i}", name) for i, name in enumerate(config.models)]
+    if config.teacher:
+        parents.append(frame.parent("teacher", config.teacher))
+    identity = frame.identity_of("eval", config, parents, {"data": samples.fingerprint})
+    out = frame.output_path("eval", config, identity)
+    return Plan(config, out, identity, parents, data, samples, networks, teacher, gates)
+
+
+def run(plan: Plan, console: Console, *, stop: Any = None, command: str = "") -> Result:
+    """Measure, print the table, write ``report.json`` and ``report.html`` as a report artifact."""
+    from kdcli.artifacts.store import write_bytes
+    from kdcli.engine.runtime import open_runtime, shared_output
+    from kdcli.report.page import render, table
+
+    runtime = open_runtime(plan.config)
+    with shared_output(plan.out, plan.identity, plan.config.overwrite, runtime) as output:
+        if output is not None:
+            report = _report(plan, runtime, console)
+            if runtime.main:
+                write_bytes(output.partial / "report.json", (json.dumps(report, indent=1) + "\n").encode())
+                write_bytes(output.partial / "report.html", render(report).encode())
+                manifest = Manifest("report", "eval", plan.identity, plan.parents)
+                manifest.facts = frame.facts(
+                    plan.config,
+                    command,
+                    data=plan.data.describe(),
+                    models=_numbers(report),
+                    **runtime.describe(),
+                )
+                output.commit(manifest, ["report.json", "report.html"])
+        runtime.barrier()
+    report = json.loads((plan.out / "report.json").read_text())
+    console.table(*table(report))
+    console.note(f"report   {plan.out / 'report.html'}")
+    failed = [f"{r['text']} does not hold: {r['value']:.4g}" for r in report["requirements"] if not r["met"]]
+    return Result(plan.out, frame.summary(plan.out), failed)
+
+
+def _gate(text: str) -> tuple[str, str, float]:
+    match = _GATE.fullmatch(text)
+    known = (
+        "top1",
+        "top5",
+        "mean_per_class",
+        "nll",
+        "ece",
+        "agreement",
+        "kl",
+        "parameters",
+        "flops",
+        "latency_ms",
+    )
+    if not match:
+        raise UsageError(f"--require '{text}': write METRIC>=NUMBER, for example top1>=0.8.")
+    name, compare, value = match.groups()
+    if name not in known:
+        raise UsageError(
+            f"--require: no metric '{name}'.{nearest(name, known)} There are: {', '.join(known)}."
+        )
+    try:
+        return name, compare, float(value)
+    except ValueError:
+        raise UsageError(f"--require '{text}': '{value}' is no number.") from None
+
+
+def _short(name: str, names: list[str]) -> str:
+    """The last part of a path, as long as that tells the models apart."""
+    last = Path(name).name or name
+    return last if [Path(n).name for n in names].count(last) == 1 else name
+
+
+def _network(name: str | None, data: Data, config: Config) -> Network:
+    from kdcli.models.build import build
+    from kdcli.tasks.classification import permutation
+
+    network = build(str(name))
+    classes = list(data.classes or [])
+    network.reorder(permutation(classes, network.classes, config.data.class_order, str(name)), classes)
+    return network.requires_grad_(False).eval()
+
+
+# -- measuring -----------------------------------------------------------------------------------------------
+
+
+def _report(plan: Plan, runtime: Runtime, console: Console) -> dict[str, Any]:
+    import torch
+
+    targets = torch.from_numpy(plan.samples.labels)
+    teacher = _logits(plan, plan.teacher, "teacher", runtime, console) if plan.teacher is not None else None
+    models = []
+    for name, network in plan.networks.items():
+        logits = _logits(plan, network, name, runtime, console)
+        models.append(_model(plan, name, network, logits, targets, teacher, runtime))
+    return {
+        "title": f"{plan.config.split} split of {plan.config.data.source}",
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "data": {
+            "name": plan.config.data.source,
+            "split": plan.config.split,
+            "samples": len(plan.samples),
+            "classes": plan.data.classes,
+            "fingerprint": plan.samples.fingerprint,
+        },
+        "models": models,
+        "notes": _notes(plan),
+        "requirements": [_judge(gate, model) for gate in plan.gates for model in models],
+    }
+
+
+def _logits(plan: Plan, network: Network, name: str, runtime: Runtime, console: Console) -> Tensor:
+    from kdcli.engine.inference import outputs
+
+    config = plan.config
+    with console.progress(name, len(plan.samples), "pictures") as bar:
+        return outputs(
+            network.to(runtime.device),
+            plan.samples,
+            runtime,
+            batch_size=config.batch_size,
+            max_pixels=config.data.max_pixels,
+            workers=config.workers,
+            timeout=config.worker_timeout,
+            progress=bar.update,
+        )
+
+
+def _model(
+    plan: Plan,
+    name: str,
+    network: Network,
+    logits: Tensor,
+    targets: Tensor,
+    teacher: Tensor | None,
+    runtime: Runtime,
+) -> dict[str, Any]:
+    from kdcli.metrics.agreement import agreement
+    from kdcli.metrics.classification import classification_metrics, confusion, reliability
+
+    facts = _facts(network.name)
+    row: dict[str, Any] = {
+        "name": name,
+        "path": network.name,
+        "metrics": classification_metrics(logits, targets),
+        "reliability": reliability(logits, targets),
+        "confusion": confusion(logits, targets, len(plan.data.classes or [])).tolist(),
+        "curves": _curves(Path(network.name)),
+    }
+    if "selection" in facts:
+        row["selection"] = facts["selection"]
+    if plan.config.cost:
+        row["cost"] = _cost(plan.config, network, runtime)
+    if teacher is not None and plan.teacher is not None:
+        row["teacher"] = {"name": plan.teacher.name, **agreement(logits, teacher, targets)}
+    return row
+
+
+def _facts(name: str) -> dict[str, Any]:
+    from kdcli.artifacts import model as artifacts
+
+    return artifacts.read(name).manifest.facts if artifacts.find(name) is not None else {}
+
+
+def _curves(path: Path) -> list[dict[str, Any]]:
+    """Rows of the model's ``metrics.jsonl``, thinned to what a plot can show."""
+    file = path / "metrics.jsonl"
+    if not file.is_file():
+        return []
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    return rows[:: max(1, len(rows) // _CURVE_POINTS)]
+
+
+def _cost(config: Config, network: Network, runtime: Runtime) -> dict[str, Any]:
+    import torch
+
+    from kdcli.metrics.efficiency import flops, latency, parameters, peak_memory, throughput
+
+    shape = (config.batch_size, 3, *network.spec.size)
+    batch = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(runtime.device)
+    with runtime.accelerator.autocast():
+        return {
+            "parameters": parameters(network),
+            "flops": flops(network, batch[:1]),
+            "latency_ms": latency(network, batch[:1], config.repeats, 5),
+            "throughput": throughput(network, batch, max(3, config.repeats // 3), 2),
+            "peak_memory_mb": peak_memory(network, batch),
+            "device": runtime.describe()["device"],
+            "threads": torch.get_num_threads(),
+        }
+
+
+def _notes(plan: Plan) -> list[str]:
+    notes = []
+    for name in plan.config.models:
+        splits = (_facts(name).get("data") or {}).get("splits", {})
+        if any(s.get("hash") == plan.samples.fingerprint for s in splits.values()):
+            notes.append(f"{name} was trained or selected on this very split: its figures are no test.")
+    return notes
+
+
+def _value(model: dict[str, Any], name: str) -> float:
+    cost = model.get("cost", {})
+    places = {**model["metrics"], **model.get("teacher", {}), **cost}
+    if name == "latency_ms" and cost:
+        return float(cost["latency_ms"]["median"])
+    if name not in places:
+        raise UsageError(f"--require: '{name}' was not measured in this run.")
+    return float(places[name])
+
+
+def _judge(gate: tuple[str, str, float], model: dict[str, Any]) -> dict[str, Any]:
+    name, compare, bound = gate
+    value = _value(model, name)
+    text = f"{model['name']}: {name}{compare}{bound:g}"
+    return {"text": text, "met": bool(_COMPARE[compare](value, bound)), "value": value}
+
+
+def _numbers(report: dict[str, Any]) -> list[dict[str, Any]]:
+    keys = ("name", "path", "metrics", "teacher", "cost")
+    return [{k: m[k] for k in keys if k in m} for m in report["models"]]

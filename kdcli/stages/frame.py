@@ -1,0 +1,63 @@
+"""What every stage does around its work: parents, identity, output path, facts of the manifest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from kdcli.artifacts import manifest as manifests
+from kdcli.artifacts import model as models
+from kdcli.config import RunSection, identity
+from kdcli.errors import UsageError
+
+
+def require(value: Any, flag: str) -> Any:
+    """A field that this stage cannot do without. Raises UsageError."""
+    if value in (None, "", []):
+        raise UsageError(f"{flag} is required.")
+    return value
+
+
+def parent(role: str, name: str, weights: str | None = None) -> dict[str, str]:
+    """Where a network came from: an artifact's path and hash, or a model's name and its weights' hash."""
+    if models.find(name) is not None:
+        return dict(models.parent(role, models.read(name)))
+    found = {"role": role, "path": name, "hash": ""}
+    if weights and Path(weights).is_file():
+        found |= {"weights": weights, "hash": manifests.file_hash(Path(weights))}
+    return found
+
+
+def identity_of(
+    stage: str, config: RunSection, parents: list[dict[str, str]], data: dict[str, str]
+) -> dict[str, Any]:
+    """What makes a run what it is: identity fields, hashes of parents, fingerprints of data."""
+    hashes = {p["role"]: p["hash"] for p in parents if p["hash"]}
+    return {"stage": stage, "config": identity(config), "parents": hashes, "data": data}
+
+
+def output_path(stage: str, config: RunSection, identity: dict[str, Any]) -> Path:
+    """``--out``, or a name made of the run's identity."""
+    return Path(config.out or Path("runs", f"{stage}-{manifests.digest(identity)[:10]}"))
+
+
+def facts(config: RunSection, command: str, **more: Any) -> dict[str, Any]:
+    """Facts of the manifest that every stage records, beside its own."""
+    return {
+        "command": command,
+        "config": config.model_dump(mode="json", exclude={"overwrite"}),
+        "seed": config.seed,
+        "versions": manifests.versions(),
+        **more,
+    }
+
+
+def summary(path: Path) -> dict[str, Any]:
+    """What ``--json`` says of a finished artifact."""
+    manifest = manifests.read(path)
+    wanted = ("metrics", "selection", "steps", "seconds", "models")
+    return {
+        "kind": manifest.kind,
+        "hash": manifest.hash,
+        **{k: manifest.facts[k] for k in wanted if k in manifest.facts},
+    }

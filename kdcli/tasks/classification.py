@@ -1,0 +1,82 @@
+"""Single-label classification: cross-entropy, top-1 for selection, labels matched by name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdcli.errors import InputError
+from kdcli.losses.logits import cross_entropy
+from kdcli.methods.words import Term
+
+
+@dataclass(frozen=True)
+class Classification:
+    """The task of one set of class names.
+
+    Attributes:
+        classes: names by class number.
+        label_smoothing: of the supervised loss.
+        weighted: whether batches carry ``row_weight`` (class balance in the loss).
+    """
+
+    classes: tuple[str, ...]
+    label_smoothing: float = 0.0
+    weighted: bool = False
+    name: str = "classification"
+    selection: str = "top1"
+
+    def supervised(self, call: str) -> Term:
+        """Cross-entropy on the labelled rows of a batch."""
+        weight = ("row_weight",) if self.weighted else ()
+        keywords = {"label_smoothing": self.label_smoothing} if self.label_smoothing else {}
+        return Term(
+            "ce", cross_entropy, (f"{call}.logits", "target", *weight), keywords=keywords, rows="labelled"
+        )
+
+    def measure(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
+        """Metrics of logits [N, C] against class numbers [N]."""
+        from kdcli.metrics.classification import classification_metrics
+
+        return classification_metrics(outputs, targets)
+
+
+def class_weights(labels: np.ndarray, classes: int) -> Tensor:
+    """[C] factors N / (C · n_c) that give every class the same share of the loss."""
+    counts = np.bincount(labels[labels >= 0], minlength=classes)
+    return torch.tensor(counts.sum() / (classes * np.maximum(counts, 1)), dtype=torch.float32)
+
+
+def permutation(
+    classes: Sequence[str], teacher: Sequence[str] | None, order: Literal["names", "same"], who: str
+) -> list[int] | None:
+    """Columns of the teacher's logits in the order of ``classes``; None if they already are.
+
+    Raises:
+        InputError: other names or another number of classes.
+    """
+    if teacher is None:
+        raise InputError(f"{who} has no trained classifier; fit one with kdcli probe.")
+    if list(teacher) == list(classes):
+        return None
+    if len(teacher) != len(classes):
+        raise InputError(
+            f"{who} knows {len(teacher)} classes, the data has {len(classes)}. Probe the teacher on this "
+            "data first."
+        )
+    if order == "same":
+        return None
+    if len(set(teacher)) < len(teacher) or set(teacher) != set(classes):
+        odd = sorted(set(teacher) ^ set(classes))[:4]
+        raise InputError(
+            f"{who} and the data name their classes differently ({', '.join(odd)}, …). If the order is the "
+            "same, say "
+            "--set data.class_order=same; else probe the teacher on this data."
+        )
+    place = {name: i for i, name in enumerate(teacher)}
+    return [place[name] for name in classes]

@@ -1,0 +1,249 @@
+import copy
+import json
+from html.parser import HTMLParser
+
+import pytest
+
+from kdcli.report.page import MISSING, amount, confused_pairs, number, percent, render, table
+
+EVIL = "<script>alert('x')</script>"
+
+
+def make_model(name, **more):
+    return {
+        "name": name,
+        "path": f"runs/{name}",
+        "metrics": {"top1": 0.8425, "mean_per_class": 0.8312, "nll": 0.51234, "ece": 0.0213},
+        "reliability": {"confidence": [0.4, 0.9], "accuracy": [0.5, 0.8], "count": [4, 6]},
+        "confusion": [[3, 1, 0], [0, 4, 0], [2, 0, 0]],
+        "curves": [],
+    } | more
+
+
+COST = {
+    "parameters": 3_412_000,
+    "flops": 2_507_366_400,
+    "latency_ms": {"median": 12.345, "p10": 11.0, "p90": 15.5, "repeats": 50},
+    "throughput": {"median": 1234.5, "p10": 1100.0, "p90": 1300.0, "batch": 32},
+    "peak_memory_mb": 45.67,
+    "device": "cpu (2 cores)",
+    "threads": 2,
+}
+TEACHER = {
+    "name": "dinov2_vits",
+    "agreement": 0.9,
+    "kl": 0.1234,
+    "both_right": 0.75,
+    "only_student": 0.0925,
+    "only_teacher": 0.0575,
+    "neither_right": 0.1,
+}
+
+
+def make_report():
+    full = make_model(
+        "student",
+        cost=COST,
+        teacher=TEACHER,
+        curves=[{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0, "val": 0.5}],
+        selection="best on validation at step 400",
+    )
+    full["metrics"] = full["metrics"] | {"top5": 0.99}
+    return {
+        "title": "Two students",
+        "created": "2026-11-21 09:30 UTC",
+        "data": {
+            "name": "pets",
+            "split": "test",
+            "samples": 12345,
+            "classes": ["cat", "dog", "eel"],
+            "fingerprint": "sha256:abc",
+        },
+        "models": [full, make_model("plain")],
+        "notes": ["The test split was used once."],
+        "requirements": [
+            {"text": "top1>=0.8", "met": True, "value": 0.8425},
+            {"text": "ece<=0.02", "met": False, "value": 0.0213},
+        ],
+    }
+
+
+@pytest.fixture
+def report():
+    return make_report()
+
+
+@pytest.fixture(scope="module")
+def rendered():
+    return render(make_report())
+
+
+class Page(HTMLParser):
+    """Collects tags, attributes and text, and checks that elements close in order."""
+
+    VOID = frozenset({"meta", "link", "img", "br", "hr", "input"})
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.links, self.ids, self.words = [], [], [], [], []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.handle_startendtag(tag, attrs)
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        for name, value in attrs:
+            if name in ("src", "href", "xlink:href", "srcset", "action", "data"):
+                self.links.append(value)
+            elif name == "id":
+                self.ids.append(value)
+            assert not name.startswith("on")
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] != "style":
+            self.words.append(data)
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.words).split())
+
+
+def test_the_page_is_whole_and_needs_nothing_from_outside(rendered):
+    text = rendered
+    page = Page(text)
+    assert text.startswith("<!DOCTYPE html>")
+    assert page.links
+    assert all(link.startswith(("#", "data:image/png;base64,")) for link in page.links)
+    assert not {"script", "link", "iframe", "object", "img"} & set(page.tags)
+    assert "http" not in text
+    assert "@import" not in text
+    assert len(page.ids) == len(set(page.ids))
+    assert page.tags.count("svg") == 5  # cost, reliability, curves, a confusion matrix for each model
+    assert "{{" not in text
+
+
+def test_the_page_says_what_was_measured(rendered):
+    text = Page(rendered).text
+    for expected in (
+        "Two students",
+        "2026-11-21 09:30 UTC",
+        "pets, test split",
+        "12,345 in 3 classes",
+        "sha256:abc",
+        "FLOPs are 2 × MACs",
+        "over 2 bins",
+        "✓ met top1>=0.8 measured 0.8425",
+        "✗ not met ece<=0.02 measured 0.0213",
+        "runs/student best on validation at step 400 dinov2_vits",
+        "3,412,000 2.51 12.3 (11.0 – 15.5)",
+        "1,234 (1,100 – 1,300) 32 45.7 cpu (2 cores), 2 threads",
+        "dinov2_vits 90.0% 0.123 75.0% 9.2% 5.8% 10.0%",
+        "eel cat 2 100.0%",
+        "The test split was used once.",
+    ):
+        assert expected in text, expected
+
+
+def test_the_pages_main_table_is_the_consoles(report, rendered):
+    header, rows = table(report)
+    assert header == [
+        "model", "top-1", "top-5", "per class", "NLL", "ECE", "agreement", "parameters", "GFLOPs", "latency",
+        "images/s",
+    ]  # fmt: skip
+    assert rows == [
+        ["student", "84.2%", "99.0%", "83.1%", "0.512", "2.1%", "90.0%", "3.4 M", "2.51", "12.3 ms", "1,234"],
+        ["plain", "84.2%", MISSING, "83.1%", "0.512", "2.1%", *[MISSING] * 5],
+    ]
+    text = Page(rendered).text
+    assert " ".join(header) in text
+    assert " ".join(rows[0]) in text
+    assert " ".join(rows[1]) in text
+
+
+def test_what_no_model_has_is_left_out(report):
+    report["models"] = [make_model("plain")]
+    report["notes"], report["requirements"] = [], []
+    assert table(report)[0] == ["model", "top-1", "per class", "NLL", "ECE"]
+    page = Page(render(report))
+    assert page.tags.count("svg") == 2
+    for absent in ("Requirements", "Cost", "Student and teacher", "Training", "Notes", "FLOPs", "Agreement"):
+        assert absent not in page.text
+
+
+def test_names_and_paths_are_escaped_everywhere(report):
+    evil = copy.deepcopy(report)
+    evil["title"] = evil["created"] = EVIL
+    evil["data"] |= {
+        "name": EVIL,
+        "split": EVIL,
+        "fingerprint": EVIL,
+        "classes": [EVIL, "<b>", 'a" onload="x'],
+    }
+    evil["notes"] = [EVIL]
+    evil["requirements"][0]["text"] = EVIL
+    model = evil["models"][0]
+    model |= {"name": EVIL, "path": EVIL, "selection": EVIL}
+    model["cost"]["device"] = model["teacher"]["name"] = EVIL
+    model["curves"][0][EVIL] = 1.0
+    text = render(evil)
+    page = Page(text)
+    assert "<script" not in text
+    assert "script" not in page.tags
+    assert "b" not in page.tags
+    assert page.text.count("<script>") >= 10
+
+
+def test_a_report_read_back_from_json_gives_the_same_page_and_is_not_changed(report, rendered):
+    read = json.loads(json.dumps(report))
+    assert render(read) == rendered
+    assert read == report
+
+
+def test_a_report_without_models_is_refused(report):
+    report["models"] = []
+    with pytest.raises(ValueError, match="a report needs at least one model"):
+        render(report)
+
+
+def test_confused_pairs_are_the_largest_off_the_diagonal():
+    pairs = confused_pairs([[5, 1, 4], [0, 9, 0], [2, 2, 0]], ["a", "b", "c"], most=3)
+    assert [(p["truth"], p["predicted"], p["count"]) for p in pairs] == [
+        ("a", "c", 4),
+        ("c", "a", 2),
+        ("c", "b", 2),
+    ]
+    assert [p["share"] for p in pairs] == [0.4, 0.5, 0.5]
+    assert confused_pairs([[1, 0], [0, 1]], ["a", "b"]) == []
+
+
+@pytest.mark.parametrize(
+    ("form", "value", "text"),
+    [
+        (percent, 0.5, "50.0%"),
+        (percent, 1.0, "100.0%"),
+        (percent, None, MISSING),
+        (percent, float("nan"), MISSING),
+        (number, 0.0482, "0.0482"),
+        (number, 3.0, "3.00"),
+        (number, 99.94, "99.9"),
+        (number, 99.96, "100"),
+        (number, 12345.6, "12,346"),
+        (number, float("inf"), MISSING),
+        (amount, 999, "999"),
+        (amount, 1000, "1.0 k"),
+        (amount, 999_960, "1.0 M"),
+        (amount, 3_412_000, "3.4 M"),
+        (amount, 1_100_000_000, "1.1 G"),
+        (amount, None, MISSING),
+    ],
+)
+def test_values_are_formatted_for_reading(form, value, text):
+    assert form(value) == text
