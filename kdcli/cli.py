@@ -1,21 +1,25 @@
 """The command line: one Typer command per stage, built from the stage's configuration.
 
-stdout carries exactly one line, the artifact's path or a JSON object; all else goes to stderr. Only this
-module touches file descriptors, signal handlers and exit codes.
+stdout carries exactly one line, the artifact's path or a JSON object (or what ``--version`` asks for); all
+else goes to stderr. Only this module touches file descriptors, signal handlers and exit codes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import json
 import os
+import shlex
 import sys
 import traceback
 import typing
 from collections.abc import Callable, Sequence
+from functools import partial, reduce
 from typing import Any, TextIO
 
 import typer
+from typer.core import TyperCommand
 from typer.exceptions import TyperException
 
 from kdcli import errors
@@ -54,43 +58,63 @@ def run(arguments: list[str], answer: TextIO, stop: StopSignal) -> int:
         if not sys.platform.startswith(_PLATFORMS):
             raise errors.EnvironmentFault("kdcli runs on Linux and macOS; on Windows use WSL.")
         app = build(arguments, answer, stop)
-        code = app(arguments, standalone_mode=False, prog_name="kdcli")
-        return int(code or 0)
+        # The stage runs outside Typer, which would swallow its EPIPE, and take its EOFError for an interrupt.
+        work = app(arguments, standalone_mode=False, prog_name="kdcli")
+        return work() if callable(work) else int(work or 0)
     except errors.KdcliError as error:
         console.error(str(error))
         return error.exit_code
     except TyperException as error:
-        console.error(error.format_message())
+        console.error(_usage(error))
         return errors.UsageError.exit_code
     except typer.Exit as error:
         return error.exit_code
     except (KeyboardInterrupt, typer.Abort):
         console.error("interrupted. The same command continues from the last committed step.")
         return 130
-    except MemoryError:
-        console.error(_OUT_OF_MEMORY)
-        return errors.EnvironmentFault.exit_code
     except Exception as error:
-        if type(error).__name__ == "OutOfMemoryError":
+        if _is_out_of_memory(error):
             console.error(_OUT_OF_MEMORY)
             return errors.EnvironmentFault.exit_code
         if isinstance(error, OSError) and error.errno in errors.DISK_FAULTS:
             console.error(str(errors.from_os_error(error, "the output")))
             return errors.EnvironmentFault.exit_code
-        traceback.print_exc()
+        with contextlib.suppress(OSError, ValueError):  # stderr has gone
+            traceback.print_exc()
         console.error(f"this is a bug in kdcli: {type(error).__name__}: {error}")
         return 1
 
 
 _OUT_OF_MEMORY = (
-    "out of memory. Lower --batch-size and raise optim.accumulate by the same factor (the result stays the "
-    "same "
-    "but for batch statistics), use --precision bf16, or smaller views (--set views.size=…)."
+    "out of memory. Lower --batch-size, or split the batch with --set optim.accumulate=2 (the result stays "
+    "the same but for batch statistics); --precision bf16 and smaller views (--set views.size=…) help too."
 )
+
+
+def _usage(error: TyperException) -> str:
+    """Typer's message; of an unknown option with the nearest name instead of three."""
+    if hasattr(error, "option_name") and hasattr(error, "possibilities"):
+        name = str(error.option_name)
+        return f"unknown option '{name}'.{errors.nearest(name, error.possibilities or ())}"
+    return error.format_message()
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether Python, CUDA (by name: torch is not imported here) or torch's CPU allocator ran out."""
+    names = (type(error).__name__, str(error))
+    return (
+        isinstance(error, MemoryError) or "OutOfMemoryError" in names or "can't allocate memory" in names[1]
+    )
 
 
 def _reserve_stdout() -> TextIO:
     """Keep the real stdout for the answer and send everything else that is printed to stderr."""
+    for fd, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(fd)
+        except OSError:  # closed by the shell (2>&-): the next file would take its number
+            os.open(os.devnull, os.O_RDWR)
+            setattr(sys, name, os.fdopen(fd, "w" if fd else "r", closefd=False))
     sys.stdout.flush()
     kept = os.dup(1)
     os.dup2(2, 1)
@@ -100,35 +124,64 @@ def _reserve_stdout() -> TextIO:
 # -- building commands ---------------------------------------------------------------------------------------
 
 
+class _Command(TyperCommand):
+    """A stage's command with plain help in panels (rich's help would cost 0.3 s of imports)."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write the panels, their columns aligned with one another."""
+        from kdcli.config import PANELS
+
+        panels: dict[str, list[tuple[str, str]]] = {name: [] for name in (*PANELS, _PANEL)}
+        for parameter in self.get_params(ctx):
+            panel = getattr(parameter, "rich_help_panel", None) or _PANEL
+            if record := parameter.get_help_record(ctx):
+                first = str(parameter.metavar) if parameter.param_type_name == "argument" else record[0]
+                panels.setdefault(panel, []).append((first, record[1]))
+        width = max(len(first) for rows in panels.values() for first, _ in rows)
+        for name, rows in panels.items():
+            if rows:
+                with formatter.section(name):
+                    formatter.write_dl([(first.ljust(width), help) for first, help in rows], col_max=width)
+
+
 def build(arguments: Sequence[str], answer: TextIO, stop: StopSignal) -> typer.Typer:
     """A Typer application in which only the invoked stage's configuration is loaded."""
+
+    def show_version(wanted: bool) -> None:
+        if wanted:
+            from kdcli import __version__
+
+            _say(answer, f"kdcli {__version__}")
+            raise typer.Exit(0)
+
+    def root(
+        version: bool = typer.Option(
+            False, "--version", help="Print the version and exit.", is_eager=True, callback=show_version
+        ),
+    ) -> None:
+        pass
+
     app = typer.Typer(
         name="kdcli",
         help="Distil large pretrained vision models into small ones. Stages read and write directories.",
         no_args_is_help=True,
         add_completion=False,
-        context_settings={"help_option_names": ["-h", "--help"]},
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
     )
-    app.callback()(_root)
+    app.callback()(root)
     invoked = next((a for a in arguments if not a.startswith("-")), None)
     for name, (module, line) in STAGES.items():
-        command = _command(name, module, list(arguments), answer, stop) if name == invoked else _stub
-        app.command(name, help=None if name == invoked else line, short_help=line)(command)
+        command: Callable[..., Any] = _stub
+        if name == invoked:
+            command = _command(name, module, list(arguments), answer, stop)
+        app.command(name, help=None if name == invoked else line, short_help=line, cls=_Command)(command)
     if invoked is not None and invoked not in STAGES:
         raise errors.UsageError(
             f"unknown command '{invoked}'.{errors.nearest(invoked, STAGES)} Commands: {', '.join(STAGES)}."
         )
     return app
-
-
-def _root(
-    version: bool = typer.Option(False, "--version", help="Print the version and exit.", is_eager=True),
-) -> None:
-    if version:
-        from kdcli import __version__
-
-        print(f"kdcli {__version__}", file=sys.stderr)
-        raise typer.Exit(0)
 
 
 def _stub() -> None:
@@ -137,8 +190,8 @@ def _stub() -> None:
 
 def _command(
     name: str, module: str, arguments: list[str], answer: TextIO, stop: StopSignal
-) -> Callable[..., int]:
-    """A function whose signature is the stage's configuration."""
+) -> Callable[..., Callable[[], int]]:
+    """A function whose signature is the stage's configuration, and which returns the work to do."""
     import importlib
 
     from kdcli.config import leaves
@@ -148,21 +201,24 @@ def _command(
     places = {dotted.replace(".", "__"): dotted for dotted in fields}
     positional = next((d for d, _, e in leaves(stage.Config) if e.get("positional")), None)
 
-    def command(**values: Any) -> int:
+    def command(**values: Any) -> Callable[[], int]:
         common = {key: values.pop(key) for key in list(values) if key in _COMMON_NAMES}
         names = values.pop("positional", None)
         given = {places[key]: value for key, value in values.items() if value not in (None, [])}
         if positional and names:
             given[positional] = list(names)
-        return _execute(name, stage, given, common, arguments, answer, stop)
+        return partial(_execute, name, stage, given, common, arguments, answer, stop)
 
     parameters = []
     if positional:
-        argument = typer.Argument(None, metavar=positional.upper(), help=_field_help(stage, positional))
+        argument = typer.Argument(
+            None, metavar=positional.upper(), help=_field_help(stage, positional), rich_help_panel="Inputs"
+        )
         parameters.append(_parameter("positional", list[str] | None, argument))
     for key, dotted in places.items():
         field, extra = fields[dotted]
-        parameters.append(_parameter(key, *_typed(field, extra)))
+        default = reduce(getattr, dotted.split("."), stage.Config())
+        parameters.append(_parameter(key, *_typed(field, extra, default)))
     parameters += [_parameter(key, kind, default) for key, kind, default in _common()]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in parameters}
@@ -180,17 +236,12 @@ def _field_help(stage: Any, dotted: str) -> str:
     return next(field.description for name, field, _ in leaves(stage.Config) if name == dotted)
 
 
-def _typed(field: Any, extra: dict[str, Any]) -> tuple[Any, Any]:
+def _typed(field: Any, extra: dict[str, Any], default: Any) -> tuple[Any, Any]:
     """Typer's annotation and option for a field; values stay text, pydantic gives them their type."""
-    default = field.get_default(call_default_factory=True)
-    shown: Any = False
-    if default not in (None, [], False) and repr(default) != "PydanticUndefined":
-        shown = str(default)
-    common: dict[str, Any] = {
-        "help": field.description,
-        "rich_help_panel": extra["panel"],
-        "show_default": shown,
-    }
+    help = field.description
+    if isinstance(default, (str, int, float)) and not isinstance(default, bool):
+        help += f" [{default}]"
+    common: dict[str, Any] = {"help": help, "rich_help_panel": extra["panel"], "show_default": False}
     flags = extra["flag"].split(",")
     if field.annotation is bool:
         return bool | None, typer.Option(
@@ -212,7 +263,7 @@ def _metavar(annotation: Any) -> str:
 
 
 def _common() -> list[tuple[str, Any, Any]]:
-    panel: dict[str, Any] = {"rich_help_panel": "Command", "show_default": False}
+    panel: dict[str, Any] = {"rich_help_panel": _PANEL, "show_default": False}
     return [
         (
             "config_file",
@@ -244,6 +295,7 @@ def _common() -> list[tuple[str, Any, Any]]:
     ]
 
 
+_PANEL = "Command"
 _COMMON_NAMES = {"config_file", "sets", "dry_run", "as_json", "quiet"}
 
 
@@ -253,7 +305,8 @@ def _method_help(arguments: Sequence[str]) -> str:
         return ""
     from kdcli.methods import describe
 
-    return "\n\n" + describe(arguments[arguments.index("--method") + 1])
+    text = describe(arguments[arguments.index("--method") + 1])
+    return "\n\n" + text.replace("\n\n* ", "\n\n\b\n* ")  # \b: the list of parameters keeps its lines
 
 
 # -- running a stage -----------------------------------------------------------------------------------------
@@ -268,17 +321,22 @@ def _execute(
     answer: TextIO,
     stop: StopSignal,
 ) -> int:
+    from kdcli import methods
     from kdcli.config import resolve
 
     given, piped = _from_pipe(given)
-    config = resolve(stage.Config, file=common["config_file"], sets=common["sets"] or (), options=given)
+    read = partial(
+        resolve, stage.Config, file=common["config_file"], sets=common["sets"] or (), options=given
+    )
+    config = read()
+    if hasattr(config, "method"):  # an unknown one is refused here, before torch is imported
+        config = read(defaults=methods.entry(config.method.name).defaults)
     first = not is_worker() or rank() == 0
     console = Console(quiet=common["quiet"], silent=not first)
     if config.processes > 1 and not is_worker() and not common["dry_run"]:
-        replaced = [piped if a == "-" and piped else a for a in arguments]
-        return launch(replaced, config.processes, stop=stop, stdout=answer)
+        return launch(_without_dash(arguments, piped), config.processes, stop=stop, stdout=answer)
     adopt_slurm()
-    command = " ".join(["kdcli", *(piped if a == "-" and piped else a for a in arguments)])
+    command = shlex.join(["kdcli", *_without_dash(arguments, piped)])
     console.note(f"kdcli {name}: loading libraries")
     plan = stage.plan(config, console)
     if common["dry_run"]:
@@ -297,13 +355,15 @@ def _execute(
     return 0
 
 
+_PIPED = ("models", "teacher", "student", "data.source")  # what an upstream stage may have written
+
+
 def _from_pipe(given: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
-    """Replace the one ``-`` among the options by the path that the upstream command wrote."""
-    dashes = [k for k, v in given.items() if v == "-" or (isinstance(v, list) and "-" in v)]
+    """Replace the one ``-`` among models and data by the path that the upstream command wrote."""
+    dashes = [k for k in _PIPED for v in _listed(given.get(k)) if v == "-"]
     if not dashes:
         return given, None
-    count = sum(v.count("-") if isinstance(v, list) else 1 for v in (given[k] for k in dashes))
-    if count > 1:
+    if len(dashes) > 1:
         raise errors.UsageError("'-' may stand for one model or dataset only.")
     text = sys.stdin.read().strip() if sys.stdin is not None and not sys.stdin.closed else ""
     if not text:
@@ -311,12 +371,26 @@ def _from_pipe(given: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
     line = text.splitlines()[-1]
     if line.startswith("{"):
         try:
-            line = json.loads(line)["path"]
-        except (ValueError, KeyError, TypeError):
-            raise errors.InputError(f"'-': upstream wrote JSON without a path: {line[:80]}") from None
+            path = json.loads(line)["path"]
+        except (ValueError, KeyError):
+            path = None
+        if not isinstance(path, str) or not path:
+            raise errors.InputError(f"'-': upstream wrote JSON without a path: {line[:80]}")
+        line = path
     key = dashes[0]
-    value = given[key]
-    return {**given, key: [line if v == "-" else v for v in value] if isinstance(value, list) else line}, line
+    value = [line if v == "-" else v for v in _listed(given[key])]
+    return {**given, key: value if isinstance(given[key], list) else value[0]}, line
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _without_dash(arguments: Sequence[str], piped: str | None) -> list[str]:
+    """The arguments with the path read from the pipe in place of ``-`` or ``--option=-``."""
+    if piped is None:
+        return list(arguments)
+    return [f"{a[:-1]}{piped}" if a == "-" or (a[:2] == "--" and a[-2:] == "=-") else a for a in arguments]
 
 
 def _say(answer: TextIO, line: str) -> None:

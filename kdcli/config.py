@@ -1,5 +1,4 @@
-"""Configuration: pydantic sections in which each field declares its option, its panel and whether it is
-    runtime.
+"""Configuration: pydantic sections whose fields declare their option, their panel, whether they are runtime.
 
 Precedence: stage default < method default < YAML < ``--set`` < option. Unknown keys are refused with the
 nearest name. *Identity* fields make a run what it is; *runtime* fields (workers, tracking, …) may differ on
@@ -9,10 +8,11 @@ resume.
 from __future__ import annotations
 
 import inspect
+import re
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -44,9 +44,8 @@ def option(
     """
     extra: dict[str, Any] = {"flag": flag, "panel": panel, "runtime": runtime, "positional": positional}
     if isinstance(default, (list, dict)):
-        return Field(
-            default_factory=lambda: type(default)(default), description=help, json_schema_extra=extra
-        )
+        copy = partial(type(default), default)
+        return Field(default_factory=copy, description=help, json_schema_extra=extra, **constraints)
     return Field(default, description=help, json_schema_extra=extra, **constraints)
 
 
@@ -59,7 +58,9 @@ inputs, method_option, head_option, reading, training, outputs, running = (
 class Section(BaseModel):
     """A group of fields; a bare value (``data: cars/`` in YAML) stands for its ``principal`` field."""
 
-    model_config = ConfigDict(extra="forbid", validate_default=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", validate_default=True, protected_namespaces=(), coerce_numbers_to_str=True
+    )
     principal: typing.ClassVar[str | None] = None
 
 
@@ -67,9 +68,7 @@ class DataSection(Section):
     """Where the pictures come from and how they are split."""
 
     principal: typing.ClassVar[str | None] = "source"
-    source: str | None = inputs(
-        None, "save_to_disk directory, image folder, parquet, hub id, example:NAME, or -.", "--data"
-    )
+    source: str | None = inputs(None, "Folder, parquet, save_to_disk, hub id, example:NAME or -.", "--data")
     extra: list[str] = option([], "Unlabelled pictures for the teacher term only (repeatable).")
     train: str = option("train", "Name of the training split.")
     validation: str | None = option(None, "Name of the validation split; carved from train if there is none.")
@@ -81,13 +80,15 @@ class DataSection(Section):
     label_column: str | None = option(None, "Column of the labels (found by type).")
     class_order: Literal["names", "same"] = option("names", "How labels of teacher and data match.")
     labels_per_class: int | None = reading(
-        None, "Keep this many labels per class, hide the rest.", "--labels-per-class", ge=1
+        None, "Labels kept per class; the rest is hidden.", "--labels-per-class", ge=1
     )
     labelled_fraction: float | None = option(None, "Share of labelled samples in a batch.", gt=0, le=1)
     class_balance: Literal["none", "sampler", "loss"] = reading(
         "none", "Even out rare classes.", "--class-balance"
     )
-    on_bad_image: Literal["stop", "skip"] = reading("stop", "What a corrupt picture does.", "--on-bad-image")
+    on_bad_image: Literal["stop", "skip"] = reading(
+        "stop", "What to do at a corrupt picture.", "--on-bad-image"
+    )
     max_bad_fraction: float = option(0.01, "Skip at most this part of the pictures.", ge=0, le=1)
     max_pixels: int = option(50_000_000, "Refuse larger pictures (decompression bombs).", ge=1, le=89_478_485)
 
@@ -96,7 +97,7 @@ class ViewSection(Section):
     """How a training view is cut from a picture: a function of (seed, view number, sample id)."""
 
     principal: typing.ClassVar[str | None] = "count"
-    count: str = reading("auto", "Views per sample: K fixed (teacher cached), live, or auto.", "--views")
+    count: str = reading("auto", "K fixed views (teacher cached), live, or auto.", "--views")
     size: int | None = option(None, "Side of a view in pixels (default: the largest network input).", ge=8)
     scale: tuple[float, float] = option((0.35, 1.0), "Area range of RandomResizedCrop; [1, 1] for none.")
     ratio: tuple[float, float] = option((0.75, 1.3333), "Aspect range of RandomResizedCrop.")
@@ -114,7 +115,7 @@ class OptimSection(Section):
 
     opt: str = training("adamw", "Optimiser, any of timm's.", "--opt")
     lr: float = training(5e-4, "Learning rate at the global batch size.", "--lr", gt=0)
-    weight_decay: float = training(0.05, "Weight decay (none on biases and norms).", "--weight-decay", ge=0)
+    weight_decay: float = training(0.05, "Weight decay, none on biases and norms.", "--weight-decay", ge=0)
     momentum: float = option(0.9, "Momentum, where the optimiser has one.", ge=0, lt=1)
     betas: tuple[float, float] | None = option(None, "Adam's betas (default: the optimiser's).")
     layer_decay: float | None = option(None, "Learning-rate factor per block from the head down.", gt=0, le=1)
@@ -127,12 +128,8 @@ class OptimSection(Section):
     decay_epochs: float = option(30, "Epochs between step's drops.", gt=0)
     decay_rate: float = option(0.1, "Factor of a drop.", gt=0)
     epochs: float = training(20, "Passes over the training pictures.", "--epochs", gt=0)
-    max_steps: int | None = training(
-        None, "Stop after so many steps (the schedule ends there too).", "--max-steps", ge=1
-    )
-    batch_size: int = training(
-        128, "Global batch: over all processes and micro-batches.", "--batch-size", ge=1
-    )
+    max_steps: int | None = training(None, "Stop after so many steps, the schedule too.", "--max-steps", ge=1)
+    batch_size: int = training(128, "Over all processes and micro-batches.", "--batch-size", ge=1)
     accumulate: int = option(1, "Micro-batches per step.", ge=1)
     clip_grad: float | None = option(1.0, "Largest gradient norm.", gt=0)
     ema: float = option(0.0, "Decay of the exponential moving average of weights; 0 for none.", ge=0, lt=1)
@@ -144,26 +141,20 @@ class OptimSection(Section):
 class RunSection(Section):
     """Fields that every stage has: output, machine, reproducibility."""
 
-    out: str | None = outputs(
-        None, "Artifact to write (default: runs/<stage>-<hash>).", "--out", runtime=True
-    )
+    out: str | None = outputs(None, "Artifact to write [runs/<stage>-<hash>]", "--out", runtime=True)
     overwrite: bool = outputs(False, "Start anew even if the output exists.", "--overwrite", runtime=True)
-    cache: str = outputs(
-        "runs/cache", "Where teacher outputs are kept, shared between runs.", "--cache", runtime=True
-    )
-    seed: int = running(0, "Seed of everything random but the validation split.", "--seed", ge=0)
-    processes: int = running(1, "Processes (GPUs) to run on.", "-n,--num-processes", runtime=True, ge=1)
+    cache: str = outputs("runs/cache", "Teacher outputs, shared between runs.", "--cache", runtime=True)
+    seed: int = running(0, "Of everything random but the split.", "--seed", ge=0)
+    processes: int = running(1, "Processes (GPUs).", "-n,--num-processes", runtime=True, ge=1)
     device: str = running("auto", "auto, cpu, cuda, cuda:1, mps.", "--device", runtime=True)
-    precision: Literal["no", "bf16", "fp16"] = running("no", "Autocast.", "--precision")
-    workers: int = running(0, "Loader processes (default 0: in process).", "--workers", runtime=True, ge=0)
+    precision: Literal["no", "bf16", "fp16"] = running("no", "Autocast to half precision.", "--precision")
+    workers: int = running(0, "Loader processes; 0 loads in process.", "--workers", runtime=True, ge=0)
     worker_timeout: float = option(
         300, "Seconds after which a loader that hangs is an error.", runtime=True, gt=0
     )
     deterministic: bool = option(False, "Bit-equal results on CUDA too (slower).")
     threads: int | None = option(None, "CPU threads of each process.", runtime=True, ge=1)
-    track: list[str] = running(
-        [], "Trackers that accelerate supports (tensorboard, wandb, …).", "--track", runtime=True
-    )
+    track: list[str] = running([], "tensorboard, wandb, … (repeatable).", "--track", runtime=True)
 
 
 C = TypeVar("C", bound=Section)
@@ -199,30 +190,70 @@ def resolve(
     Raises:
         UsageError: an unknown key (with the nearest name), a value of the wrong type or out of range.
     """
-    merged: dict[str, Any] = {}
+    flags = {dotted: extra.get("flag") for dotted, _, extra in leaves(kind)}
+    # a stage's own default of a section (ViewSection(count="1")) holds beside keys that the user sets in it
+    merged: dict[str, Any] = {
+        name: field.default.model_dump(exclude_unset=True)
+        for name, field in kind.model_fields.items()
+        if isinstance(field.default, Section)
+    }
+    written: dict[str, str] = {}  # dotted name -> how the user wrote it, for messages
+
+    def put(name: str, value: Any, where: str) -> None:
+        dotted = _put(merged, kind, name, value)
+        written[dotted] = f"{where}{name}"
+
     for name, value in (defaults or {}).items():
-        _put(merged, kind, name, value)
+        put(name, value, "the method's default ")
     if file is not None:
         for name, value in _flatten(kind, _load_yaml(Path(file)), str(file)):
-            _put(merged, kind, name, value)
+            put(name, value, f"{file}: ")
     for text in sets:
         name, equals, value = text.partition("=")
         if not equals:
             raise UsageError(f"--set takes KEY=VALUE, got '{text}'.")
-        _put(merged, kind, name.strip(), _yaml_value(value))
+        put(name.strip(), _yaml_value(value), "--set ")
     for name, value in (options or {}).items():
-        _put(merged, kind, name, value)
+        written[_put(merged, kind, name, value)] = (flags.get(name) or name).split(",")[-1]
     try:
         return kind.model_validate(merged)
     except ValidationError as error:
-        raise UsageError(_explain(kind, error)) from None
+        raise UsageError(_explain(kind, error, written)) from None
+
+
+@cache
+def _loader() -> Any:
+    """PyYAML's safe loader with YAML 1.2's plain scalars.
+
+    1.1, PyYAML's own, reads ``no`` as False (a precision here), ``1e-3`` as text, ``010`` as eight and a day
+    as a date.
+    """
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    Loader.yaml_implicit_resolvers = {}
+
+    for tag, pattern, first in (
+        ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+        ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+        ("int", r"[-+]?(?:0|[1-9][0-9]*)", list("-+0123456789")),
+        (
+            "float",
+            r"[-+]?(?:(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.inf)|\.nan",
+            list("-+0123456789."),
+        ),
+    ):
+        Loader.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(rf"(?:{pattern})\Z"), first)
+    return Loader
 
 
 def _load_yaml(path: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_loader())
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read --config {path}: {error}") from error
     except yaml.YAMLError as error:
@@ -236,7 +267,7 @@ def _yaml_value(text: str) -> Any:
     import yaml
 
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, Loader=_loader())
     except yaml.YAMLError:
         return text
 
@@ -249,6 +280,8 @@ def _flatten(
         name = f"{prefix}{key}"
         section = _annotation(kind, name)
         if inspect.isclass(section) and issubclass(section, Section):
+            if value is None:  # a heading whose keys are all commented out
+                continue
             if isinstance(value, Mapping):
                 yield from _flatten(kind, value, where, f"{name}.")
             elif section.principal:
@@ -267,7 +300,7 @@ def _annotation(kind: type[Section], dotted: str) -> Any:
         is_section = inspect.isclass(current) and issubclass(current, Section)
         if is_section and part in current.model_fields:
             current = current.model_fields[part].annotation
-        elif is_section and current.model_config.get("extra") == "allow":
+        elif is_section and current.model_config.get("extra") == "allow" and depth == len(parts) - 1:
             return Any
         else:
             known = [name for name, _, _ in leaves(kind)]
@@ -277,7 +310,8 @@ def _annotation(kind: type[Section], dotted: str) -> Any:
     return current
 
 
-def _put(merged: dict[str, Any], kind: type[Section], dotted: str, value: Any) -> None:
+def _put(merged: dict[str, Any], kind: type[Section], dotted: str, value: Any) -> str:
+    """Set ``dotted``, or the principal field of the section it names; returns the field's dotted name."""
     section = _annotation(kind, dotted)
     if inspect.isclass(section) and issubclass(section, Section):
         if not section.principal:
@@ -287,14 +321,14 @@ def _put(merged: dict[str, Any], kind: type[Section], dotted: str, value: Any) -
     for group in groups:
         merged = merged.setdefault(group, {})
     merged[last] = value
+    return dotted
 
 
-def _explain(kind: type[Section], error: ValidationError) -> str:
+def _explain(kind: type[Section], error: ValidationError, written: Mapping[str, str]) -> str:
     """The first fault of a validation error in a user's words."""
     first = error.errors()[0]
     name = ".".join(str(part) for part in first["loc"] if not isinstance(part, int))
-    flags = {dotted: extra.get("flag") for dotted, _, extra in leaves(kind)}
-    shown = (flags.get(name) or name).split(",")[-1]
+    shown = written.get(name, name)
     if first["type"] == "missing":
         return f"{shown} is required."
     value = first.get("input")
@@ -310,7 +344,7 @@ def _literal(annotation: Any) -> Any:
     return annotation
 
 
-def identity(config: Section, kind: type[Section] | None = None) -> dict[str, Any]:
+def identity(config: Section) -> dict[str, Any]:
     """The fields of ``config`` that make the run what it is: all but runtime ones, nested as they are."""
     kept: dict[str, Any] = {}
     for name, field in type(config).model_fields.items():

@@ -62,7 +62,8 @@ class _LiveProgress(Progress):
         from rich.progress import BarColumn, TextColumn
         from rich.progress import Progress as Bar
 
-        self._bar = Bar(TextColumn("{task.description}"), BarColumn(), console=console.rich, transient=True)
+        text = TextColumn("{task.description}", markup=False)  # a name may hold [brackets]
+        self._bar = Bar(text, BarColumn(), console=console.rich, transient=True)
         self._task = self._bar.add_task(self.label, total=self.total, completed=self.done)
         self._bar.start()
 
@@ -86,11 +87,16 @@ class Console:
         self.quiet, self.silent = quiet or silent, silent
         self.stream = stream or sys.stderr
         self._rich: Any = None
+        self._bars = 0
 
     @property
     def live(self) -> bool:
         """Whether a person watches a terminal that understands more than lines."""
-        return self.stream.isatty() and os.environ.get("TERM") != "dumb"
+        try:
+            terminal = self.stream.isatty()
+        except ValueError:  # closed
+            return False
+        return terminal and os.environ.get("TERM") != "dumb"
 
     @property
     def rich(self) -> Any:
@@ -103,8 +109,11 @@ class Console:
 
     def _write(self, line: str) -> None:
         try:
-            print(line, file=self.stream, flush=True)
-        except (BrokenPipeError, ValueError):  # the reader of stderr has gone: the work goes on
+            if self._bars:  # above the live bar, which rich draws anew
+                self.rich.print(line, markup=False, soft_wrap=True)
+            else:
+                print(line, file=self.stream, flush=True)
+        except (OSError, ValueError):  # the reader of stderr has gone, or its disk is full: the work goes on
             self.silent = self.quiet = True
 
     def note(self, line: str) -> None:
@@ -139,9 +148,12 @@ class Console:
         """Show an activity of ``total`` units until the block ends."""
         kind: Any = _LiveProgress if self.live else _PlainProgress
         bar = Progress(label, total, unit, start) if self.quiet else kind(self, label, total, unit, start)
+        drawn = isinstance(bar, _LiveProgress)
+        self._bars += drawn
         try:
             yield bar
         finally:
+            self._bars -= drawn
             bar.close()
 
 
@@ -158,7 +170,7 @@ def duration(seconds: float) -> str:
 def size(count: float) -> str:
     """Bytes for a person: ``1.4 GB``."""
     for unit in ("B", "KB", "MB", "GB"):
-        if count < 1000:
+        if round(count, 1) < 1000:
             return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.1f} TB"

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path, PurePosixPath
@@ -56,21 +56,42 @@ class Manifest:
         """Parse ``text``; raises InputError naming ``path`` when it is not a manifest of this schema."""
         try:
             data = json.loads(text)
-            schema, kind = data.pop("schema"), data.pop("kind")
-            fixed = {name: data.pop(name) for name in ("stage", "identity", "parents", "files")}
-            well_formed = isinstance(fixed["files"], dict) and all(
-                isinstance(f, dict) and isinstance(f.get("sha256"), str) and isinstance(f.get("size"), int)
-                for f in fixed["files"].values()
-            )
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            schema = data.pop("schema")
+            if schema == SCHEMA:
+                fixed = {n: data.pop(n) for n in ("kind", "stage", "identity", "parents", "files")}
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
             raise InputError(
                 f"{path} is not a kdcli manifest ({error!r}). Point at a whole artifact."
             ) from error
         if schema != SCHEMA:
-            raise InputError(f"{path} has manifest schema {schema}, this kdcli reads {SCHEMA}. Update kdcli.")
-        if not well_formed:
-            raise InputError(f"{path} is damaged: its list of files is malformed. Make the artifact again.")
-        return cls(kind=kind, schema=schema, facts=data, **fixed)
+            raise InputError(
+                f"{path} has manifest schema {schema!r}, this kdcli reads {SCHEMA}. Update kdcli."
+            )
+        malformed = [name for name, well_formed in _SHAPES.items() if not well_formed(fixed[name])]
+        if malformed:
+            raise InputError(f"{path} is damaged: its {malformed[0]} is malformed. Make the artifact again.")
+        return cls(schema=schema, facts=data, **fixed)
+
+
+def _is_file_entry(entry: Any) -> bool:
+    return (
+        isinstance(entry, dict)
+        and isinstance(entry.get("sha256"), str)
+        and type(entry.get("size")) is int  # True is an int too
+    )
+
+
+def _is_parent(entry: Any) -> bool:
+    return isinstance(entry, dict) and all(isinstance(value, str) for value in entry.values())
+
+
+_SHAPES: dict[str, Callable[[Any], bool]] = {
+    "kind": lambda value: isinstance(value, str),
+    "stage": lambda value: isinstance(value, str),
+    "identity": lambda value: isinstance(value, dict),
+    "parents": lambda value: isinstance(value, list) and all(map(_is_parent, value)),
+    "files": lambda value: isinstance(value, dict) and all(map(_is_file_entry, value.values())),
+}
 
 
 def digest(value: Any) -> str:
@@ -113,19 +134,24 @@ def read(path: Path | str) -> Manifest:
     try:
         text = file.read_text(encoding="utf-8")
     except FileNotFoundError:
-        partial = root.with_name(root.name + ".partial")
-        if root.name.endswith(".partial") or (not root.exists() and partial.exists()):
-            raise InputError(
-                f"{root} is half-written: the run that writes it has not finished. Run the same command "
-                "again "
-                "to continue it."
-            ) from None
+        refuse_half_written(root)
         if not root.exists():
             raise InputError(f"{root} does not exist.") from None
         raise InputError(f"{root} is not a kdcli artifact: it has no {NAME}.") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a NUL in the path
         raise InputError(f"cannot read {file}: {error}") from error
     return Manifest.from_json(text, file)
+
+
+def refuse_half_written(path: Path) -> None:
+    """Raise InputError if ``path`` is, or lies in, an output that a run has not finished."""
+    whole = Path(os.path.abspath(path))
+    unfinished = any(place.name.endswith(".partial") for place in (whole, whole.parent))
+    if unfinished or (not whole.exists() and Path(f"{whole}.partial").exists()):
+        raise InputError(
+            f"{path} is half-written: the run that writes it has not finished. Run the same command again "
+            "to continue it."
+        )
 
 
 def verify(path: Path | str, manifest: Manifest, names: Iterable[str] | None = None) -> None:
@@ -144,14 +170,18 @@ def verify(path: Path | str, manifest: Manifest, names: Iterable[str] | None = N
         if name not in manifest.files:
             raise InputError(f"{root} has no {name}; its files are: {', '.join(sorted(manifest.files))}.")
         file, expected = safe_member(root, name), manifest.files[name]
-        if not file.is_file():
-            raise InputError(f"{file} is missing from its artifact. Make the artifact again.")
-        size = file.stat().st_size
+        try:
+            if not file.is_file():
+                raise InputError(f"{file} is missing from its artifact. Make the artifact again.")
+            size = file.stat().st_size
+            sha = file_hash(file) if size == expected["size"] else ""
+        except OSError as error:
+            raise InputError(f"cannot read {file}: {error.strerror}.") from error
         if size != expected["size"]:
             raise InputError(
                 f"{file} is damaged: {size:,} bytes instead of {expected['size']:,}. Make the artifact again."
             )
-        if file_hash(file) != expected["sha256"]:
+        if sha != expected["sha256"]:
             raise InputError(
                 f"{file} is damaged: its sha256 differs from the manifest. Make the artifact again."
             )
@@ -185,6 +215,6 @@ def differing(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") 
         a, b = old.get(key), new.get(key)
         if isinstance(a, Mapping) and isinstance(b, Mapping):
             fields += differing(a, b, f"{prefix}{key}.")
-        elif a != b:
+        elif a != b and not (a != a and b != b):  # NaN is the same setting as NaN
             fields.append(f"{prefix}{key} ({a!r} then, {b!r} now)")
     return fields

@@ -101,6 +101,7 @@ def read(path: Path | str) -> ModelFiles:
     if root is None:
         manifests.read(path)  # says what is wrong
         raise InputError(f"{path} is not a model artifact.")
+    manifests.refuse_half_written(root)
     manifest = manifests.read(root)
     if manifest.kind != "model":
         raise InputError(f"{root} is a {manifest.kind} artifact, not a model.")
@@ -111,8 +112,10 @@ def read(path: Path | str) -> ModelFiles:
     manifests.verify(root, manifest, names)
     try:
         config = json.loads((path / CONFIG).read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path / CONFIG} is not valid JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise InputError(f"{path / CONFIG} is not a JSON object.")
     sha = manifests.digest([manifest.files[name]["sha256"] for name in names])
     return ModelFiles(path, manifest, sha, config)
 

@@ -1,97 +1,43 @@
 """Atomic output directories: ``OUT`` exists = ``OUT`` is whole.
 
 A run writes into ``OUT.partial`` under a lock, syncs every file and directory, writes the manifest last,
-renames and syncs the parent. Running state goes through the same steps as ``OUT.partial/state-STEP``: one
-rename makes it visible, so a crash at any instruction leaves the last committed step. Deleting renames to a
-trash name first.
+drops what the manifest does not name, renames and syncs the parent. Running state goes through the same steps
+as ``OUT.partial/state-STEP``: one rename makes it visible, and it stays until the manifest is written, so a
+crash at any instruction leaves the last committed step. Deleting renames to a trash name first; what a new
+directory replaces is deleted only once the new one stands in its place.
 """
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
 import os
 import re
-import shutil
-import socket
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from contextlib import contextmanager, suppress
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 from kdcli.artifacts import manifest as manifests
+from kdcli.artifacts.files import (
+    discard,
+    remove,
+    replace,
+    sync,
+    sync_tree,
+    trash_of,
+    write_bytes,
+    write_tensors,
+)
+from kdcli.artifacts.lock import IDENTITY, LOCK, locked
 from kdcli.artifacts.manifest import Manifest
 from kdcli.errors import DISK_FAULTS, EnvironmentFault, InputError, from_os_error
 
-if TYPE_CHECKING:
-    import torch
+__all__ = ["Output", "open_output", "remove", "write_bytes", "write_tensors"]
 
-_LOCK = ".lock"
-_IDENTITY = "identity.json"
 _STATE = re.compile(r"state-(\d{12})")
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write and sync a new file."""
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
-    try:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(fd, view) :]
-        os.fsync(fd)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
-    finally:
-        os.close(fd)
-
-
-def write_tensors(
-    path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str] | None = None
-) -> None:
-    """Write and sync a safetensors file; shared or strided tensors are written as plain copies."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    plain = {name: t.detach().to("cpu").contiguous() for name, t in tensors.items()}
-    seen: set[int] = set()
-    for name, tensor in plain.items():
-        if tensor.numel() and tensor.data_ptr() in seen:
-            plain[name] = tensor.clone()
-        seen.add(tensor.data_ptr())
-    try:
-        save_file(plain, str(path), metadata=metadata or {"format": "pt"})
-    except SafetensorError as error:
-        code = re.search(r"os error (\d+)", str(error))
-        raise OSError(int(code[1]) if code else errno.EIO, str(error), str(path)) from error
-    sync(path)
-
-
-def sync(path: Path) -> None:
-    """Fsync a file or directory."""
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def sync_tree(root: Path) -> None:
-    """Fsync every directory and every file below ``root``, children first."""
-    for folder, _, files in os.walk(root, topdown=False):
-        for name in files:
-            if name != _LOCK:
-                sync(Path(folder, name))
-        sync(Path(folder))
-
-
-def remove(path: Path) -> None:
-    """Delete a path; renamed to a trash name first, so that nothing half-deleted keeps its name."""
-    if not path.exists():
-        return
-    trash = path.with_name(f"{path.name}.trash-{os.getpid()}")
-    os.rename(path, trash)
-    shutil.rmtree(trash) if trash.is_dir() else os.unlink(trash)
+_STATE_DRAFT = re.compile(_STATE.pattern + r"\.partial")
+_HASHES = "hashes.json"
+_SAFETENSORS_DRAFT = re.compile(r"\.tmp\w{6}")  # safetensors writes through such a file, a crash leaves it
 
 
 class Output:
@@ -100,7 +46,6 @@ class Output:
     Attributes:
         path: where the artifact will stand.
         partial: the directory to write into.
-        resumed: whether an earlier run left committed state there.
     """
 
     def __init__(self, path: Path, partial: Path, replace: bool) -> None:
@@ -120,13 +65,11 @@ class Output:
         remove(draft)
         os.mkdir(draft)
         yield draft
-        hashes = {p.name: manifests.file_hash(p) for p in sorted(draft.iterdir())}
-        write_bytes(draft / "hashes.json", json.dumps(hashes).encode())
-        sync_tree(draft)
         sync(self.partial)  # files written beside the state are part of it
-        remove(final)
-        os.rename(draft, final)
-        sync(self.partial)
+        hashes = {p.name: manifests.file_hash(p) for p in sorted(draft.iterdir())}
+        write_bytes(draft / _HASHES, json.dumps(hashes).encode())
+        sync_tree(draft)
+        replace(draft, final)
         for older, path in self.states():
             if older != step:
                 remove(path)
@@ -137,23 +80,13 @@ class Output:
         if not states:
             return None
         step, path = states[-1]
-        try:
-            hashes = json.loads((path / "hashes.json").read_text())
-            damaged = [name for name, sha in hashes.items() if manifests.file_hash(path / name) != sha]
-        except (OSError, ValueError) as error:
-            damaged = [str(error)]
-        if damaged:
-            raise InputError(
-                f"the running state {path} is damaged ({damaged[0]}). Start anew with --overwrite."
-            )
+        if damage := _damage(path):
+            raise InputError(f"the running state {path} is damaged ({damage}). Start anew with --overwrite.")
         return step, path
 
     # -- the end ---------------------------------------------------------------------------------------------
     def commit(self, manifest: Manifest, keep: list[str]) -> Manifest:
-        """Drop all but ``keep``, hash, sync, write the manifest last, rename, sync the parent."""
-        for path in sorted(self.partial.iterdir()):
-            if path.name not in {*keep, _LOCK, _IDENTITY}:
-                remove(path)
+        """Hash ``keep``, sync, write the manifest last, drop all else, rename, sync the parent."""
         files = sorted(p for name in keep for p in _files(self.partial / name))
         manifest.files = {
             p.relative_to(self.partial).as_posix(): {
@@ -162,25 +95,40 @@ class Output:
             }
             for p in files
         }
-        sync_tree(self.partial)
+        sync_tree(self.partial, skip=LOCK)
         draft = self.partial / f"{manifests.NAME}.partial"
         write_bytes(draft, manifest.to_json().encode())
         os.rename(draft, self.partial / manifests.NAME)
         sync(self.partial)
-        self.publish()
+        self.publish(manifest)
         return manifest
 
-    def publish(self) -> None:
-        """Make the finished partial directory visible as ``path``."""
-        if self.path.exists():
-            if not self._replace:
-                raise InputError(f"{self.path} appeared while this run was writing it. Choose another --out.")
-            remove(self.path)
-        os.rename(self.partial, self.path)
-        sync(self.path.parent)
-        for name in (_LOCK, _IDENTITY):
-            if (self.path / name).exists():
-                os.unlink(self.path / name)
+    def publish(self, manifest: Manifest) -> None:
+        """Make the finished partial directory, whose manifest is ``manifest``, visible as ``path``."""
+        replaceable = self._replace and (self.path / manifests.NAME).exists()
+        if os.path.lexists(self.path) and not replaceable:
+            raise InputError(f"{self.path} appeared while this run was writing it. Choose another --out.")
+        kept = {PurePosixPath(name).parts[0] for name in manifest.files} | {manifests.NAME, LOCK}
+        for entry in sorted(self.partial.iterdir()):
+            if entry.name not in kept:
+                remove(entry)
+        sync(self.partial)
+        replace(self.partial, self.path)
+        with suppress(OSError):  # the artifact is whole, with or without it
+            os.unlink(self.path / LOCK)
+
+
+def _damage(state: Path) -> str:
+    """What is wrong with a state's directory, empty if its files are those that were committed."""
+    try:
+        hashes = json.loads((state / _HASHES).read_text(encoding="utf-8"))
+        names = {p.name for p in state.iterdir()} - {_HASHES}
+        if not isinstance(hashes, dict) or set(hashes) != names:
+            return f"its files are not those that {_HASHES} names"
+        wrong = [name for name, sha in hashes.items() if manifests.file_hash(state / name) != sha]
+    except (OSError, ValueError, RecursionError) as error:
+        return str(error)
+    return f"{wrong[0]} differs from its hash" if wrong else ""
 
 
 def _files(path: Path) -> list[Path]:
@@ -203,29 +151,32 @@ def open_output(
         EnvironmentFault: another process is writing it, or the disk refuses (exit 4).
     """
     path = Path(os.path.abspath(path))
+    if not path.name or "\x00" in str(path) or path.name.endswith(".partial"):
+        raise InputError(f"{str(path)!r} cannot name an artifact. Choose another --out.")
     partial = path.with_name(path.name + ".partial")
     identity = json.loads(json.dumps(identity, default=str))
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if _complete(path, identity, overwrite):
-            yield None
-            return
-        with _locked(path, partial) as fd:
-            if fd is None or _complete(
-                path, identity, overwrite
-            ):  # it was finished while we waited for the lock
+        while True:
+            if _complete(path, identity, overwrite):
+                if trash_of(path.parent, path.name):  # a run was killed while it deleted what it had replaced
+                    with suppress(EnvironmentFault, InputError, OSError), locked(path, partial):
+                        _sweep(path, partial)
                 yield None
                 return
-            _sweep(path)
-            output = Output(path, partial, replace=overwrite)
-            if overwrite:
-                _empty(partial)
-            if (partial / manifests.NAME).exists() and not overwrite:
-                _finish(output, identity)
-                yield None
+            _make_folder(path.parent)
+            with locked(path, partial):
+                output = Output(path, partial, replace=overwrite)
+                if not os.path.lexists(path) and _finish(output, overwrite):
+                    continue  # the directory became the artifact, with the lock in it
+                _sweep(path, partial)
+                if _complete(path, identity, overwrite):  # finished while we waited for the lock
+                    yield None
+                    return
+                if overwrite:
+                    _empty(partial)
+                _claim(partial, identity)
+                yield output
                 return
-            _claim(partial, identity)
-            yield output
     except OSError as error:
         if error.errno in DISK_FAULTS:
             raise from_os_error(error, path) from error
@@ -234,12 +185,13 @@ def open_output(
 
 def _complete(path: Path, identity: Mapping[str, Any], overwrite: bool) -> bool:
     """Whether ``path`` already holds the artifact of this identity."""
-    if overwrite or not os.path.lexists(path):
-        if overwrite and path.exists() and not (path / manifests.NAME).exists():
-            raise InputError(f"{path} exists and is not a kdcli artifact; --overwrite will not delete it.")
+    if not os.path.lexists(path):
         return False
     if not (path / manifests.NAME).exists():
-        raise InputError(f"{path} exists and is not a kdcli artifact. Choose another --out.")
+        remedy = "--overwrite will not delete it" if overwrite else "Choose another --out"
+        raise InputError(f"{path} exists and is not a kdcli artifact. {remedy}.")
+    if overwrite:
+        return False
     _refuse_other(manifests.read(path).identity, identity, path)
     return True
 
@@ -252,78 +204,77 @@ def _refuse_other(old: Mapping[str, Any], new: Mapping[str, Any], path: Path) ->
         )
 
 
-@contextmanager
-def _locked(path: Path, partial: Path) -> Iterator[int | None]:
-    """Hold the output's lock, a file inside ``partial`` so that it leaves with the rename."""
-    while True:
-        os.makedirs(partial, exist_ok=True)
-        try:
-            fd = os.open(partial / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-        except FileNotFoundError:
-            continue  # another process has just renamed the directory
-        held = False
-        try:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                holder = os.pread(fd, 200, 0).decode(errors="replace") or "another process"
-                raise EnvironmentFault(
-                    f"{path} is being written by {holder}. Wait for it, or choose another --out."
-                ) from None
-            try:
-                same = os.fstat(fd).st_ino == os.stat(partial / _LOCK).st_ino
-            except FileNotFoundError:
-                same = False
-            if not same:
-                if path.exists():  # the holder has just committed
-                    yield None
-                    return
-                continue
-            held = True
-            os.ftruncate(fd, 0)
-            os.pwrite(fd, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
-            yield fd
-            return
-        finally:
-            if held and partial.exists() and not any(p.name != _LOCK for p in partial.iterdir()):
-                remove(partial)  # nothing was written: leave no trace
-            os.close(fd)
+def _make_folder(folder: Path) -> None:
+    """Make a folder and the missing ones above it, each synced into its parent."""
+    missing = [place for place in (folder, *folder.parents) if not place.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise InputError(f"{error.filename} is not a directory. Choose another --out.") from error
+    for place in missing:
+        sync(place.parent)
 
 
 def _claim(partial: Path, identity: Mapping[str, Any]) -> None:
     """Record the identity of a fresh partial output, or check that of an earlier one."""
-    file = partial / _IDENTITY
+    file = partial / IDENTITY
     if file.exists():
-        _refuse_other(json.loads(file.read_text()), identity, partial)
+        try:
+            old = dict(json.loads(file.read_text(encoding="utf-8")))
+        except (ValueError, TypeError, RecursionError) as error:
+            raise InputError(f"{file} is damaged ({error}). Start anew with --overwrite.") from error
+        _refuse_other(old, identity, partial)
         return
     _empty(partial)
-    draft = partial / f"{_IDENTITY}.partial"
+    draft = partial / f"{IDENTITY}.partial"
     write_bytes(draft, json.dumps(identity).encode())
     os.rename(draft, file)
     sync(partial)
+    sync(partial.parent)  # or the states inside would be lost with their directory
 
 
-def _finish(output: Output, identity: Mapping[str, Any]) -> None:
-    """A run was cut off between its manifest and its rename: check and publish."""
-    manifest = manifests.read(output.partial)
-    _refuse_other(manifest.identity, identity, output.partial)
-    manifests.verify(output.partial, manifest)
-    output.publish()
+def _finish(output: Output, overwrite: bool) -> bool:
+    """Check and publish what a run left that was cut off between its manifest and its rename.
+
+    It is finished whatever comes next: if it was to replace an artifact, that one is in the trash by now.
+    """
+    if not (output.partial / manifests.NAME).exists():
+        return False
+    try:
+        manifest = manifests.read(output.partial)
+        manifests.verify(output.partial, manifest)
+    except InputError as error:
+        if overwrite:
+            return False
+        raise InputError(f"{error} Start anew with --overwrite.") from error
+    output.publish(manifest)
+    return True
 
 
 def _empty(partial: Path) -> None:
-    for entry in sorted(partial.iterdir()):
-        if entry.name != _LOCK:
+    """Delete all but the lock; what makes it resumable goes first, so that no half of it is ever resumed."""
+    first = (IDENTITY, manifests.NAME)
+    for entry in sorted(partial.iterdir(), key=lambda p: (p.name not in first, p.name)):
+        if entry.name != LOCK:
             remove(entry)
 
 
-def _sweep(path: Path) -> None:
-    """Delete trash that an interrupted deletion left; the lock on ``path`` is held."""
+def _sweep(path: Path, partial: Path) -> None:
+    """Tidy up what an interrupted run left; the lock on ``path`` is held."""
     for trash in (
-        *path.parent.glob(f"{path.name}.trash-*"),
-        *path.parent.glob(f"{path.name}.partial.trash-*"),
+        *trash_of(path.parent, path.name),
+        *trash_of(path.parent, partial.name),
+        *trash_of(partial),
     ):
-        shutil.rmtree(trash, ignore_errors=True)
-    partial = path.with_name(path.name + ".partial")
-    for trash in partial.glob("*.trash-*"):
-        shutil.rmtree(trash, ignore_errors=True) if trash.is_dir() else trash.unlink(missing_ok=True)
+        with suppress(OSError):
+            discard(trash)
+    for draft in list(partial.rglob(".tmp*")):
+        if _SAFETENSORS_DRAFT.fullmatch(draft.name):
+            draft.unlink()
+    for draft in partial.iterdir():
+        if _STATE_DRAFT.fullmatch(draft.name):
+            final = draft.with_suffix("")
+            if final.exists() or _damage(draft):
+                remove(draft)
+            else:  # whole, and cut off before its rename: it may have taken the place of a state of that step
+                replace(draft, final)

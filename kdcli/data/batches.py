@@ -8,9 +8,15 @@ dropped or repeated.
 
 from __future__ import annotations
 
+import multiprocessing
+import signal
+import threading
+import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -23,6 +29,8 @@ from kdcli.data.views import EvaluationCut, TrainingView, mix
 from kdcli.errors import EnvironmentFault, InputError, KdcliError
 
 Key = tuple[int, int]  # (index of the sample, view number)
+_ORDERS_KEPT = 4  # two streams, each around the end of an epoch
+_CHECK_S = 2.0  # how often the loader processes are looked after while a batch is awaited
 
 
 @dataclass(frozen=True)
@@ -67,7 +75,7 @@ class Plan:
         seed: of the order.
         views: number of fixed views, or None for a new view each epoch (live).
         labelled_fraction: share of labelled samples in each batch; None to draw all alike.
-        balance: draw classes evenly (labelled samples only).
+        balance: draw classes evenly, with replacement; unlabelled samples keep their share.
     """
 
     def __init__(
@@ -87,11 +95,13 @@ class Plan:
             balance,
         )
         everything, has_label = np.arange(len(labels)), labels >= 0
-        self.streams: list[tuple[np.ndarray, float]] = [(everything, 1.0)]
-        if labelled_fraction is not None and not has_label.all():
-            shares = (labelled_fraction, 1 - labelled_fraction)
-            streams = [(everything[has_label], shares[0]), (everything[~has_label], shares[1])]
-            self.streams = [(rows, share) for rows, share in streams if share > 0 and len(rows)]
+        self.streams = [everything]
+        self.share = Fraction(1)  # of the first stream; the second has the rest
+        if labelled_fraction is not None and has_label.any() and not has_label.all():
+            self.share = Fraction(labelled_fraction).limit_denominator(1_000_000)
+            both = [everything[has_label], everything[~has_label]]
+            self.streams = both if self.share < 1 else both[:1]
+        self._orders: dict[tuple[int, int], np.ndarray] = {}
 
     @property
     def steps_per_epoch(self) -> float:
@@ -101,10 +111,8 @@ class Plan:
     def keys(self, step: int) -> list[Key]:
         """The global batch of ``step``."""
         keys: list[Key] = []
-        for number, (rows, share) in enumerate(self.streams):
-            start = _taken(step, self.batch_size, share, number)
-            stop = _taken(step + 1, self.batch_size, share, number)
-            for position in range(start, stop):
+        for number, rows in enumerate(self.streams):
+            for position in range(self._taken(step, number), self._taken(step + 1, number)):
                 epoch, place = divmod(position, len(rows))
                 view = epoch if self.views is None else epoch % self.views
                 keys.append((int(rows[self._order(number, epoch)[place]]), view))
@@ -113,37 +121,37 @@ class Plan:
             keys = [keys[i] for i in order]
         return keys
 
+    def _taken(self, step: int, number: int) -> int:
+        """Samples of a stream in the first ``step`` batches; two streams add up to full batches."""
+        first = step * self.batch_size * self.share.numerator // self.share.denominator
+        return first if number == 0 else step * self.batch_size - first
+
     def _order(self, number: int, epoch: int) -> np.ndarray:
-        rows = self.streams[number][0]
-        if not self.balance:
-            return _permutation(len(rows), mix(self.seed, epoch, number))
-        return _balanced(self.labels[rows].tobytes(), mix(self.seed, epoch, number))
+        """Order of a stream in an epoch; the last few are kept."""
+        if (number, epoch) not in self._orders:
+            if len(self._orders) >= _ORDERS_KEPT:
+                del self._orders[next(iter(self._orders))]
+            rng = np.random.default_rng(mix(self.seed, epoch, number))
+            labels = self.labels[self.streams[number]]
+            self._orders[number, epoch] = (
+                _balanced(labels, rng) if self.balance else rng.permutation(len(labels))
+            )
+        return self._orders[number, epoch]
 
     def labelled_in(self, step: int) -> int:
         """How many labelled rows the global batch of ``step`` holds: what row means divide by."""
         return sum(self.labels[index] >= 0 for index, _ in self.keys(step))
 
 
-def _taken(step: int, batch_size: int, share: float, number: int) -> int:
-    """Samples of a stream in the first ``step`` batches; two streams add up to full batches."""
-    if share == 1:
-        return step * batch_size
-    first = int(np.floor(step * batch_size * (share if number == 0 else 1 - share) + 1e-9))
-    return first if number == 0 else step * batch_size - first
-
-
-@lru_cache(maxsize=8)
-def _permutation(count: int, seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).permutation(count)
-
-
-@lru_cache(maxsize=8)
-def _balanced(labels: bytes, seed: int) -> np.ndarray:
+def _balanced(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Rows drawn with replacement so that every class present is equally likely."""
-    array = np.frombuffer(labels, np.int64)
-    classes, inverse, counts = np.unique(array, return_inverse=True, return_counts=True)
-    weights = 1.0 / (len(classes) * counts[inverse])
-    return np.random.default_rng(seed).choice(len(array), len(array), p=weights / weights.sum())
+    if (labels < 0).all():
+        return rng.permutation(len(labels))
+    classes, inverse, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    known = classes >= 0
+    share = np.where(known, counts[known].sum() / known.sum(), counts)
+    weights = (share / counts)[inverse]
+    return rng.choice(len(labels), len(labels), p=weights / weights.sum())
 
 
 # -- loading -------------------------------------------------------------------------------------------------
@@ -177,21 +185,39 @@ class _Views(Dataset):
             return [batch]
         except KdcliError as error:
             return [_Fault(error)]
+        except Exception as error:
+            names = ", ".join(part.name for part in self.pool.parts)
+            return [_Fault(_bug(f"{names}, batch of sample {keys[0][0]}", error))]
 
     def __getitem__(self, key: Key) -> Any:
         return self.__getitems__([key])[0]
 
     def _view(self, index: int, view: int) -> torch.Tensor:
         part, place = self.pool.locate(index)
-        return self.cut(part.picture(place, self.max_pixels), view, int(self.ids[index]))
+        try:
+            return self.cut(part.picture(place, self.max_pixels), view, int(self.ids[index]))
+        except KdcliError:
+            raise
+        except Exception as error:  # a bug of ours or of an augmentation: say where it can be seen again
+            where = f"{part.name} row {int(part.rows[place])}, view {view}"
+            raise _bug(where, error) from error
+
+
+def _bug(where: str, error: Exception) -> KdcliError:
+    fault = KdcliError(f"{where}: cannot make a view: {type(error).__name__}: {error}")
+    fault.add_note(traceback.format_exc())  # a note crosses processes, a traceback does not
+    return fault
 
 
 def _single(items: list[Any]) -> Any:
     return items[0]
 
 
-def _one_thread(_: int) -> None:
+def _start_worker(_: int) -> None:
+    """One thread each; signals are for the process that trains, which then ends its workers."""
     torch.set_num_threads(1)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class Loader:
@@ -212,38 +238,82 @@ class Loader:
         self._workers, self._timeout, self._pin = workers, timeout, pin
 
     def __call__(self, keys: Sequence[list[Key]] | Iterator[list[Key]]) -> Iterator[dict[str, torch.Tensor]]:
-        """Yield ``x`` uint8 [B,3,S,S], ``y`` int64 [B], ``index`` [B] and cache columns per list of keys."""
+        """Yield ``x`` uint8 [B,3,S,S], ``y`` int64 [B], ``index`` [B] and cache columns per list of keys.
+
+        Raises:
+            BadImageError, InputError: a picture that cannot be read, with its row.
+            EnvironmentFault: a loader process was lost, or hangs.
+            KdcliError: a view cannot be made, with row and view.
+        """
         loader = DataLoader(
             self._dataset,
             batch_sampler=keys,
             collate_fn=_single,
             num_workers=self._workers,
-            timeout=self._timeout if self._workers else 0,
-            worker_init_fn=_one_thread,
+            timeout=min(self._timeout, _CHECK_S) if self._workers else 0,
+            worker_init_fn=_start_worker,
             pin_memory=self._pin,
             prefetch_factor=4 if self._workers else None,
+            generator=torch.Generator(),  # else it would draw from the global one
         )
+        if not self._workers:
+            yield from map(_checked, loader)
+            return
+        others = set(multiprocessing.active_children())
+        with _without_child_signal():
+            batches = iter(loader)
+        processes = set(multiprocessing.active_children()) - others
         try:
-            for batch in loader:
-                if isinstance(batch, _Fault):
-                    raise batch.error
-                yield batch
-        except RuntimeError as error:
-            text = str(error)
-            if "DataLoader" not in text:
-                raise
-            names = ", ".join(part.name for part in self._dataset.pool.parts)
-            if "timed out" in text:
-                raise EnvironmentFault(
-                    f"no batch of {names} within {self._timeout:g} s: a loader process hangs (slow or lost "
-                    "storage?). "
-                    "Raise --set worker_timeout=… or lower --workers."
-                ) from error
-            raise EnvironmentFault(
-                f"a loader process of {names} was lost ({text.splitlines()[0]}). It may have run out of "
-                "memory: lower "
-                "--workers, then run the same command again."
-            ) from error
+            while (batch := self._next(batches)) is not None:
+                yield _checked(batch)
+        except EnvironmentFault:
+            for process in processes:  # torch would wait for each
+                process.kill()
+            raise
+        finally:
+            del batches  # torch asks its processes to end, and waits some seconds
+            for process in processes:
+                if process.is_alive():
+                    process.kill()
+
+    def _next(self, batches: Iterator[Any]) -> Any:
+        """The next batch, None after the last. Waits in slices, so that a lost process is seen soon."""
+        start = time.monotonic()
+        while True:
+            try:
+                return next(batches, None)
+            except RuntimeError as error:
+                text = str(error)
+                if "DataLoader" not in text:
+                    raise
+                names = ", ".join(part.name for part in self._dataset.pool.parts)
+                if "timed out" not in text:
+                    raise EnvironmentFault(
+                        f"a loader process of {names} was lost ({text.splitlines()[0].rstrip('.')}). It may "
+                        "have run out of memory: lower --workers, then run the same command again."
+                    ) from error
+                if time.monotonic() - start >= self._timeout:
+                    raise EnvironmentFault(
+                        f"no batch of {names} within {self._timeout:g} s: a loader process hangs (slow or "
+                        "lost storage?). Raise --set worker_timeout=… or lower --workers."
+                    ) from None
+
+
+def _checked(batch: Any) -> dict[str, torch.Tensor]:
+    if isinstance(batch, _Fault):
+        raise batch.error
+    return batch
+
+
+@contextmanager
+def _without_child_signal() -> Iterator[None]:
+    """Undo torch's SIGCHLD handler, which raises wherever the main thread is, out of the loader's reach."""
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
 
 
 def evaluation_loader(

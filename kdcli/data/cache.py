@@ -14,6 +14,7 @@ from kdcli.artifacts import manifest as manifests
 from kdcli.errors import InputError
 
 SEGMENT = "segment-"
+LOGITS = "logits"
 Pair = tuple[int, int]  # (sample id, view)
 
 
@@ -38,8 +39,16 @@ class Store:
         return int(digits) if self.name.startswith("top") and digits.isdigit() else 0
 
     def pack(self, tap: str, tensor: Tensor) -> dict[str, np.ndarray]:
-        """Arrays for a batch of one tap, [B, …] float32."""
-        if not self.top or tensor.ndim != 2 or self.top >= tensor.shape[1] - 1:
+        """Arrays for a batch of one tap, [B, …] float32; ``topK`` is for logits, all else is fp16 then.
+
+        Raises:
+            InputError: NaN, infinity, or a value that fp16 cannot hold.
+        """
+        if not bool(torch.isfinite(tensor).all()):
+            raise InputError(
+                f"{tap} of the teacher holds NaN or infinity. Check its weights, or --precision no."
+            )
+        if not self.top or tap != LOGITS or tensor.ndim != 2 or self.top >= tensor.shape[1] - 1:
             kind = np.float32 if self.name == "fp32" else np.float16
             array = tensor.numpy()
             if kind is np.float16 and np.abs(array).max(initial=0) > 65000:
@@ -84,59 +93,86 @@ class Cache:
     def __init__(self, folder: Path, taps: Sequence[str]) -> None:
         self.folder, self.taps = folder, tuple(taps)
         self._segments: list[dict[str, np.ndarray]] = []
-        ids, views, places = [], [], []
+        ids, views = [np.empty(0, np.uint64)], [np.empty(0, np.int32)]
         for path in sorted(folder.glob(f"{SEGMENT}*")):
             if "." in path.name:
                 continue  # a partial or trash directory of another writer
             arrays = self._open(path)
-            rows = len(arrays["ids"])
             ids.append(np.asarray(arrays.pop("ids")))
             views.append(np.asarray(arrays.pop("views")))
-            places.append(np.stack([np.full(rows, len(self._segments)), np.arange(rows)], axis=1))
             self._segments.append(arrays)
-        self._index: dict[Pair, tuple[int, int]] = {}
-        for i, v, p in zip(ids, views, places):
-            self._index.update(zip(zip(i.tolist(), v.tolist()), map(tuple, p.tolist())))
+        self._ends = np.cumsum([len(part) for part in ids])  # the first part is empty
+        self._index = _index(np.concatenate(ids), np.concatenate(views))
 
     def _open(self, path: Path) -> dict[str, np.ndarray]:
-        manifest = manifests.read(path)
         try:
+            manifest = manifests.read(path)
             manifests.verify(path, manifest)
             arrays = {
                 name.removesuffix(".npy"): np.load(path / name, mmap_mode="r", allow_pickle=False)
                 for name in manifest.files
                 if name.endswith(".npy")
             }
-        except (InputError, ValueError) as error:
+            needed = {"ids", "views", *(f"{t}.top" if f"{t}.top" in arrays else t for t in self.taps)}
+            if needed - set(arrays) or len({len(array) for array in arrays.values()}) != 1:
+                raise InputError(f"{path} is no segment of a cache of {', '.join(self.taps)}.")
+        except (InputError, OSError, ValueError) as error:
             raise InputError(f"{error} Delete {path} and run again: it is computed anew.") from error
         return arrays
 
     def __len__(self) -> int:
-        return len(self._index)
+        return sum(len(ids) for ids, _ in self._index.values())
 
     def __contains__(self, pair: Pair) -> bool:
-        return pair in self._index
+        return bool(self._places(np.array([pair[0]], np.uint64), pair[1])[0] >= 0)
+
+    def _places(self, ids: np.ndarray, view: int) -> np.ndarray:
+        """Places [B] of samples in the segments laid end to end, -1 where there is none."""
+        known, places = self._index.get(view, _NOTHING)
+        if not len(known):
+            return np.full(len(ids), -1)
+        at = np.minimum(np.searchsorted(known, ids), len(known) - 1)
+        return np.where(known[at] == ids, places[at], -1)
 
     def read(self, pairs: Sequence[Pair]) -> dict[str, Tensor]:
         """Tensors [B, …] of each tap for the pairs, in their order.
 
         Raises InputError for a pair that is not here.
         """
-        try:
-            places = [self._index[pair] for pair in pairs]
-        except KeyError as error:
+        ids = np.array([sample_id for sample_id, _ in pairs], np.uint64)
+        views = np.array([view for _, view in pairs])
+        places = np.empty(len(pairs), np.int64)
+        for view in np.unique(views):
+            mask = views == view
+            places[mask] = self._places(ids[mask], int(view))
+        if len(lacking := np.flatnonzero(places < 0)):
+            sample_id, view = pairs[lacking[0]]
             raise InputError(
-                f"{self.folder} lacks {error}: it was filled for other pictures or views."
-            ) from error
-        segments = np.array([s for s, _ in places])
-        rows = np.array([r for _, r in places])
-        first = self._segments[places[0][0]]
+                f"{self.folder} lacks view {view} of sample {sample_id:016x}: it was filled for other "
+                "pictures or views."
+            )
+        segments = np.searchsorted(self._ends, places, side="right") - 1
+        rows = places - self._ends[segments]
+        first = self._segments[segments[0]]
         gathered = {name: np.empty((len(places), *a.shape[1:]), a.dtype) for name, a in first.items()}
         for segment in np.unique(segments):
             mask = segments == segment
             for name, array in gathered.items():
                 array[mask] = self._segments[segment][name][rows[mask]]
         return Store.unpack(gathered, self.taps)
+
+
+_NOTHING = np.empty(0, np.uint64), np.empty(0, np.int64)
+
+
+def _index(ids: np.ndarray, views: np.ndarray) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+    """For each view the sorted ids and their places: 16 bytes a row, where a dictionary takes 300."""
+    index = {}
+    for view in np.unique(views):
+        places = np.flatnonzero(views == view)
+        known, first = np.unique(ids[places], return_index=True)
+        index[int(view)] = known, places[first]
+    return index
 
 
 class Columns:

@@ -82,9 +82,9 @@ class Samples:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the set of (id, label), whatever their order."""
-        order = np.argsort(self.ids)
-        sha = hashlib.sha256(self.ids[order].tobytes())
+        """Hash of the multiset of (picture, label), whatever their order."""
+        order = np.lexsort((self.labels, self.pictures))
+        sha = hashlib.sha256(self.pictures[order].tobytes())
         sha.update(self.labels[order].astype(np.int64).tobytes())
         return sha.hexdigest()[:32]
 
@@ -95,7 +95,7 @@ class Samples:
 
 def cell_bytes(cell: Any, root: Path | None, where: str) -> bytes:
     """Bytes of an image cell; files are read only where they lie below ``root``."""
-    if isinstance(cell, dict) and cell.get("bytes"):
+    if isinstance(cell, dict) and cell.get("bytes") is not None:
         return cell["bytes"]
     path = cell.get("path") if isinstance(cell, dict) else cell
     if isinstance(path, str) and path and root is not None and "://" not in path:
@@ -108,8 +108,7 @@ def cell_bytes(cell: Any, root: Path | None, where: str) -> bytes:
     if isinstance(path, str) and path:
         raise InputError(
             f"{where}: its picture is not stored in the data but named as {path!r}. Files outside the data "
-            "and "
-            "URLs are never opened: embed the bytes (for example by datasets' save_to_disk after a cast)."
+            "and URLs are never opened: embed the bytes (for example by datasets' save_to_disk after a cast)."
         )
     raise InputError(f"{where}: the image cell is empty.")
 
@@ -138,36 +137,51 @@ def _rank(value: Any, seed: int) -> bytes:
 def carve(samples: Samples, fraction: float, seed: int) -> tuple[Samples, Samples]:
     """Split labelled samples per class by hash of the picture (or of its group) into (train, validation).
 
-    Duplicates and groups stay together; unlabelled samples stay in train.
+    Duplicates and groups stay together; unlabelled samples stay in train, but for those of a held-out unit.
 
     Raises:
         InputError: too few labelled pictures to carve one.
     """
-    units = samples.pictures if samples.groups is None else samples.groups
-    members: dict[Any, list[int]] = {}
+    units = _units(samples)
+    members: dict[int, list[int]] = {}
     for i in np.flatnonzero(samples.labelled()):
-        members.setdefault(units[i], []).append(int(i))
-    by_class: dict[int, list[Any]] = {}
-    for unit, indices in members.items():
-        label = Counter(int(samples.labels[i]) for i in indices).most_common(1)[0][0]
-        by_class.setdefault(label, []).append(unit)
-    held = np.zeros(len(samples), bool)
+        members.setdefault(int(units[i]), []).append(int(samples.labels[i]))
+    by_class: dict[int, list[int]] = {}
+    for unit, labels in members.items():
+        counts = Counter(labels)
+        by_class.setdefault(min(counts, key=lambda c: (-counts[c], c)), []).append(unit)
+    held: list[int] = []
     for units_of_class in by_class.values():
         ranked = sorted(units_of_class, key=lambda unit: _rank(unit, seed))
         wanted = round(fraction * sum(len(members[u]) for u in ranked))
-        taken = 0
         for unit in ranked[:-1]:  # one unit always stays in train
-            if taken + len(members[unit]) > wanted:
-                break
-            held[members[unit]] = True
-            taken += len(members[unit])
-    if not held.any():
+            if len(members[unit]) <= wanted:
+                held.append(unit)
+                wanted -= len(members[unit])
+    if not held:
         raise InputError(
             f"{samples.name}: {int(samples.labelled().sum())} labelled pictures are too few to carve "
             f"{fraction:.0%} per class for validation. Give a validation split, or raise "
             "--set data.validation_fraction."
         )
-    return samples.take(~held), samples.take(held, "validation")
+    mask = np.isin(units, np.array(held, np.uint64))
+    return samples.take(~mask), samples.take(mask, "validation")
+
+
+def _units(samples: Samples) -> np.ndarray:
+    """[N] what must not be split: the smallest picture hash among all that share a group or a picture."""
+    units = samples.pictures
+    if samples.groups is None:
+        return units
+    keys = [np.unique(k, return_inverse=True)[1] for k in (samples.groups, samples.pictures)]
+    while True:  # a picture in two groups joins them
+        before = units
+        for key in keys:
+            smallest = np.full(key.max(initial=0) + 1, np.iinfo(np.uint64).max)
+            np.minimum.at(smallest, key, units)
+            units = smallest[key]
+        if np.array_equal(units, before):
+            return units
 
 
 def hide_labels(samples: Samples, per_class: int, seed: int) -> Samples:

@@ -17,6 +17,7 @@ import torch
 
 from kdcli.artifacts.model import InputSpec
 from kdcli.config import ViewSection
+from kdcli.errors import UsageError
 
 _MASK = (1 << 64) - 1
 
@@ -48,11 +49,24 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 class TrainingView:
-    """Cuts training views of ``size`` pixels after the recipe of a view section."""
+    """Cuts training views of ``size`` pixels after the recipe of a view section.
+
+    Raises:
+        UsageError: a range that is none, or a policy that timm does not know.
+    """
 
     def __init__(self, section: ViewSection, size: int, seed: int) -> None:
         self.section, self.size, self.seed = section, size, seed
         self._transform: Callable[[Any], Any] | None = None
+        (smallest, largest), (narrow, wide) = section.scale, section.ratio
+        if not 0 < smallest <= largest <= 1:
+            raise UsageError(
+                f"views.scale: two parts of the area, 0 < low <= high <= 1, got {section.scale}."
+            )
+        if not 0 < narrow <= wide:
+            raise UsageError(f"views.ratio: two aspect ratios, 0 < low <= high, got {section.ratio}.")
+        if section.auto_augment:
+            self._policy(section.auto_augment)
 
     def recipe(self) -> dict[str, Any]:
         """What decides the pixels of a view, for cache keys (not the count of views)."""
@@ -70,7 +84,6 @@ class TrainingView:
             return self._transform(picture)
 
     def _build(self) -> Callable[[Any], Any]:
-        from timm.data.auto_augment import auto_augment_transform, rand_augment_transform
         from torchvision.transforms import InterpolationMode, v2
 
         s, modes = self.section, InterpolationMode
@@ -90,15 +103,26 @@ class TrainingView:
         if s.vflip:
             steps.append(v2.RandomVerticalFlip(s.vflip))
         if s.auto_augment:
-            hparams = {"translate_const": int(self.size * 0.45), "img_mean": (124, 116, 104)}
-            policy = rand_augment_transform if s.auto_augment.startswith("rand") else auto_augment_transform
-            steps.append(policy(s.auto_augment, hparams))
+            steps.append(self._policy(s.auto_augment))
         if s.color_jitter:
             steps.append(v2.ColorJitter(s.color_jitter, s.color_jitter, s.color_jitter))
         steps.append(v2.PILToTensor())
         if s.erase:
             steps.append(v2.RandomErasing(s.erase))
         return v2.Compose(steps)
+
+    def _policy(self, text: str) -> Callable[[Any], Any]:
+        """One of timm's policies, as its own training transform sets it up."""
+        from timm.data import auto_augment as policies
+
+        hparams = {"translate_const": int(self.size * 0.45), "img_mean": (124, 116, 104)}
+        make = policies.rand_augment_transform if text.startswith("rand") else policies.auto_augment_transform
+        try:
+            return make(text, hparams)
+        except (AssertionError, KeyError, ValueError) as error:
+            raise UsageError(
+                f"views.auto_augment: timm knows no policy '{text}' (for example rand-m9-mstd0.5-inc1)."
+            ) from error
 
 
 class EvaluationCut:

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +26,11 @@ from kdcli.artifacts.manifest import Manifest, digest
 from kdcli.artifacts.store import open_output
 from kdcli.console import Console
 from kdcli.data.batches import Key, Loader, Pool
-from kdcli.data.cache import SEGMENT, Cache, Store
+from kdcli.data.cache import SEGMENT, Cache, Columns, Store
+from kdcli.data.views import TrainingView
 from kdcli.engine.runtime import Runtime
 from kdcli.errors import Preempted
+from kdcli.words import Method, taps_used
 from kdcli.metrics.efficiency import evaluating
 from kdcli.models.network import Network
 
@@ -74,25 +78,42 @@ class Request:
         )[:24]
 
 
-def fill(
-    root: Path,
-    request: Request,
-    pool: Pool,
-    runtime: Runtime,
-    console: Console,
-    *,
-    batch_size: int,
-    max_pixels: int,
-    workers: int,
-    timeout: float,
-    stop: Any = None,
-    label: str = "teacher outputs",
-) -> Cache:
+@dataclass(frozen=True)
+class Filling:
+    """How caches are filled.
+
+    Attributes:
+        runtime: device, precision and processes.
+        console: shows progress.
+        batch_size: over all processes.
+        max_pixels: of a picture.
+        workers: loader processes.
+        timeout: seconds after which a loader that hangs is an error.
+        stop: set when a signal asks to stop.
+    """
+
+    runtime: Runtime
+    console: Console
+    batch_size: int
+    max_pixels: int
+    workers: int = 0
+    timeout: float = 300
+    stop: Any = None
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """How loaders read pictures."""
+        return {"max_pixels": self.max_pixels, "workers": self.workers, "timeout": self.timeout}
+
+
+def fill(root: Path, request: Request, pool: Pool, filling: Filling, label: str) -> Cache:
     """Compute what the cache lacks for all samples and views of a pool, and open it.
 
     Raises:
         Preempted: a signal came; the segments so far are kept.
     """
+    runtime, console, stop = filling.runtime, filling.console, filling.stop
+    batch_size = max(1, filling.batch_size // runtime.world_size)
     folder = root / request.key(runtime.accelerator.mixed_precision)
     if runtime.main:
         folder.mkdir(parents=True, exist_ok=True)
@@ -108,7 +129,7 @@ def fill(
         if not missing:
             return cache
         mine = missing[runtime.rank :: runtime.world_size]
-        loader = Loader(pool, request.cut, max_pixels=max_pixels, workers=workers, timeout=timeout)
+        loader = Loader(pool, request.cut, **filling.reading)
         batches = [mine[i : i + batch_size] for i in range(0, len(mine), batch_size)]
         total = len(pool) * request.views
         with console.progress(label, total, "views", start=total - len(missing)) as bar:
@@ -194,6 +215,41 @@ def _turn(folder: Path, runtime: Runtime, console: Console, stop: Any) -> Iterat
     finally:
         if lock is not None:
             os.close(lock)
+
+
+def fill_calls(
+    root: Path,
+    method: Method,
+    networks: Mapping[str, Network],
+    pool: Pool,
+    view: TrainingView,
+    views: int,
+    store: Store,
+    filling: Filling,
+) -> Columns:
+    """Cached outputs of every call of a frozen party of a method, as columns named ``call.tap``."""
+    frozen = {p.name: networks[p.source] for p in method.parties if p.role == "frozen"}
+    caches = {}
+    for turn in (turn for phase in method.phases for turn in phase.turns):
+        taps = taps_used(turn)
+        for call in (c for c in turn.calls if c.party in frozen):
+            network, names = frozen[call.party], taps[call.name]
+            compute = partial(_tapped, network, names)
+            request = Request(network, names, compute, view, view.recipe(), views, store)
+            caches[call.name] = fill(root, request, pool, filling, f"outputs of {call.party}")
+    return Columns(caches)
+
+
+def _tapped(network: Network, names: tuple[str, ...], x: Tensor) -> dict[str, Tensor]:
+    return network.taps(x, names)
+
+
+def affordable_views(root: Path, samples: int, classes: int, store: Store) -> int:
+    """How many views of all samples fit in 80 % of the free disk."""
+    root = root.absolute()
+    while not root.exists():
+        root = root.parent
+    return int(0.8 * shutil.disk_usage(root).free / (samples * bytes_per_view(classes, store)))
 
 
 def bytes_per_view(classes: int, store: Store) -> int:

@@ -8,13 +8,10 @@ stopped anywhere and resumed makes the same steps bit for bit.
 from __future__ import annotations
 
 import contextlib
-import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,14 +22,14 @@ from kdcli.artifacts.store import Output, remove, write_tensors
 from kdcli.config import OptimSection
 from kdcli.console import Console, Progress
 from kdcli.data.batches import Key, Loader, Plan
-from kdcli.data.mixing import both_labelled, mixed
 from kdcli.data.views import mix as hash_of
 from kdcli.engine import state
+from kdcli.engine.micro import MicroBatches
 from kdcli.engine.optim import build_optimizer, build_schedule
 from kdcli.engine.runtime import Runtime
 from kdcli.engine.turn import TurnModule
 from kdcli.errors import Diverged, Preempted
-from kdcli.methods.words import Method
+from kdcli.words import Method
 
 LOG = "metrics.jsonl"
 _OVERFLOWS = 25
@@ -81,7 +78,7 @@ class Job:
 
 @dataclass
 class Outcome:
-    """What training left: the exported network's weights at the last and at the best step."""
+    """What training left: the exported network's weights at the last and (on the first process) best step."""
 
     progress: state.Progress
     last: dict[str, Tensor]
@@ -109,6 +106,7 @@ class _Run:
         self.progress = state.Progress()
         self.found = output.last_state()
         self.saved_at = time.monotonic()
+        self.micro = MicroBatches(job.plan, job.optim, job.classes, job.row_weight, job.seed)
 
     def _build_ema(self) -> Any:
         if not self.job.optim.ema:
@@ -142,7 +140,7 @@ class _Run:
         prepared = {name: prepare(m) for name, m in modules.items()}
         self.steppers = {name: prepare(o) for name, o in self.optimizers.items()}
         with (
-            Log(self.output.partial / LOG, self.progress.log_bytes, self.runtime.main) as self.log,
+            state.Log(self.output.partial / LOG, self.progress.log_bytes, self.runtime.main) as self.log,
             self.console.progress("train", job.steps, "steps", start=self.progress.step) as bar,
         ):
             if self.progress.step < end:
@@ -168,11 +166,13 @@ class _Run:
         job = self.job
         first = self.progress.step
         clock = time.monotonic()
+        if first == begin:
+            self._commit_if_due(first)  # a signal during start-up
         for step, batch in zip(range(first, end), job.loader(self._my_keys(first, end))):
             for module in prepared.values():
                 module.train()
             torch.manual_seed(hash_of(job.seed, step, self.runtime.rank) >> 1)
-            micro = self._micro_batches(batch, step)
+            micro = self.micro(batch, step, self.runtime)
             row: dict[str, float] = {}
             for turn in phase.turns:
                 row |= self._turn(turn.name, prepared[turn.name], micro, step, begin)
@@ -186,51 +186,12 @@ class _Run:
             if self._evaluation_due(step):
                 self._evaluate()
             bar.update(step + 1, loss=row["loss"], **self._shown())
-            self._commit_if_due(step)
+            self._commit_if_due(step + 1)
 
     def _my_keys(self, first: int, end: int) -> Iterator[list[Key]]:
         per = self.job.optim.batch_size // self.runtime.world_size
         start = per * self.runtime.rank
         return _Lazy(lambda: (self.job.plan.keys(k)[start : start + per] for k in range(first, end)))  # type: ignore[return-value]
-
-    def _micro_batches(self, batch: dict[str, Tensor], step: int) -> list[tuple[dict[str, Tensor], Tensor]]:
-        """Columns of each micro-batch on the device, with its shares of the global rows."""
-        job, world = self.job, self.runtime.world_size
-        count = job.optim.accumulate
-        size = len(batch["y"]) // count
-        labelled_in_all = self._labelled_in(step)
-        parts = []
-        for i in range(count):
-            part = {
-                k: v[i * size : (i + 1) * size].to(self.runtime.device, non_blocking=True)
-                for k, v in batch.items()
-            }
-            part["labelled"], part["target"] = part["y"] >= 0, part["y"]
-            if job.optim.mixup or job.optim.cutmix:
-                seed = hash_of(job.seed, step, self.runtime.rank, i, 7)
-                part["x"], part["target"], part["labelled"] = mixed(
-                    part["x"],
-                    part["y"],
-                    job.classes,
-                    mixup=job.optim.mixup,
-                    cutmix=job.optim.cutmix,
-                    seed=seed,
-                )
-            if job.row_weight is not None:
-                part["row_weight"] = job.row_weight.to(self.runtime.device)[part["y"].clamp(min=0)]
-            rows = size * world / job.optim.batch_size
-            labelled = float(part["labelled"].sum()) * world / max(labelled_in_all, 1)
-            parts.append((part, torch.tensor([rows, labelled], device=self.runtime.device)))
-        return parts
-
-    def _labelled_in(self, step: int) -> int:
-        """Labelled rows of the global batch, on every process without asking the others."""
-        job = self.job
-        if not (job.optim.mixup or job.optim.cutmix):
-            return job.plan.labelled_in(step)
-        labels = torch.tensor([job.plan.labels[index] >= 0 for index, _ in job.plan.keys(step)])
-        size = job.optim.batch_size // (self.runtime.world_size * job.optim.accumulate)
-        return int(sum(both_labelled(part).sum() for part in labels.split(size)))
 
     def _turn(self, name: str, module: Any, micro: list[Any], step: int, begin: int) -> dict[str, float]:
         """One backward and one optimiser step; returns the terms averaged over processes."""
@@ -319,19 +280,19 @@ class _Run:
         if self.job.track and self.runtime.main:
             self.job.track(row)
 
-    def _commit_if_due(self, step: int) -> None:
-        """All processes agree whether to stop, and whether to commit."""
+    def _commit_if_due(self, done: int) -> None:
+        """All processes agree whether to stop after ``done`` steps, and whether to commit."""
         job = self.job
         requested = self.stop.requested if self.stop is not None else None
         late = self.runtime.main and time.monotonic() - self.saved_at > 60 * job.save_minutes
         stopping, due = self.runtime.largest([float(bool(requested)), float(late)])
         if stopping:
             self._commit()
+            signal = requested or "a signal to another process"
             raise Preempted(
-                f"{requested or 'a signal'}: stopped after step {step + 1} of {job.steps}; run the same "
-                "command again."
+                f"{signal}: stopped after step {done} of {job.steps}; run the same command again."
             )
-        if due or (job.save_steps and (step + 1) % job.save_steps == 0 and step + 1 < job.steps):
+        if due or (job.save_steps and done % job.save_steps == 0 and 0 < done < job.steps):
             self._commit()
 
     def _commit(self) -> None:
@@ -349,39 +310,11 @@ class _Run:
 
     def _outcome(self) -> Outcome:
         network = self.ema.module if self.ema else self.exported
-        best = read_tensors(self.output.partial / self.progress.best["file"]) if self.progress.best else None
+        best = None
+        if self.progress.best and self.runtime.main:  # the one that writes the artifact
+            best = read_tensors(self.output.partial / self.progress.best["file"])
         rate = self.progress.step / max(self.progress.seconds, 1e-9)
         return Outcome(self.progress, state.clone_to_cpu(network), best, rate=rate)
-
-
-class Log:
-    """``metrics.jsonl``: rows after a resumed step are dropped before new ones are written."""
-
-    def __init__(self, path: Path, length: int, writes: bool) -> None:
-        self.path, self._length, self._writes = path, length, writes
-
-    def __enter__(self) -> Log:
-        if self._writes:
-            self._file = open(self.path, "ab")
-            self._file.truncate(self._length)
-            self._file.seek(self._length)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._writes:
-            self._file.close()
-
-    def write(self, row: dict[str, Any]) -> None:
-        """Add a row and hand it to the operating system."""
-        if self._writes:
-            self._file.write(json.dumps(row).encode() + b"\n")
-            self._file.flush()
-
-    def sync(self) -> int:
-        """Make all rows durable; returns the length."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        return self._file.tell()
 
 
 class _Lazy:

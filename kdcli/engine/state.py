@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -135,3 +136,33 @@ def _jsonable(value: Any) -> bool:
 def clone_to_cpu(module: nn.Module) -> dict[str, Tensor]:
     """A copy of a state dict that later steps do not change."""
     return {k: v.detach().to("cpu", copy=True) for k, v in module.state_dict().items()}
+
+
+class Log:
+    """``metrics.jsonl``: rows after a resumed step are dropped before new ones are written."""
+
+    def __init__(self, path: Path, length: int, writes: bool) -> None:
+        self.path, self._length, self._writes = path, length, writes
+
+    def __enter__(self) -> Log:
+        if self._writes:
+            self._file = open(self.path, "ab")
+            self._file.truncate(self._length)
+            self._file.seek(self._length)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._writes:
+            self._file.close()
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Add a row and hand it to the operating system."""
+        if self._writes:
+            self._file.write(json.dumps(row).encode() + b"\n")
+            self._file.flush()
+
+    def sync(self) -> int:
+        """Make all rows durable; returns the length."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        return self._file.tell()

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdcli.methods.words import Call, Term, Turn, split_reference, taps_used
 from kdcli.models.network import Network
 from kdcli.models.taps import tensor_of
+from kdcli.words import Call, Term, Turn, split_reference, taps_used
 
 
 class TurnModule(nn.Module):

@@ -1,5 +1,5 @@
 """The table of methods. A method is a function, named after its paper, that returns data
-(:mod:`kdcli.methods.words`).
+(:mod:`kdcli.words`).
 
 The table imports without torch. A method's typed keyword arguments are its parameters.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import math
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -84,6 +85,8 @@ def arguments(name: str, given: dict[str, Any]) -> dict[str, Any]:
             values[key] = TypeAdapter(known[key].annotation).validate_python(value)
         except ValidationError as error:
             raise UsageError(f"method.{key}: {error.errors()[0]['msg']}, got {value!r}.") from None
+        if isinstance(values[key], float) and not math.isfinite(values[key]):
+            raise UsageError(f"method.{key} must be a finite number, got {value!r}.")
     return values
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from kdcli.losses.logits import kl_divergence
-from kdcli.methods.words import Call, Method, Party, Phase, Term, Turn
 from kdcli.tasks import Task
+from kdcli.words import Call, Method, Party, Phase, Term, Turn
 
 
 def kd(

@@ -5,8 +5,8 @@ L = CE(z_s, y)
 
 from __future__ import annotations
 
-from kdcli.methods.words import Call, Method, Party, Phase, Turn
 from kdcli.tasks import Task
+from kdcli.words import Call, Method, Party, Phase, Turn
 
 
 def supervised(task: Task) -> Method:

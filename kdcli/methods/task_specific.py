@@ -12,8 +12,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from kdcli.methods import kd as hinton
-from kdcli.methods.words import Method
 from kdcli.tasks import Task
+from kdcli.words import Method
 
 
 def task_specific(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from kdcli.artifacts import model as artifacts
 from kdcli.artifacts.manifest import digest, file_hash
 from kdcli.artifacts.model import InputSpec
 from kdcli.errors import InputError, UsageError, nearest
-from kdcli.models.legacy import read_weights
+from kdcli.models.legacy import first_line, read_weights
 from kdcli.models.network import FEATURES, FeatureHead, Network, reset_classifier
 
 _PATCH14 = {"img_size": 224}  # timm's default input of DINOv2 is 518; position embeddings are resampled
@@ -72,7 +74,7 @@ def build(
         UsageError: ``weights`` beside an artifact.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which seeds the GPUs too
         path = Path(name)
         if artifacts.find(path) is not None or (
             path.is_dir() and not name.startswith(("hf-hub:", "local-dir:"))
@@ -159,36 +161,55 @@ def _from_name(
         known = [*ALIASES, *timm.list_models()]
         raise InputError(
             f"no model named '{name}'.{nearest(name, known)} Use an alias ({', '.join(list(ALIASES)[:4])}, "
-            "…), a timm "
-            "name, hf-hub:OWNER/NAME, local-dir:PATH, or the path of an artifact."
+            "…), a timm name, hf-hub:OWNER/NAME, local-dir:PATH, or the path of an artifact."
         )
-    options |= _size_option(timm_name, size or options.pop("img_size", None))
     load = pretrained and weights is None
-    try:
-        body = _create(timm_name, pretrained=load, **options)
-    except (
-        Exception
-    ) as error:  # the hub client raises many kinds; without weights none of them helps the user
-        if not load:
-            raise InputError(f"cannot build {name}: {str(error).splitlines()[0]}") from error
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        raise InputError(
-            f"no weights for {name} ({reason}). Ways out: --weights FILE with a checkpoint of your own; a "
-            "filled hub "
-            "cache (HF_HOME) with HF_HUB_OFFLINE=1; local-dir:PATH of a downloaded copy; or --from-scratch "
-            "for a "
-            "student. Gated models also need `hf auth login`."
-        ) from error
+    remote = timm_name.startswith(("hf-hub:", "hf_hub:"))
+    with _reachable_hub() if load or remote else nullcontext(True) as reachable:
+        try:
+            options |= _size_option(timm_name, size or options.pop("img_size", None))
+            body = _create(timm_name, pretrained=load, **options)
+        except Exception as error:  # of many kinds; without weights none of them helps the user
+            if not load and not remote:
+                raise InputError(f"cannot build {name}: {first_line(error)}") from error
+            reason = first_line(error) if reachable else "the hub cannot be reached, the cache has no copy"
+            raise InputError(
+                f"no weights for {name} ({reason}). Ways out: --weights FILE with a checkpoint of your own; "
+                "a filled hub cache (HF_HOME) with HF_HUB_OFFLINE=1; local-dir:PATH of a downloaded copy; or "
+                "--from-scratch for a student. Gated models also need `hf auth login`."
+            ) from error
+    classified = True
     if weights is not None:
-        _load_strict(body, read_weights(weights), weights)
+        classified = _load_strict(body, read_weights(weights), weights)
     source = (
         digest([file_hash(Path(weights)), size]) if weights else digest(_fingerprint(body)) if load else ""
     )
-    classes = _trained_classes(body) if (load or weights) else None
+    classes = _trained_classes(body) if (load or weights) and classified else None
     spec = _with_size(input_spec(body), size, body)
     return Network(
         body, spec, classes, name=name, source=source, trained="pretrained" if load or weights else "random"
     )
+
+
+@contextmanager
+def _reachable_hub() -> Iterator[bool]:
+    """Whether the hub answers. Where it does not, its client works offline, from its cache alone.
+
+    Left to itself the client retries every file for half a minute, a minute for one model in all.
+    """
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
+
+    before = constants.HF_HUB_OFFLINE
+    if not before:
+        try:
+            get_session().head(constants.ENDPOINT, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+        except Exception:  # no name server, no route, refused, silent, a proxy's fault: all the same here
+            constants.HF_HUB_OFFLINE = True
+    try:
+        yield not constants.HF_HUB_OFFLINE
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def _from_artifact(path: Path, pretrained: bool, size: int | None, drop_path: float | None) -> Network:
@@ -200,9 +221,7 @@ def _from_artifact(path: Path, pretrained: bool, size: int | None, drop_path: fl
             f"local-dir:{path}", pretrained=False, drop_path_rate=drop_path, **_artifact_size(config, size)
         )
     except Exception as error:
-        raise InputError(
-            f"{path}: cannot build {config.get('architecture')}: {str(error).splitlines()[0]}"
-        ) from error
+        raise InputError(f"{path}: cannot build {config.get('architecture')}: {first_line(error)}") from error
     head = None
     if head_config:
         tensors = files.tensors(artifacts.HEAD)
@@ -225,18 +244,24 @@ def _size_option(timm_name: str, size: int | None) -> dict[str, Any]:
     """``img_size`` for models whose weights depend on it; convolutional ones take any size."""
     if size is None:
         return {}
-    from timm.models import model_entrypoint
+    from timm.models._hub import load_model_config_from_hf, load_model_config_from_path
 
-    if timm_name.startswith(("hf-hub:", "hf_hub:", "local-dir:")):
-        return {"img_size": size}
-    module = sys.modules[model_entrypoint(timm_name.split(".")[0]).__module__]
-    fixed = getattr(getattr(module, "default_cfgs", {}).get(timm_name.split(".")[0]), "default", None)
-    return {"img_size": size} if getattr(fixed, "fixed_input_size", False) else {}
+    kind, colon, place = timm_name.partition(":")
+    if colon:
+        read = load_model_config_from_path if kind == "local-dir" else load_model_config_from_hf
+        timm_name = read(place)[1]
+    return {"img_size": size} if _fixed_size(timm_name) else {}
 
 
 def _artifact_size(config: dict[str, Any], size: int | None) -> dict[str, Any]:
     fixed = size is not None and config.get("pretrained_cfg", {}).get("fixed_input_size")
     return {"img_size": size} if fixed else {}
+
+
+def _fixed_size(timm_name: str) -> bool:
+    from timm.models import get_pretrained_cfg
+
+    return bool(getattr(get_pretrained_cfg(timm_name), "fixed_input_size", False))
 
 
 def _with_size(spec: InputSpec, size: int | None, body: nn.Module) -> InputSpec:
@@ -247,16 +272,20 @@ def _with_size(spec: InputSpec, size: int | None, body: nn.Module) -> InputSpec:
     return InputSpec((size, size), spec.mean, spec.std, spec.interpolation, spec.crop, spec.crop_mode)
 
 
-def _load_strict(body: Any, tensors: dict[str, Tensor], where: str) -> None:
-    """Load a state dict with strict keys and shapes; a missing classifier is allowed, it will be replaced."""
+def _load_strict(body: Any, tensors: dict[str, Tensor], where: str) -> bool:
+    """Load a state dict with strict keys and shapes; only the classifier may be missing.
+
+    Returns:
+        Whether the classifier, if the model has one, came along.
+    """
     convert = getattr(sys.modules[type(body).__module__], "checkpoint_filter_fn", None)
     own = body.state_dict()
     fits = set(tensors) == set(own) and all(tensors[n].shape == t.shape for n, t in own.items())
     if convert is not None and not fits:
         try:
             tensors = convert(tensors, body)
-        except (KeyError, RuntimeError, ValueError, AttributeError) as error:
-            raise InputError(f"{where} does not fit {type(body).__name__}: {error!r}") from error
+        except Exception as error:  # it meets keys and shapes that it was not written for
+            raise InputError(f"{where} does not fit {type(body).__name__}: {first_line(error)}") from error
     classifier = body.get_classifier()
     owned = (
         {id(t) for t in (*classifier.parameters(), *classifier.buffers())}
@@ -279,6 +308,7 @@ def _load_strict(body: Any, tensors: dict[str, Tensor], where: str) -> None:
     if floating:
         raise InputError(f"{where} holds NaN or Inf in {floating[0]}.")
     body.load_state_dict({**own, **tensors}, strict=True)
+    return names <= set(tensors)
 
 
 def _trained_classes(body: Any) -> list[str] | None:

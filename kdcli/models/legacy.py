@@ -31,21 +31,11 @@ def read_weights(path: Path | str) -> dict[str, Tensor]:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(
-            f"{path} holds pickled code or objects, not just tensors; kdcli never runs those. Save its "
-            "state_dict "
-            "as safetensors and pass that."
+            f"{path} holds pickled code or objects, not just tensors (or is damaged); kdcli never runs "
+            "those. Save its state_dict as safetensors and pass that."
         ) from error
-    except (
-        OSError,
-        RuntimeError,
-        EOFError,
-        ValueError,
-        KeyError,
-        AttributeError,
-        TypeError,
-        IndexError,
-    ) as error:
-        raise InputError(f"{path} is not a readable checkpoint: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # damaged bytes make the reader fail in many ways
+        raise InputError(f"{path} is not a readable checkpoint: {first_line(error)}") from error
     for wrapper in _WRAPPERS:
         if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
             loaded = loaded[wrapper]
@@ -56,7 +46,11 @@ def read_weights(path: Path | str) -> dict[str, Tensor]:
 
 
 def _strip(tensors: dict[str, Any]) -> dict[str, Tensor]:
-    for prefix in _PREFIXES:
-        if tensors and all(name.startswith(prefix) for name in tensors):
-            tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
+    while prefix := next((p for p in _PREFIXES if tensors and all(n.startswith(p) for n in tensors)), None):
+        tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
     return tensors
+
+
+def first_line(error: Exception) -> str:
+    """What an exception of another library says, in one line."""
+    return str(error).strip().partition("\n")[0][:200] or type(error).__name__

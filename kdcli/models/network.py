@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,12 +16,13 @@ from kdcli.models.taps import Recorder
 
 LAST = 4  # blocks or stages whose outputs a probe may concatenate (DINOv2's largest n)
 
-# What a linear head may read, as parts laid side by side. ``pooled`` is what timm's own head takes.
+# What a linear head may read, as parts laid side by side: oldest block first, then the mean of the patch
+# tokens, as DINOv2's create_linear_input has it. ``pooled`` is what timm's own head takes.
 FEATURES: dict[str, tuple[str, ...]] = {
     "pooled": ("pooled",),
     "pooled+avg": ("pooled", "avg"),
-    "last4": ("pooled", "back2", "back3", "back4"),
-    "last4+avg": ("pooled", "back2", "back3", "back4", "avg"),
+    "last4": ("back4", "back3", "back2", "pooled"),
+    "last4+avg": ("back4", "back3", "back2", "pooled", "avg"),
 }
 
 
@@ -95,7 +97,7 @@ class Network(nn.Module):
         x = self.prepare(x)
         if self.head is None:
             return self.body(x)
-        return self.head(self._parts(x, FEATURES[self.head.feature]))
+        return self.head(self._run(x, FEATURES[self.head.feature])[1])
 
     def taps(self, x: Tensor, names: Sequence[str]) -> dict[str, Any]:
         """Named tensors of one call; see :mod:`kdcli.models.taps` for the names.
@@ -108,21 +110,23 @@ class Network(nn.Module):
         x = self.prepare(x)
         body: Any = self.body
         with Recorder(self, names) as recorder:
-            features = body.forward_features(x)
             if self.head is None:
+                features = body.forward_features(x)
                 logits = body.forward_head(features)
             else:
-                logits = self.head(self._parts(x, FEATURES[self.head.feature]))
+                features, parts = self._run(x, FEATURES[self.head.feature])
+                logits = self.head(parts)
         return recorder.result(features, logits)
 
     # -- features for probing --------------------------------------------------------------------------------
     @property
     def has_class_token(self) -> bool:
-        """Whether this is a plain ViT that ends in a class token."""
+        """Whether this is a plain ViT with a class token, whose blocks can be read one by one."""
+        body: Any = self.body
         return (
-            hasattr(self.body, "cls_token")
-            and self.body.cls_token is not None
-            and hasattr(self.body, "blocks")
+            getattr(body, "cls_token", None) is not None
+            and hasattr(body, "blocks")
+            and "return_prefix_tokens" in inspect.signature(body.forward_intermediates).parameters
         )
 
     def feature_names(self) -> list[str]:
@@ -132,36 +136,29 @@ class Network(nn.Module):
     def features(self, x: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
         """Parts [B, D_i] that the named features are made of."""
         parts = dict.fromkeys(part for name in names for part in FEATURES[name])
-        return self._parts(self.prepare(x), tuple(parts))
+        return self._run(self.prepare(x), tuple(parts))[1]
 
-    def _parts(self, x: Tensor, wanted: Sequence[str]) -> dict[str, Tensor]:
+    def _run(self, x: Tensor, wanted: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
+        """What the body's head takes (unpooled), and the wanted parts, from one pass."""
         body: Any = self.body
         if set(wanted) == {"pooled"}:
-            return {"pooled": body.forward_head(body.forward_features(x), pre_logits=True)}
+            final = body.forward_features(x)
+            return final, {"pooled": body.forward_head(final, pre_logits=True)}
+        parts: dict[str, Tensor] = {}
+        depth = min(LAST, len(body.feature_info))
         if self.has_class_token:
-            layers = body.forward_intermediates(
-                x,
-                indices=LAST,
-                norm=True,
-                output_fmt="NLC",
-                return_prefix_tokens=True,
-                intermediates_only=True,
+            final, layers = body.forward_intermediates(
+                x, indices=depth, norm=True, output_fmt="NLC", return_prefix_tokens=True
             )
-            tokens = [prefix[:, 0] for _, prefix in layers]
-            parts = {f"back{i}": tokens[-i] for i in range(2, LAST + 1)}
-            parts |= {"avg": layers[-1][0].mean(dim=1)}
-            # timm's own head may pool otherwise than by the class token (MAE's fc_norm): keep its definition
-            last = torch.cat([layers[-1][1], layers[-1][0]], dim=1)
-            token = getattr(body, "global_pool", "token") == "token" and isinstance(body.fc_norm, nn.Identity)
-            parts["pooled"] = tokens[-1] if token else body.forward_head(last, pre_logits=True)
+            back = [prefix[:, 0] for _, prefix in layers]
+            parts["avg"] = layers[-1][0].mean(dim=1)
         else:
-            final, maps = body.forward_intermediates(x, indices=LAST)
-            pooled = [_spatial_mean(m) for m in maps]
-            parts = {f"back{i}": pooled[-i] for i in range(2, len(pooled) + 1)}
-            parts["pooled"] = body.forward_head(final, pre_logits=True)
-            for i in range(2, LAST + 1):
-                parts.setdefault(f"back{i}", pooled[0])
-        return {name: parts[name] for name in wanted}
+            final, maps = body.forward_intermediates(x, indices=depth)
+            back = [_spatial_mean(m) for m in maps]
+        # timm's own head may pool otherwise than by the class token (MAE's fc_norm): keep its definition
+        parts["pooled"] = body.forward_head(final, pre_logits=True)
+        parts |= {f"back{i}": back[-min(i, depth)] for i in range(2, LAST + 1)}
+        return final, {name: parts[name] for name in wanted}
 
     def attach_linear(self, feature: str, weight: Tensor, bias: Tensor, classes: list[str]) -> None:
         """Make a linear classifier over ``feature`` the head, in timm's own layout where it fits."""

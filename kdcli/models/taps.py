@@ -3,8 +3,8 @@
 ``logits`` [B,C] · ``pooled`` [B,D], what the classifier takes · ``tokens`` [B,N,D], all tokens after the
 final norm · ``grid`` [B,D,H,W], patch tokens or the last feature map · ``blockK``, output of the K-th block
 or stage (from 1) · ``a.b.c`` or ``a.b.c.in``, output or first input of any module of the timm model ·
-``BatchNorm2d.in`` or ``BatchNorm2d.out``, the list of all modules of a class. Parameters and buffers are
-read by :func:`tensor_of`.
+``BatchNorm2d.in`` or ``BatchNorm2d.out``, the list of all modules of a class and its subclasses (timm's
+BatchNormAct2d). Parameters and buffers are read by :func:`tensor_of`.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Recorder:
     def _hook(self, name: str) -> None:
         modules = dict(self.network.body.named_modules())
         path, _, end = name.rpartition(".")
-        by_class = [m for m in modules.values() if type(m).__name__ == path] if end in ("in", "out") else []
+        by_class = [m for m in modules.values() if end in ("in", "out") and _is_a(m, path)]
         if by_class:
             self._seen[name] = []
             for module in by_class:
@@ -100,14 +100,23 @@ class Recorder:
     def result(self, features: Tensor, logits: Tensor) -> dict[str, Any]:
         """The wanted tensors, once the call is over."""
         found = dict(self._seen)
+        body = self.network.body
+        if features.ndim == 4 and getattr(body, "output_fmt", "NCHW") == "NHWC":
+            features = features.permute(0, 3, 1, 2)
         for name in self.names:
             if name == "logits":
                 found[name] = logits
             elif name == "tokens":
                 found[name] = features if features.ndim == 3 else features.flatten(2).transpose(1, 2)
             elif name == "grid":
-                found[name] = grid(features, getattr(self.network.body, "num_prefix_tokens", 0))
+                found[name] = grid(features, getattr(body, "num_prefix_tokens", 0))
+            elif name not in found:
+                raise InputError(f"{self.network.name} has a module '{name}', but does not run it.")
         return {name: found[name] for name in self.names}
+
+
+def _is_a(module: nn.Module, class_name: str) -> bool:
+    return any(kind.__name__ == class_name for kind in type(module).__mro__)
 
 
 def _block_path(body: nn.Module, name: str) -> str | None:

@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import copy
 import math
-import shutil
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,17 +36,15 @@ from kdcli.errors import InputError, UsageError
 from kdcli.stages import Result, frame
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from kdcli.artifacts.store import Output
     from kdcli.data.batches import Pool
     from kdcli.data.samples import Data
     from kdcli.data.views import TrainingView
     from kdcli.engine.loop import Job, Outcome
     from kdcli.engine.runtime import Runtime
-    from kdcli.methods.words import Method
     from kdcli.models.network import Network
     from kdcli.tasks.classification import Classification
+    from kdcli.words import Method
 
 _AUTO_VIEWS = 8  # more fixed views than this are not worth their disk unless asked for
 
@@ -129,24 +125,6 @@ class Plan:
         each = bytes_per_view(len(self.task.classes), Store(self.config.views.store))
         return self.teacher_forwards * each if self.cached else 0
 
-    def objective(self) -> list[dict[str, Any]]:
-        """Terms as rows of a table."""
-        return [
-            {
-                "turn": turn.name,
-                "term": term.name,
-                "loss": term.loss.__name__,
-                "taps": ", ".join(term.args),
-                "rows": term.rows or "all",
-                "weight": "scheduled" if callable(term.weight) else f"{term.weight:g}",
-                "with": ", ".join(f"{k}={v}" for k, v in term.keywords.items()),
-                "sees": "each row" if term.scope == "sample" else "one micro-batch of one process",
-            }
-            for phase in self.method.phases
-            for turn in phase.turns
-            for term in turn.terms
-        ]
-
     def to_json(self) -> dict[str, Any]:
         """What ``--dry-run --json`` prints."""
         return {
@@ -155,7 +133,7 @@ class Plan:
             "parents": self.parents,
             "data": self.data.describe(),
             "method": {"name": self.method.name, **self.arguments},
-            "objective": self.objective(),
+            "objective": frame.objective(self.method),
             "steps": self.steps,
             "views": self.views or "live",
             "teacher_forwards": self.teacher_forwards,
@@ -188,8 +166,8 @@ class Plan:
                 else "live, no cache"
             )
             console.note(f"teacher  {self.teacher_forwards:,} forwards ({how})")
-        rows = [list(r.values()) for r in self.objective()]
-        console.table(list(self.objective()[0]), rows, title="objective")
+        rows = [list(r.values()) for r in frame.objective(self.method)]
+        console.table(list(frame.objective(self.method)[0]), rows, title="objective")
         console.note(f"writes   {self.out}")
 
 
@@ -203,8 +181,8 @@ def plan(config: Config, console: Console) -> Plan:
     from kdcli.data.batches import Pool
     from kdcli.data.sources import open_data, open_unlabelled
     from kdcli.data.views import TrainingView
-    from kdcli.methods.words import without_zero_terms
     from kdcli.tasks.classification import Classification
+    from kdcli.words import without_zero_terms
 
     entry = methods.entry(config.method.name)
     frame.require(config.data.source, "--data")
@@ -289,33 +267,27 @@ def _networks(
     config: Config, task: Classification, wanted: set[str], data: Data, console: Console
 ) -> dict[str, Network]:
     """Student and, where the objective needs it, teacher with its classes in the data's order."""
-    from kdcli.artifacts import model as artifacts
     from kdcli.models.build import build
-    from kdcli.tasks.classification import permutation
 
     classes = list(task.classes)
-    found = {
-        "student": build(
-            str(config.student),
-            classes=classes,
-            pretrained=not config.from_scratch,
-            weights=config.weights,
-            size=config.image_size,
-            drop_path=config.drop_path,
-            seed=config.seed,
-        )
+    student = build(
+        str(config.student),
+        classes=classes,
+        pretrained=not config.from_scratch,
+        weights=config.weights,
+        size=config.image_size,
+        drop_path=config.drop_path,
+        seed=config.seed,
+    )
+    if "teacher" not in wanted:
+        return {"student": student}
+    chosen_on = frame.split_hash(str(config.teacher), "validation")
+    if chosen_on not in ("", data.split("validation").fingerprint):
+        console.warn("the teacher was chosen on other validation samples than this run selects by.")
+    return {
+        "student": student,
+        "teacher": frame.teacher(str(config.teacher), classes, config.data.class_order),
     }
-    if "teacher" in wanted:
-        teacher = build(str(config.teacher))
-        order = permutation(classes, teacher.classes, config.data.class_order, f"teacher {config.teacher}")
-        teacher.reorder(order, classes)
-        found["teacher"] = teacher.requires_grad_(False)
-        if artifacts.find(str(config.teacher)) is not None:
-            known = artifacts.read(str(config.teacher)).manifest.facts.get("data", {}).get("splits", {})
-            chosen_on = known.get("validation", {}).get("hash")
-            if chosen_on and chosen_on != data.split("validation").fingerprint:
-                console.warn("the teacher was chosen on other validation samples than this run selects by.")
-    return found
 
 
 def _views(
@@ -325,6 +297,9 @@ def _views(
 
     Raises UsageError where fixed views cannot serve the method.
     """
+    from kdcli.data.cache import Store
+    from kdcli.engine.cache import affordable_views
+
     text = config.views.count
     if text not in ("auto", "live") and not (text.isdigit() and int(text) > 0):
         raise UsageError(f"--views: a number above 0, live or auto, got '{text}'.")
@@ -338,21 +313,9 @@ def _views(
         return int(text)
     if text == "live" or not fixed:
         return None
-    return _auto_views(config, samples, steps, len(task.classes))
-
-
-def _auto_views(config: Config, samples: int, steps: int, classes: int) -> int | None:
-    """As many views as epochs, at most eight, within 80 % of the free disk; live if not even one fits."""
-    from kdcli.data.cache import Store
-    from kdcli.engine.cache import bytes_per_view
-
     epochs = math.ceil(steps * config.optim.batch_size / samples)
-    root = Path(config.cache).absolute()
-    while not root.exists():
-        root = root.parent
-    each = samples * bytes_per_view(classes, Store(config.views.store))
-    affordable = int(0.8 * shutil.disk_usage(root).free / each)
-    return min(epochs, _AUTO_VIEWS, affordable) or None
+    store, classes = Store(config.views.store), len(task.classes)
+    return min(epochs, _AUTO_VIEWS, affordable_views(Path(config.cache), samples, classes, store)) or None
 
 
 # -- parts of the run ----------------------------------------------------------------------------------------
@@ -362,16 +325,29 @@ def _job(plan: Plan, networks: dict[str, Network], runtime: Runtime, console: Co
     """Loader (with the teacher's cache), order of samples and evaluation for the loop."""
     from kdcli.data.batches import Plan as Order
     from kdcli.data.batches import training_loader
+    from kdcli.data.cache import Store
+    from kdcli.engine.cache import Filling, fill_calls
     from kdcli.engine.loop import Job
     from kdcli.tasks.classification import class_weights
 
     config, pool = plan.config, plan.pool
-    reading = {
+    reading: dict[str, Any] = {
         "max_pixels": config.data.max_pixels,
         "workers": config.workers,
         "timeout": config.worker_timeout,
     }
-    columns = _teacher_columns(plan, networks, runtime, console, stop, reading) if plan.cached else None
+    columns = None
+    if plan.cached:
+        columns = fill_calls(
+            Path(config.cache),
+            plan.method,
+            networks,
+            pool,
+            plan.view,
+            int(plan.views or 0),
+            Store(config.views.store),
+            Filling(runtime, console, config.optim.batch_size, stop=stop, **reading),
+        )
     balance = config.data.class_balance
     return Job(
         method=plan.method,
@@ -399,45 +375,6 @@ def _job(plan: Plan, networks: dict[str, Network], runtime: Runtime, console: Co
         save_minutes=config.save_minutes,
         log_every=config.log_every,
     )
-
-
-def _teacher_columns(
-    plan: Plan,
-    networks: dict[str, Network],
-    runtime: Runtime,
-    console: Console,
-    stop: Any,
-    reading: dict[str, Any],
-) -> Any:
-    """Cached outputs of every frozen call, computed where they are missing."""
-    from kdcli.data.cache import Columns, Store
-    from kdcli.engine.cache import Request, fill
-    from kdcli.methods.words import taps_used
-
-    frozen = {p.name: p.source for p in plan.method.parties if p.role == "frozen"}
-    caches = {}
-    for turn in (t for phase in plan.method.phases for t in phase.turns):
-        for call in (c for c in turn.calls if c.party in frozen):
-            taps, network = taps_used(turn)[call.name], networks[frozen[call.party]]
-            request = Request(
-                network=network,
-                taps=taps,
-                compute=partial(_tapped, network, taps),
-                cut=plan.view,
-                recipe=plan.view.recipe(),
-                views=int(plan.views or 0),
-                store=Store(plan.config.views.store),
-            )
-            batch = max(1, plan.config.optim.batch_size // runtime.world_size)
-            root = Path(plan.config.cache)
-            caches[call.name] = fill(
-                root, request, plan.pool, runtime, console, batch_size=batch, stop=stop, **reading
-            )
-    return Columns(caches)
-
-
-def _tapped(network: Network, taps: tuple[str, ...], x: Tensor) -> dict[str, Tensor]:
-    return network.taps(x, taps)
 
 
 def _evaluation(plan: Plan, runtime: Runtime, reading: dict[str, Any]) -> Any:

@@ -9,8 +9,6 @@ Tiny, on a CPU:  kdcli eval runs/student --data example:fashion-mnist --no-cost
 from __future__ import annotations
 
 import json
-import operator
-import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 from kdcli.artifacts.manifest import Manifest
 from kdcli.config import DataSection, RunSection, inputs, option, outputs, reading, running
 from kdcli.console import Console
-from kdcli.errors import InputError, UsageError, nearest
+from kdcli.errors import InputError
+from kdcli.report.gates import Gate, judge, parse
 from kdcli.stages import Result, frame
 
 if TYPE_CHECKING:
@@ -29,8 +28,6 @@ if TYPE_CHECKING:
     from kdcli.engine.runtime import Runtime
     from kdcli.models.network import Network
 
-_GATE = re.compile(r"\s*([a-z0-9_/]+)\s*(>=|<=|>|<)\s*([0-9.eE+-]+)\s*")
-_COMPARE = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
 _CURVE_POINTS = 400
 
 
@@ -61,7 +58,7 @@ class Plan:
     samples: Samples
     networks: dict[str, Network]
     teacher: Network | None
-    gates: list[tuple[str, str, float]]
+    gates: list[Gate]
 
     def to_json(self) -> dict[str, Any]:
         """What ``--dry-run --json`` prints."""
@@ -71,7 +68,7 @@ class Plan:
             "parents": self.parents,
             "data": self.data.describe(),
             "models": list(self.networks),
-            "require": [f"{n}{o}{v:g}" for n, o, v in self.gates],
+            "require": [gate.text for gate in self.gates],
         }
 
     def describe(self, console: Console) -> None:
@@ -97,7 +94,7 @@ def plan(config: Config, console: Console) -> Plan:
 
     frame.require(config.models, "a model (kdcli eval MODEL …)")
     frame.require(config.data.source, "--data")
-    gates = [_gate(text) for text in config.require]
+    gates = [parse(text) for text in config.require]
     data = open_data(config.data, need=(config.split,))
     if data.classes is None:
         raise InputError(f"{config.data.source} has no labels. Name their column: --set data.label_column=…")
@@ -105,8 +102,9 @@ def plan(config: Config, console: Console) -> Plan:
     samples = samples.take(samples.labelled())
     if len(samples) == 0:
         raise InputError(f"split '{config.split}' of {config.data.source} has no labelled picture.")
-    networks = {_short(name, config.models): _network(name, data, config) for name in config.models}
-    teacher = _network(config.teacher, data, config) if config.teacher else None
+    order = config.data.class_order
+    networks = {_short(n, config.models): frame.teacher(n, data.classes, order) for n in config.models}
+    teacher = frame.teacher(config.teacher, data.classes, order) if config.teacher else None
     parents = [frame.parent(f"model{i}", name) for i, name in enumerate(config.models)]
     if config.teacher:
         parents.append(frame.parent("teacher", config.teacher))
@@ -145,47 +143,10 @@ def run(plan: Plan, console: Console, *, stop: Any = None, command: str = "") ->
     return Result(plan.out, frame.summary(plan.out), failed)
 
 
-def _gate(text: str) -> tuple[str, str, float]:
-    match = _GATE.fullmatch(text)
-    known = (
-        "top1",
-        "top5",
-        "mean_per_class",
-        "nll",
-        "ece",
-        "agreement",
-        "kl",
-        "parameters",
-        "flops",
-        "latency_ms",
-    )
-    if not match:
-        raise UsageError(f"--require '{text}': write METRIC>=NUMBER, for example top1>=0.8.")
-    name, compare, value = match.groups()
-    if name not in known:
-        raise UsageError(
-            f"--require: no metric '{name}'.{nearest(name, known)} There are: {', '.join(known)}."
-        )
-    try:
-        return name, compare, float(value)
-    except ValueError:
-        raise UsageError(f"--require '{text}': '{value}' is no number.") from None
-
-
 def _short(name: str, names: list[str]) -> str:
     """The last part of a path, as long as that tells the models apart."""
     last = Path(name).name or name
     return last if [Path(n).name for n in names].count(last) == 1 else name
-
-
-def _network(name: str | None, data: Data, config: Config) -> Network:
-    from kdcli.models.build import build
-    from kdcli.tasks.classification import permutation
-
-    network = build(str(name))
-    classes = list(data.classes or [])
-    network.reorder(permutation(classes, network.classes, config.data.class_order, str(name)), classes)
-    return network.requires_grad_(False).eval()
 
 
 # -- measuring -----------------------------------------------------------------------------------------------
@@ -212,7 +173,7 @@ def _report(plan: Plan, runtime: Runtime, console: Console) -> dict[str, Any]:
         },
         "models": models,
         "notes": _notes(plan),
-        "requirements": [_judge(gate, model) for gate in plan.gates for model in models],
+        "requirements": [judge(gate, model) for gate in plan.gates for model in models],
     }
 
 
@@ -245,7 +206,7 @@ def _model(
     from kdcli.metrics.agreement import agreement
     from kdcli.metrics.classification import classification_metrics, confusion, reliability
 
-    facts = _facts(network.name)
+    facts = frame.model_facts(network.name)
     row: dict[str, Any] = {
         "name": name,
         "path": network.name,
@@ -261,12 +222,6 @@ def _model(
     if teacher is not None and plan.teacher is not None:
         row["teacher"] = {"name": plan.teacher.name, **agreement(logits, teacher, targets)}
     return row
-
-
-def _facts(name: str) -> dict[str, Any]:
-    from kdcli.artifacts import model as artifacts
-
-    return artifacts.read(name).manifest.facts if artifacts.find(name) is not None else {}
 
 
 def _curves(path: Path) -> list[dict[str, Any]]:
@@ -300,27 +255,10 @@ def _cost(config: Config, network: Network, runtime: Runtime) -> dict[str, Any]:
 def _notes(plan: Plan) -> list[str]:
     notes = []
     for name in plan.config.models:
-        splits = (_facts(name).get("data") or {}).get("splits", {})
+        splits = (frame.model_facts(name).get("data") or {}).get("splits", {})
         if any(s.get("hash") == plan.samples.fingerprint for s in splits.values()):
             notes.append(f"{name} was trained or selected on this very split: its figures are no test.")
     return notes
-
-
-def _value(model: dict[str, Any], name: str) -> float:
-    cost = model.get("cost", {})
-    places = {**model["metrics"], **model.get("teacher", {}), **cost}
-    if name == "latency_ms" and cost:
-        return float(cost["latency_ms"]["median"])
-    if name not in places:
-        raise UsageError(f"--require: '{name}' was not measured in this run.")
-    return float(places[name])
-
-
-def _judge(gate: tuple[str, str, float], model: dict[str, Any]) -> dict[str, Any]:
-    name, compare, bound = gate
-    value = _value(model, name)
-    text = f"{model['name']}: {name}{compare}{bound:g}"
-    return {"text": text, "met": bool(_COMPARE[compare](value, bound)), "value": value}
 
 
 def _numbers(report: dict[str, Any]) -> list[dict[str, Any]]:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from kdcli.artifacts import manifest as manifests
 from kdcli.artifacts import model as models
 from kdcli.config import RunSection, identity
 from kdcli.errors import UsageError
+
+if TYPE_CHECKING:
+    from kdcli.words import Method
+    from kdcli.models.network import Network
 
 
 def require(value: Any, flag: str) -> Any:
@@ -61,3 +65,47 @@ def summary(path: Path) -> dict[str, Any]:
         "hash": manifest.hash,
         **{k: manifest.facts[k] for k in wanted if k in manifest.facts},
     }
+
+
+def teacher(name: str, classes: list[str], order: Literal["names", "same"]) -> Network:
+    """A frozen network whose logits stand in the order of ``classes``.
+
+    Raises:
+        InputError: it knows other classes.
+    """
+    from kdcli.models.build import build
+    from kdcli.tasks.classification import permutation
+
+    network = build(name)
+    network.reorder(permutation(classes, network.classes, order, name), classes)
+    return network.requires_grad_(False).eval()
+
+
+def split_hash(name: str, split: str) -> str:
+    """Hash of a split that an artifact was made with, or an empty string."""
+    data = model_facts(name).get("data") or {}
+    return str(data.get("splits", {}).get(split, {}).get("hash", ""))
+
+
+def model_facts(name: str) -> dict[str, Any]:
+    """Facts of a model artifact's manifest; empty for other models."""
+    return models.read(name).manifest.facts if models.find(name) is not None else {}
+
+
+def objective(method: Method) -> list[dict[str, str]]:
+    """Terms of a method as rows of a table."""
+    return [
+        {
+            "turn": turn.name,
+            "term": term.name,
+            "loss": term.loss.__name__,
+            "taps": ", ".join(term.args),
+            "rows": term.rows or "all",
+            "weight": "scheduled" if callable(term.weight) else f"{term.weight:g}",
+            "with": ", ".join(f"{k}={v}" for k, v in term.keywords.items()),
+            "sees": "each row" if term.scope == "sample" else "one micro-batch of one process",
+        }
+        for phase in method.phases
+        for turn in phase.turns
+        for term in turn.terms
+    ]

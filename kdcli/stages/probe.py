@@ -24,10 +24,6 @@ from kdcli.errors import InputError, UsageError, nearest
 from kdcli.stages import Result, frame
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from torch import Tensor
-
     from kdcli.data.samples import Data
     from kdcli.engine.heads import HeadResult, HeadSpec
     from kdcli.engine.runtime import Runtime
@@ -216,158 +212,57 @@ def _features(config: Config, network: Network) -> list[str]:
 
 def _fit(plan: Plan, network: Network, runtime: Runtime, console: Console, stop: Any) -> list[HeadResult]:
     """Results of the whole grid, the same on every process."""
-    import torch
-
-    from kdcli.engine.heads import lbfgs_path, train_heads
-
-    assert plan.data is not None
-    config, classes = plan.config, len(plan.data.classes or [])
-    grid = config.grid
-    parts, y, val_parts, val_y = _cached_features(plan, network, runtime, console, stop)
-    if config.protocol == "dinov2":
-        return _live(plan, network, runtime, console, val_parts, val_y)
-    features, val = _assemble(parts, plan.features), _assemble(val_parts, plan.features)
-    results: list[HeadResult] = []
-    if plan.specs:
-        results += train_heads(
-            features,
-            y,
-            val,
-            val_y,
-            plan.specs,
-            classes,
-            epochs=grid.epochs,
-            batch_size=grid.batch_size,
-            momentum=grid.momentum,
-            seed=config.seed,
-            patience=grid.patience,
-            device=runtime.device,
-        )
-    if grid.solver != "sgd":
-        for name in plan.features:
-            results += lbfgs_path(
-                features[name], y, val[name], val_y, classes, l2=grid.l2, feature=name, device=runtime.device
-            )
-    torch.manual_seed(config.seed)
-    return results
-
-
-def _live(
-    plan: Plan,
-    network: Network,
-    runtime: Runtime,
-    console: Console,
-    val_parts: dict[str, Tensor],
-    val_y: Tensor,
-) -> list[HeadResult]:
-    """DINOv2's published protocol: every step sees new augmented views, through the backbone."""
-    import torch
-
-    from kdcli.data.batches import Plan as Order
-    from kdcli.data.batches import Pool, training_loader
-    from kdcli.data.views import TrainingView
-    from kdcli.engine.heads import train_heads_live
-    from kdcli.metrics.efficiency import evaluating
-
-    assert plan.data is not None
-    if runtime.world_size > 1:
-        raise UsageError("--protocol dinov2 runs on one process; the cached protocol runs on many.")
-    config, grid = plan.config, plan.config.grid
-    train = plan.data.split("train")
-    train = train.take(train.labelled())
-    order = Order(train.labels, grid.batch_size, config.seed, views=None)
-    score_every = max(1, round(order.steps_per_epoch))
-    steps = grid.epochs * score_every
-    view = TrainingView(config.views, config.views.size or network.spec.size[0], config.seed)
-    loader = training_loader(
-        Pool((train,)),
-        view,
-        max_pixels=config.data.max_pixels,
-        workers=config.workers,
-        timeout=config.worker_timeout,
-    )
-
-    def batches() -> Iterator[tuple[dict[str, Tensor], Tensor]]:
-        with console.progress("heads", steps, "steps") as bar, evaluating(network):
-            for step, batch in enumerate(loader([order.keys(k) for k in range(steps)])):
-                with torch.inference_mode(), runtime.accelerator.autocast():
-                    parts = network.features(batch["x"].to(runtime.device), plan.features)
-                yield _assemble(parts, plan.features), batch["y"].to(runtime.device)
-                bar.update(step + 1)
-
-    return train_heads_live(
-        batches(),
-        _assemble(val_parts, plan.features),
-        val_y,
-        plan.specs,
-        len(plan.data.classes or []),
-        steps=steps,
-        score_every=score_every,
-        batch_size=grid.batch_size,
-        momentum=grid.momentum,
-        seed=config.seed,
-        device=runtime.device,
-    )
-
-
-def _assemble(parts: dict[str, Tensor], names: list[str]) -> dict[str, Tensor]:
-    """Features [N, F] from their parts."""
-    import torch
-
-    from kdcli.models.network import FEATURES
-
-    return {name: torch.cat([parts[part] for part in FEATURES[name]], dim=1) for name in names}
-
-
-def _cached_features(
-    plan: Plan, network: Network, runtime: Runtime, console: Console, stop: Any
-) -> tuple[dict[str, Tensor], Tensor, dict[str, Tensor], Tensor]:
-    """Parts and labels of labelled training samples (all fixed views) and of the validation samples."""
-    import torch
-
-    from kdcli.data.batches import Pool
-    from kdcli.data.cache import Store
     from kdcli.data.views import EvaluationCut, TrainingView
-    from kdcli.engine.cache import Request, fill
-    from kdcli.models.network import FEATURES
+    from kdcli.engine.cache import Filling
+    from kdcli.engine.features import cached_features, live_features
+    from kdcli.engine.heads import lbfgs_path, train_heads, train_heads_live
 
     assert plan.data is not None
-    config = plan.config
-    taps = tuple(dict.fromkeys(part for name in plan.features for part in FEATURES[name]))
-    plain = EvaluationCut(network.spec)
+    config, grid, count = plan.config, plan.config.grid, len(plan.data.classes or [])
+    reading: dict[str, Any] = {
+        "max_pixels": config.data.max_pixels,
+        "workers": config.workers,
+        "timeout": config.worker_timeout,
+    }
+    filling = Filling(runtime, console, grid.batch_size, stop=stop, **reading)
     train, validation = (
         s.take(s.labelled()) for s in (plan.data.split("train"), plan.data.split("validation"))
     )
-    found = []
-    for samples, views in ((train, plan.views if config.protocol == "cached" else 0), (validation, 1)):
-        cut: Any = plain
-        if views != 1:
-            cut = TrainingView(config.views, config.views.size or network.spec.size[0], config.seed)
-        request = Request(
-            network=network,
-            taps=taps,
-            compute=lambda x: network.features(x, plan.features),
-            cut=cut,
-            recipe=cut.recipe(),
-            views=views,
-            store=Store("fp16" if config.precision != "no" else "fp32"),
+    plain = EvaluationCut(network.spec)
+    view = TrainingView(config.views, config.views.size or network.spec.size[0], config.seed)
+    root = Path(config.cache)
+    val, val_y = cached_features(root, network, plan.features, validation, plain, 1, filling)
+    shared: dict[str, Any] = {"momentum": grid.momentum, "seed": config.seed, "device": runtime.device}
+    if config.protocol == "dinov2":
+        steps = grid.epochs * max(1, round(len(train) / grid.batch_size))
+        batches = live_features(network, plan.features, train, view, steps, filling, config.seed)
+        every = steps // grid.epochs
+        return train_heads_live(
+            batches,
+            val,
+            val_y,
+            plan.specs,
+            count,
+            steps=steps,
+            score_every=every,
+            batch_size=grid.batch_size,
+            **shared,
         )
-        cache = fill(
-            Path(config.cache),
-            request,
-            Pool((samples,)),
-            runtime,
-            console,
-            batch_size=config.grid.batch_size,
-            max_pixels=config.data.max_pixels,
-            workers=config.workers,
-            timeout=config.worker_timeout,
-            stop=stop,
-            label=f"features of {samples.name}",
-        )
-        pairs = [(int(i), v) for v in range(views) for i in samples.ids]
-        found.append((cache.read(pairs) if pairs else {}, torch.from_numpy(samples.labels).repeat(views)))
-    return (*found[0], *found[1])
+    cut: Any = plain if plan.views == 1 else view
+    features, y = cached_features(root, network, plan.features, train, cut, plan.views, filling)
+    results: list[HeadResult] = []
+    if plan.specs:
+        limits: dict[str, Any] = {
+            "epochs": grid.epochs,
+            "batch_size": grid.batch_size,
+            "patience": grid.patience,
+        }
+        results += train_heads(features, y, val, val_y, plan.specs, count, **limits, **shared)
+    if grid.solver != "sgd":
+        for name in plan.features:
+            path: dict[str, Any] = {"l2": grid.l2, "feature": name, "device": runtime.device}
+            results += lbfgs_path(features[name], y, val[name], val_y, count, **path)
+    return results
 
 
 def _export(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kdcli.errors import InputError
 from kdcli.losses.logits import cross_entropy
-from kdcli.methods.words import Term
+from kdcli.words import Term
 
 
 @dataclass(frozen=True)

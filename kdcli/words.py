@@ -124,28 +124,26 @@ def split_reference(reference: str) -> tuple[bool, str, str, str]:
     return (detached, call, ".", name) if dot else (detached, "", "", text)
 
 
-def calls_used(turn: Turn, terms: Iterable[Term] | None = None) -> set[str]:
-    """Names of calls that the terms need, through derives and through inputs of other calls."""
+def used_by(turn: Turn, terms: Iterable[Term]) -> tuple[set[str], set[str]]:
+    """Names of calls and of derives' outputs that terms need, through derives and other calls' inputs."""
     by_out = {d.out: d for d in turn.derives}
     by_name = {c.name: c for c in turn.calls}
-    wanted = [a for term in (turn.terms if terms is None else terms) for a in term.args]
-    used: set[str] = set()
-    seen: set[str] = set()
+    wanted = [a for term in terms for a in term.args]
+    calls: set[str] = set()
+    derives: set[str] = set()
     while wanted:
         reference = wanted.pop()
-        if reference in seen:
-            continue
-        seen.add(reference)
         _, call, kind, name = split_reference(reference)
         if kind:
             if call not in by_name:
                 raise KeyError(f"turn {turn.name}: '{reference}' names no call")
-            if call not in used:
-                used.add(call)
+            if call not in calls:
+                calls.add(call)
                 wanted += by_name[call].inputs
-        elif name in by_out:
+        elif name in by_out and name not in derives:
+            derives.add(name)
             wanted += by_out[name].args
-    return used
+    return calls, derives
 
 
 def taps_used(turn: Turn) -> dict[str, tuple[str, ...]]:
@@ -168,8 +166,10 @@ def without_zero_terms(method: Method) -> Method:
         turns = []
         for turn in phase.turns:
             terms = tuple(t for t in turn.terms if callable(t.weight) or t.weight != 0)
-            used = calls_used(turn, terms)
-            turns.append(replace(turn, terms=terms, calls=tuple(c for c in turn.calls if c.name in used)))
+            used, derived = used_by(turn, terms)
+            calls = tuple(c for c in turn.calls if c.name in used)
+            derives = tuple(d for d in turn.derives if d.out in derived)
+            turns.append(replace(turn, terms=terms, calls=calls, derives=derives))
         phases.append(replace(phase, turns=tuple(turns)))
     called = {c.party for p in phases for t in p.turns for c in t.calls} | {method.export}
     called |= {name for p in phases for t in p.turns for name in t.trains}

@@ -1,0 +1,113 @@
+"""One writer per output: a lock file inside ``OUT.partial``, so that it leaves with the rename."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from kdcli.artifacts.files import remove
+from kdcli.errors import EnvironmentFault, InputError
+
+LOCK = ".lock"
+IDENTITY = "identity.json"
+BOOKKEEPING = {LOCK, IDENTITY, f"{IDENTITY}.partial"}
+_ORPHANS_S = 10.0  # loader workers of a killed run notice within 5 s, and hold its lock until then
+
+
+@contextmanager
+def locked(path: Path, partial: Path) -> Iterator[None]:
+    """Hold the lock on output ``path``; ``partial`` is made, and removed if nothing was written into it.
+
+    Raises:
+        InputError: something that is no unfinished output stands at ``partial``.
+        EnvironmentFault: another process holds the lock.
+    """
+    lock = partial / LOCK
+    while True:
+        if (fd := _open(partial)) is None:
+            continue
+        owner = 0  # a process forked meanwhile must not release it
+        try:
+            _take(fd, path)
+            if not _stands_at(fd, lock):
+                continue  # the holder renamed or removed the directory while we waited
+            owner = os.getpid()
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, f"process {owner} on {socket.gethostname()}".encode(), 0)
+            yield
+            return
+        finally:
+            if owner == os.getpid():
+                with suppress(OSError):
+                    if _stands_at(fd, lock) and set(os.listdir(partial)) <= BOOKKEEPING:
+                        remove(partial)  # nothing was written: leave no trace
+                fcntl.flock(fd, fcntl.LOCK_UN)  # closing is not enough while a loader worker has it too
+            os.close(fd)
+
+
+def _open(partial: Path) -> int | None:
+    """Descriptor of the lock file, made if need be; None if the directory went away meanwhile."""
+    try:
+        os.makedirs(partial, exist_ok=True)
+        found = os.listdir(partial)
+        if found and not BOOKKEEPING & set(found):
+            raise InputError(
+                f"{partial} is needed for the unfinished output, and holds something else. Move it away, or "
+                "choose another --out."
+            )
+        return os.open(partial / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    except (FileNotFoundError, FileExistsError, NotADirectoryError) as error:
+        if os.path.lexists(partial) and not partial.is_dir():
+            raise InputError(f"{partial} is not a directory. Choose another --out.") from error
+        return None
+    except OSError:
+        with suppress(OSError):
+            os.rmdir(partial)  # if it is empty
+        raise
+
+
+def _take(fd: int, path: Path) -> None:
+    deadline = time.monotonic() + _ORPHANS_S
+    while True:
+        try:
+            return fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(fd, 200, 0).decode(errors="replace")
+            if not _gone(holder) or time.monotonic() > deadline:
+                raise EnvironmentFault(
+                    f"{path} is being written by {holder or 'another process'}. Wait for it, or choose "
+                    "another --out."
+                ) from None
+            time.sleep(0.02)
+        except OSError as error:
+            raise EnvironmentFault(
+                f"cannot lock {path}: {error.strerror}. Choose an --out on a disk that has locks."
+            ) from error
+
+
+def _gone(holder: str) -> bool:
+    """Whether a lock's holder is dead (its workers will follow), or has not written its name yet."""
+    named = re.fullmatch(r"process (\d+) on (.*)", holder)
+    if not named or named[2] != socket.gethostname():
+        return not holder
+    try:
+        os.kill(int(named[1]), 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        pass
+    return False
+
+
+def _stands_at(fd: int, path: Path) -> bool:
+    """Whether an open descriptor is the file that stands at ``path`` now."""
+    try:
+        return os.path.samestat(os.fstat(fd), os.stat(path))
+    except FileNotFoundError:
+        return False

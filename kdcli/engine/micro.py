@@ -1,0 +1,85 @@
+"""Micro-batches of one step: columns on the device, and each one's share of the rows of the global batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kdcli.config import OptimSection
+from kdcli.data.batches import Plan
+from kdcli.data.mixing import both_labelled, mixed
+from kdcli.data.views import mix
+from kdcli.engine.runtime import Runtime
+
+_MIXING = 7  # keeps the seeds of mixing apart from others made of the same numbers
+
+
+@dataclass(frozen=True)
+class MicroBatches:
+    """Splits a process's part of a batch.
+
+    Attributes:
+        plan: which samples each step holds.
+        optim: batch size, accumulation, mixing.
+        classes: C, for mixed targets.
+        row_weight: [C] factors of the supervised loss per class, or None.
+        seed: of mixing.
+    """
+
+    plan: Plan
+    optim: OptimSection
+    classes: int
+    row_weight: Tensor | None
+    seed: int
+
+    @property
+    def mixes(self) -> bool:
+        """Whether pictures are mixed."""
+        return bool(self.optim.mixup or self.optim.cutmix)
+
+    def __call__(
+        self, batch: dict[str, Tensor], step: int, runtime: Runtime
+    ) -> list[tuple[dict[str, Tensor], Tensor]]:
+        """Columns and shares of each micro-batch.
+
+        Args:
+            batch: this process's columns, [B / processes, …].
+            step: for seeds and for the rows of the global batch.
+            runtime: device, rank and number of processes.
+
+        Returns:
+            (columns, shares [2]) each: rows and labelled rows here over those of the global batch, times the
+            number of processes, because gradients are averaged over processes.
+        """
+        size = len(batch["y"]) // self.optim.accumulate
+        labelled_in_all = max(self._labelled_in(step, size), 1)
+        parts = []
+        for i in range(self.optim.accumulate):
+            rows = slice(i * size, (i + 1) * size)
+            part = {name: c[rows].to(runtime.device, non_blocking=True) for name, c in batch.items()}
+            part |= self._targets(part, mix(self.seed, step, runtime.rank, i, _MIXING))
+            counts = [size / self.optim.batch_size, float(part["labelled"].sum()) / labelled_in_all]
+            parts.append((part, torch.tensor(counts, device=runtime.device) * runtime.world_size))
+        return parts
+
+    def _targets(self, part: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
+        """Columns that losses read: mixed views where asked for, targets, and which rows have them."""
+        x, y = part["x"], part["y"]
+        columns = {"target": y, "labelled": y >= 0}
+        if self.mixes:
+            x, target, labelled = mixed(
+                x, y, self.classes, mixup=self.optim.mixup, cutmix=self.optim.cutmix, seed=seed
+            )
+            columns = {"x": x, "target": target, "labelled": labelled}
+        if self.row_weight is not None:
+            columns["row_weight"] = self.row_weight.to(y.device)[y.clamp(min=0)]
+        return columns
+
+    def _labelled_in(self, step: int, size: int) -> int:
+        """Labelled rows of the global batch, known to every process without asking the others."""
+        if not self.mixes:
+            return self.plan.labelled_in(step)
+        labels = torch.tensor([self.plan.labels[index] >= 0 for index, _ in self.plan.keys(step)])
+        return int(sum(both_labelled(part).sum() for part in labels.split(size)))

@@ -1,0 +1,65 @@
+"""Requirements on a report, such as ``top1>=0.8``: what turns an evaluation into a gate of a pipeline."""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from kdcli.errors import UsageError, nearest
+
+_FORM = re.compile(r"\s*([a-z0-9_]+)\s*(>=|<=|>|<)\s*([0-9.eE+-]+)\s*")
+_COMPARE = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
+METRICS = (
+    *("top1", "top5", "mean_per_class", "nll", "ece"),
+    *("agreement", "kl", "both_right", "only_student", "only_teacher", "neither_right"),
+    *("parameters", "flops", "latency_ms", "throughput", "peak_memory_mb"),
+)
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One comparison of a metric with a bound."""
+
+    metric: str
+    compare: str
+    bound: float
+
+    @property
+    def text(self) -> str:
+        """As a user writes it."""
+        return f"{self.metric}{self.compare}{self.bound:g}"
+
+
+def parse(text: str) -> Gate:
+    """Parse ``METRIC>=NUMBER``. Raises UsageError for another form or an unknown metric."""
+    match = _FORM.fullmatch(text)
+    if not match:
+        raise UsageError(f"--require '{text}': write METRIC>=NUMBER, for example top1>=0.8.")
+    name, compare, bound = match.groups()
+    if name not in METRICS:
+        raise UsageError(
+            f"--require: no metric '{name}'.{nearest(name, METRICS)} There are: {', '.join(METRICS)}."
+        )
+    try:
+        return Gate(name, compare, float(bound))
+    except ValueError:
+        raise UsageError(f"--require '{text}': '{bound}' is no number.") from None
+
+
+def judge(gate: Gate, model: Mapping[str, Any]) -> dict[str, Any]:
+    """Whether a model of a report meets a gate: ``{"text", "met", "value"}``.
+
+    Raises:
+        UsageError: the metric was not measured (no teacher, ``--no-cost``, five classes or fewer).
+    """
+    places = {**model["metrics"], **model.get("teacher", {}), **model.get("cost", {})}
+    value = places.get(gate.metric)
+    if isinstance(value, Mapping):
+        value = value["median"]
+    if value is None:
+        raise UsageError(f"--require: '{gate.metric}' was not measured in this run.")
+    met = bool(_COMPARE[gate.compare](value, gate.bound))
+    return {"text": f"{model['name']}: {gate.text}", "met": met, "value": float(value)}

@@ -1,0 +1,332 @@
+"""Which samples a step holds is a function of (seed, step); what a loader meets is said clearly."""
+
+from __future__ import annotations
+
+import io
+import multiprocessing
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from kdcli.artifacts.model import InputSpec
+from kdcli.config import ViewSection
+from kdcli.data.batches import Loader, Plan, Pool, evaluation_loader, in_order, training_loader
+from kdcli.data.samples import Samples
+from kdcli.data.views import TrainingView
+from kdcli.errors import BadImageError, EnvironmentFault, InputError, KdcliError
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def picture(number: int) -> bytes:
+    buffer = io.BytesIO()
+    noise = np.random.default_rng(number).integers(0, 255, (12, 12, 3), np.uint8)
+    Image.fromarray(noise).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def made(count: int, name: str = "train", start: int = 0) -> Samples:
+    """Samples of noise; the label is the row modulo 3."""
+    numbers = np.arange(start, start + count)
+    cells = [{"image": {"bytes": picture(n), "path": None}} for n in numbers.tolist()]
+    ids = (numbers + 1000).astype(np.uint64)
+    return Samples(name, cells, "image", None, np.arange(count), ids, ids, np.arange(count) % 3)
+
+
+@pytest.fixture(scope="module")
+def samples() -> Samples:
+    return made(20)
+
+
+def whole(picture: Image.Image, view: int, sample_id: int) -> torch.Tensor:
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+
+
+def rows(plan: Plan, first: int, last: int) -> list[int]:
+    return [index for step in range(first, last) for index, _ in plan.keys(step)]
+
+
+# -- the plan ------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    count=st.integers(1, 40),
+    batch=st.integers(1, 50),
+    views=st.sampled_from([None, 1, 3]),
+    seed=st.integers(0, 9),
+)
+def test_every_sample_comes_once_per_epoch(count: int, batch: int, views: int | None, seed: int) -> None:
+    plan = Plan(np.zeros(count, np.int64), batch, seed, views)
+    keys = [key for step in range(3 * count) for key in plan.keys(step)][: 5 * count]
+    for epoch in range(5 if len(keys) == 5 * count else 3 * batch):
+        part = keys[epoch * count : (epoch + 1) * count]
+        assert sorted(index for index, _ in part) == list(range(count))
+        assert {view for _, view in part} == {epoch if views is None else epoch % views}
+    assert all(len(plan.keys(step)) == batch for step in range(5))
+    assert plan.steps_per_epoch == count / batch
+
+
+def test_any_step_can_be_asked_for_alone() -> None:
+    labels = np.arange(50) % 4 - 1
+    for options in (
+        {},
+        {"labelled_fraction": 0.3},
+        {"balance": True},
+        {"labelled_fraction": 0.3, "balance": True},
+    ):
+        straight = Plan(labels, 7, 3, None, **options)
+        expected = [straight.keys(step) for step in range(60)]
+        jumping = Plan(labels, 7, 3, None, **options)
+        for step in np.random.default_rng(0).permutation(60).tolist():
+            assert jumping.keys(step) == expected[step]
+            assert Plan(labels, 7, 3, None, **options).keys(step) == expected[step]
+            assert jumping.labelled_in(step) == sum(labels[i] >= 0 for i, _ in expected[step])
+        assert Plan(labels, 7, 4, None, **options).keys(0) != expected[0]
+
+
+def test_epochs_differ_in_order() -> None:
+    plan = Plan(np.zeros(30, np.int64), 30, 0, None)
+    orders = [tuple(rows(plan, epoch, epoch + 1)) for epoch in range(6)]
+    assert len(set(orders)) == 6
+    assert orders[0] != tuple(range(30))
+
+
+@pytest.mark.parametrize("fraction", [0.5, 0.3, 0.1, 1 / 3, 0.07, 0.9, 1.0])
+@pytest.mark.parametrize("batch", [1, 7, 128])
+def test_the_labelled_fraction_is_exact_over_time(fraction: float, batch: int) -> None:
+    labels = np.where(np.arange(90) % 9 < 2, 0, -1)  # 20 labelled, 70 not
+    plan = Plan(labels, batch, 0, None, fraction)
+    labelled = 0
+    for step in range(200):
+        keys = plan.keys(step)
+        assert len(keys) == batch
+        labelled += plan.labelled_in(step)
+        assert abs(labelled - fraction * batch * (step + 1)) < 1
+    late = 10**9  # no rounding far out
+    assert len(plan.keys(late)) == batch
+    assert abs(plan.labelled_in(late) - fraction * batch) <= 1
+    drawn = Counter(rows(plan, 0, 200))
+    for stream in (labels >= 0, labels < 0):
+        times = [drawn[i] for i in np.flatnonzero(stream)]
+        assert max(times) - min(times) <= 1
+
+
+def test_a_fraction_without_two_kinds_changes_nothing() -> None:
+    for labels in (np.zeros(10, np.int64), np.full(10, -1)):
+        plan = Plan(labels, 4, 0, None, 0.25)
+        assert sorted(rows(plan, 0, 5)) == sorted([*range(10), *range(10)])
+
+
+def test_labelled_rows_are_spread_over_the_micro_batches() -> None:
+    plan = Plan(np.where(np.arange(100) < 50, 0, -1), 32, 0, None, 0.5)
+    first = sum(plan.labels[i] >= 0 for step in range(100) for i, _ in plan.keys(step)[:16])
+    assert abs(first / 1600 - 0.5) < 0.05
+
+
+def test_balance_draws_classes_evenly() -> None:
+    labels = np.array([0] * 900 + [1] * 90 + [2] * 10)
+    plan = Plan(labels, 100, 0, None, balance=True)
+    counts = np.bincount(labels[rows(plan, 0, 100)])
+    assert abs(counts / counts.sum() - 1 / 3).max() < 0.02
+    mixed = Plan(np.concatenate([labels, np.full(1000, -1)]), 100, 0, None, balance=True)
+    drawn = mixed.labels[rows(mixed, 0, 100)]
+    shares = np.array([(drawn == label).mean() for label in (-1, 0, 1, 2)])
+    assert abs(shares - [1 / 2, 1 / 6, 1 / 6, 1 / 6]).max() < 0.02
+    split = Plan(mixed.labels, 100, 0, None, 0.5, balance=True)
+    unlabelled = Counter(i for i in rows(split, 0, 20) if mixed.labels[i] < 0)
+    assert set(unlabelled.values()) == {1}  # one epoch of them, none twice
+
+
+def test_balance_is_quick() -> None:
+    plan = Plan(np.arange(300_000) % 1000, 256, 0, None, balance=True)
+    plan.keys(0)
+    start = time.perf_counter()
+    plan.keys(1)
+    assert time.perf_counter() - start < 0.1
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_in_order_covers_all_once(world: int) -> None:
+    for count in (1, 2, 10, 11):
+        parts = [in_order(count, 4, rank, world) for rank in range(world)]
+        indices = [index for part in parts for batch in part for index, view in batch if view == 0]
+        assert sorted(indices) == list(range(count))
+        assert all(len(batch) <= 4 for part in parts for batch in part)
+    assert in_order(5, 2) == [[(0, 0), (1, 0)], [(2, 0), (3, 0)], [(4, 0)]]
+
+
+def test_a_pool_lays_its_parts_side_by_side(samples: Samples) -> None:
+    other = made(5, "extra", start=100)
+    pool = Pool((samples, other))
+    assert len(pool) == 25
+    assert [pool.locate(i) for i in (0, 19, 20, 24)] == [(samples, 0), (samples, 19), (other, 0), (other, 4)]
+    assert pool.ids.tolist() == [*samples.ids.tolist(), *other.ids.tolist()]
+    assert pool.labels.tolist() == [*samples.labels.tolist(), *other.labels.tolist()]
+
+
+# -- the loader ----------------------------------------------------------------------------------------------
+
+
+class Column:
+    """Stands for a cache: a column made of ids and views."""
+
+    def read(self, pairs: list[tuple[int, int]]) -> dict[str, torch.Tensor]:
+        return {"t.logits": torch.tensor([[float(i), float(v)] for i, v in pairs])}
+
+
+def loaded(samples: Samples, workers: int, **section: object) -> list[dict[str, torch.Tensor]]:
+    pool = Pool((samples,))
+    plan = Plan(pool.labels, 6, 0, None)
+    cut = TrainingView(ViewSection(**section), 10, 0)  # type: ignore[arg-type]
+    loader = training_loader(pool, cut, max_pixels=1000, workers=workers, timeout=120, columns=Column())
+    return list(loader([plan.keys(step) for step in range(9)]))
+
+
+def test_any_number_of_workers_gives_the_same_batches(samples: Samples) -> None:
+    section = {"auto_augment": "rand-m9-mstd0.5-inc1", "erase": 0.5, "color_jitter": 0.3}
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    expected = loaded(samples, 0, **section)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert (expected[0]["x"].dtype, expected[0]["x"].shape) == (torch.uint8, (6, 3, 10, 10))
+    for batch in expected:
+        index = batch["index"]
+        assert torch.equal(batch["y"], torch.from_numpy(samples.labels)[index])
+        assert torch.equal(batch["t.logits"][:, 0], (index + 1000).float())
+    for workers in (1, 2):
+        torch.manual_seed(workers)
+        found = loaded(samples, workers, **section)
+        assert len(found) == 9
+        for ours, theirs in zip(found, expected):
+            assert set(ours) == set(theirs)
+            assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_evaluation_covers_the_split(samples: Samples) -> None:
+    loader = evaluation_loader(samples, InputSpec((8, 8)), max_pixels=1000, workers=0, timeout=1)
+    batches = list(loader(in_order(20, 8)))
+    assert torch.cat([b["index"] for b in batches]).tolist() == list(range(20))
+    with pytest.raises(InputError, match="train is empty"):
+        evaluation_loader(
+            samples.take(np.array([], int)), InputSpec((8, 8)), max_pixels=1, workers=0, timeout=1
+        )
+
+
+KEYS = [[(i % 20, 0), ((i + 1) % 20, 0)] for i in range(0, 2000, 2)]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_corrupt_picture_arrives_with_its_row(workers: int) -> None:
+    samples = made(20)
+    samples.table[7]["image"]["bytes"] = picture(7)[:-20]
+    loader = Loader(Pool((made(5, "extra"), samples)), whole, max_pixels=1000, workers=workers, timeout=60)
+    with pytest.raises(BadImageError, match=r"train row 7: .*--on-bad-image skip"):
+        list(loader([[(i, 0)] for i in range(25)]))
+    samples.table[7]["image"] = {"bytes": None, "path": "/etc/passwd"}
+    with pytest.raises(InputError, match=r"train row 7: .*never opened"):
+        list(loader([[(i, 0)] for i in range(25)]))
+
+
+def broken(picture: Image.Image, view: int, sample_id: int) -> torch.Tensor:
+    if sample_id == 1007:
+        raise ZeroDivisionError("no such luck")
+    return torch.zeros(3, 4, 5 if sample_id == 1011 else 4)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_failing_view_names_sample_and_source(samples: Samples, workers: int) -> None:
+    loader = Loader(Pool((samples,)), broken, max_pixels=1000, workers=workers, timeout=60)
+    message = "train row 7, view 3: cannot make a view: ZeroDivisionError: no such luck"
+    with pytest.raises(KdcliError, match=message) as caught:
+        list(loader([[(i, 3)] for i in range(20)]))
+    assert caught.value.exit_code == 1  # a bug
+    assert "in broken" in caught.value.__notes__[0]
+    with pytest.raises(KdcliError, match=r"train, batch of sample 10: .*equal size"):
+        list(loader([[(10, 0), (11, 0)]]))
+
+
+def children() -> set[multiprocessing.process.BaseProcess]:
+    return set(multiprocessing.active_children())
+
+
+def test_a_killed_worker_is_said_to_be_lost(samples: Samples) -> None:
+    loader = Loader(Pool((samples,)), whole, max_pixels=1000, workers=2, timeout=60)
+    before, handler = children(), signal.getsignal(signal.SIGCHLD)
+    batches = loader(KEYS)
+    next(batches)
+    victim, other = sorted(children() - before, key=lambda p: p.pid or 0)
+    assert victim.pid is not None
+    os.kill(victim.pid, signal.SIGKILL)
+    victim.join()  # the step that is being computed is left alone
+    start = time.monotonic()
+    with pytest.raises(EnvironmentFault, match=r"a loader process of train was lost .*lower --workers"):
+        list(batches)
+    assert time.monotonic() - start < 15
+    other.join(10)
+    assert children() <= before
+    assert signal.getsignal(signal.SIGCHLD) == handler
+
+
+def hang(picture: Image.Image, view: int, sample_id: int) -> torch.Tensor:
+    if sample_id == 1007:
+        time.sleep(600)
+    return whole(picture, view, sample_id)
+
+
+@pytest.mark.parametrize("timeout", [1.0, 3.0])
+def test_a_hanging_worker_is_bounded(samples: Samples, timeout: float) -> None:
+    loader = Loader(Pool((samples, made(1, "extra"))), hang, max_pixels=1000, workers=2, timeout=timeout)
+    before = children()
+    start = time.monotonic()
+    message = rf"no batch of train, extra within {timeout:g} s: a loader process hangs.*worker_timeout"
+    with pytest.raises(EnvironmentFault, match=message):
+        list(loader(KEYS))
+    assert timeout <= time.monotonic() - start < timeout + 12
+    for process in children() - before:
+        process.join(10)
+    assert children() <= before
+
+
+def slow(picture: Image.Image, view: int, sample_id: int) -> torch.Tensor:
+    if sample_id == 1000:
+        time.sleep(3)  # longer than one look at the workers, shorter than the limit
+    return whole(picture, view, sample_id)
+
+
+def test_a_slow_worker_is_waited_for(samples: Samples) -> None:
+    loader = Loader(Pool((samples,)), slow, max_pixels=1000, workers=2, timeout=60)
+    assert [b["index"].tolist() for b in loader([[(0, 0)], [(1, 0)], [(2, 0)]])] == [[0], [1], [2]]
+
+
+def test_signals_are_not_for_workers(samples: Samples) -> None:
+    loader = Loader(Pool((samples,)), whole, max_pixels=1000, workers=2, timeout=60)
+    before = children()
+    batches = loader(KEYS[:50])
+    found = [next(batches)]
+    for process in children() - before:
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+            os.kill(process.pid or 0, number)
+    found += batches
+    assert len(found) == 50
+    stopped = loader(KEYS)
+    next(stopped)
+    stopped.close()  # an epoch left early leaves nobody behind
+    for process in children() - before:
+        process.join(10)
+    assert children() <= before

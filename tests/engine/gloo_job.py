@@ -1,0 +1,194 @@
+"""Run by two gloo processes (see test_two_processes.py): checks write what they found to a JSON file.
+
+python -m gloo_job FOLDER PICTURES [every]
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from kdcli.config import RunSection, resolve
+from kdcli.console import Console
+from kdcli.engine.runtime import Runtime, open_runtime
+from kdcli.engine.turn import TurnModule
+from kdcli.errors import Preempted
+from kdcli.stages import distill
+from kdcli.words import Call, Derive, Term, Turn
+
+QUIET = Console(silent=True)
+ROWS, WIDTH, CLASSES = 8, 6, 3
+
+
+class Toy(nn.Module):
+    """Two layers and a head that no loss reads."""
+
+    def __init__(self, seed: int, out: int = CLASSES, unused: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.first, self.last = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, out)
+        self.unused = nn.Linear(WIDTH, 2) if unused else None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(torch.tanh(self.first(x)))
+
+
+def mean_square(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return ((a - b) ** 2).mean()
+
+
+def half(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return (a + b) / 2
+
+
+# The student is called three times, on two views and on what the generator makes; its head `unused` gets nothing.
+STUDENT = Turn(
+    "student",
+    trains=("student",),
+    calls=(
+        Call("g", "generator", ("z",)),
+        Call("s", "student", ("x",)),
+        Call("s@view2", "student", ("x2",)),
+        Call("s@fake", "student", ("~g.out",)),
+        Call("t", "teacher", ("x",)),
+        Call("t@fake", "teacher", ("~g.out",)),
+    ),
+    derives=(Derive("both", half, ("s.out", "s@view2.out")),),
+    terms=(
+        Term("ce", nn.functional.cross_entropy, ("s.out", "y"), rows="labelled"),
+        Term("match", mean_square, ("both", "~t.out"), weight=0.7),
+        Term("fake", mean_square, ("s@fake.out", "~t@fake.out"), weight=lambda epoch: 0.5 + epoch),
+    ),
+)
+# The generator learns through the frozen teacher and through the student, which this turn does not train.
+GENERATOR = Turn(
+    "generator",
+    trains=("generator",),
+    calls=(Call("g", "generator", ("z",)), Call("t", "teacher", ("g.out",))),
+    terms=(Term("entropy", lambda a: (a.softmax(1) ** 2).mean(), ("t.out",)),),
+)
+
+
+def parties() -> dict[str, nn.Module]:
+    return {
+        "student": Toy(0, unused=True),
+        "generator": Toy(1, out=WIDTH),
+        "teacher": Toy(2).requires_grad_(False),
+    }
+
+
+def batch(labels: str) -> dict[str, torch.Tensor]:
+    made = torch.Generator().manual_seed(3)
+    columns = {name: torch.randn(ROWS, WIDTH, generator=made) for name in ("x", "x2", "z")}
+    columns["y"] = torch.randint(0, CLASSES, (ROWS,), generator=made)
+    masks = {"all": [1] * 8, "uneven": [1, 1, 1, 0, 0, 0, 0, 0], "none": [0] * 8}
+    columns["labelled"] = torch.tensor(masks[labels], dtype=torch.bool)
+    return columns
+
+
+def gradients(runtime: Runtime | None, micro: int, labels: str) -> dict[str, torch.Tensor]:
+    """Gradients of both turns in one step, on this job or (without a runtime) on one process and one batch."""
+    networks, found = parties(), {}
+    whole = batch(labels)
+    world, rank = (runtime.world_size, runtime.rank) if runtime else (1, 0)
+    count = max(int(whole["labelled"].sum()), 1)
+    for turn in (GENERATOR, STUDENT):
+        module = TurnModule(turn, networks)
+        prepared = runtime.accelerator.prepare(module) if runtime else module
+        size = ROWS // (world * micro)
+        for i in range(micro):
+            start = (rank * micro + i) * size
+            part = {k: v[start : start + size] for k, v in whole.items()}
+            share = torch.tensor([size / ROWS, float(part["labelled"].sum()) / count]) * world
+            if runtime and i < micro - 1:
+                with runtime.accelerator.no_sync(prepared):
+                    runtime.accelerator.backward(prepared(part, share, 0.25)["loss"])
+            else:
+                loss = prepared(part, share, 0.25)["loss"]
+                runtime.accelerator.backward(loss) if runtime else loss.backward()
+        for name, parameter in networks[turn.name].named_parameters():
+            if parameter.grad is not None:
+                found[f"{turn.name}/{name}"] = parameter.grad.clone()
+                parameter.grad = None
+        if runtime:
+            runtime.accelerator.free_memory()
+    return found
+
+
+def compare_gradients(runtime: Runtime, folder: Path) -> None:
+    results = {}
+    for labels in ("all", "uneven", "none"):
+        one = gradients(None, 1, labels)
+        for micro in (1, 2):
+            two = gradients(runtime, micro, labels)
+            # parameters that no loss reads get a zero gradient or none
+            names = {n for n, g in two.items() if g.abs().sum() > 0} | {
+                n for n, g in one.items() if g.abs().sum()
+            }
+            worst = max(float((two[n] - one[n]).abs().max()) for n in names)
+            results[f"{labels}/{micro}"] = {"worst": worst, "names": sorted(names)}
+    if runtime.main:
+        (folder / "gradients.json").write_text(json.dumps(results))
+
+
+class StopAfter:
+    """Asks this process alone to stop after some steps; the other must follow."""
+
+    def __init__(self, steps: int, asks: bool) -> None:
+        self.left, self.asks = steps, asks
+
+    @property
+    def requested(self) -> str | None:
+        self.left -= 1
+        return "SIGTERM" if self.asks and self.left < 0 else None
+
+
+def resume(folder: Path, pictures: Path, stops: list[int]) -> None:
+    """A run on two processes, stopped after k steps on one of them, against an uninterrupted one."""
+
+    def plan(name: str) -> distill.Plan:
+        options = {
+            "method.name": "supervised",
+            "student": "test_resnet",
+            "from_scratch": True,
+            "image_size": 32,
+            "data.source": str(pictures),
+            "optim.max_steps": 29,
+            "optim.batch_size": 8,
+            "log_every": 1,
+            "out": str(folder / name),
+        }
+        return distill.plan(resolve(distill.Config, options=options), QUIET)
+
+    distill.run(plan("whole"), QUIET)
+    rank = int(torch.distributed.get_rank())
+    results = {}
+    for stop in stops:
+        made = plan(f"stopped-{stop}")
+        try:
+            distill.run(made, QUIET, stop=StopAfter(stop, asks=rank == 1))
+            results[stop] = "was not stopped"
+        except Preempted:
+            distill.run(made, QUIET)
+            files = [
+                p.relative_to(made.out) for p in made.out.rglob("*") if p.name != "kdcli.json" and p.is_file()
+            ]
+            other = [f for f in files if (made.out / f).read_bytes() != (folder / "whole" / f).read_bytes()]
+            results[stop] = "differs" if other else f"equal in {len(files)} files"
+    if rank == 0:
+        (folder / "resume.json").write_text(json.dumps(results))
+
+
+def main() -> None:
+    folder, pictures = Path(sys.argv[1]), Path(sys.argv[2])
+    torch.set_num_threads(1)
+    runtime = open_runtime(resolve(RunSection, options={"device": "cpu"}), find_unused=True)
+    compare_gradients(runtime, folder)
+    resume(folder, pictures, list(range(30)) if "every" in sys.argv else [0, 1, 8, 29])
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

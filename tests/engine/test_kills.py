@@ -1,0 +1,135 @@
+"""SIGKILL at random moments: no committed step is lost, nothing visible is ever corrupt, the end is bit-equal."""
+
+import json
+import os
+import random
+import signal
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from test_resume import QUIET, finished, make_plan, teacher  # noqa: F401 - teacher is a fixture
+
+from kdcli.artifacts import manifest as manifests
+from kdcli.artifacts.store import Output
+from kdcli.stages import distill
+
+
+class Child:
+    """A forked process that runs a function; libraries are loaded already, so a life costs milliseconds."""
+
+    def __init__(self, function: Callable[[Callable[[int], None]], None]) -> None:
+        self._read, write = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            code = 1
+            try:
+                os.close(self._read)
+                function(lambda step: os.write(write, f"{step}\n".encode()) and None)
+                code = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(code)
+        os.close(write)
+
+    def wait(self, seconds: float) -> int | None:
+        """Exit code, or None if it was killed after ``seconds``."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                return os.waitstatus_to_exitcode(status)
+            time.sleep(0.002)
+        os.kill(self.pid, signal.SIGKILL)
+        _, status = os.waitpid(self.pid, 0)
+        code = os.waitstatus_to_exitcode(status)
+        return None if code == -signal.SIGKILL else code
+
+    def steps(self) -> list[int]:
+        """Steps whose commit the child reported."""
+        with os.fdopen(self._read) as stream:
+            return [int(line) for line in stream.read().split()]
+
+
+def reporting(plan: distill.Plan) -> Callable[[Callable[[int], None]], None]:
+    """Run the plan in a child that reports each committed state."""
+
+    def body(report: Callable[[int], None]) -> None:
+        from contextlib import contextmanager
+
+        original = Output.new_state
+
+        @contextmanager
+        def new_state(self, step):
+            with original(self, step) as folder:
+                yield folder
+            report(step)
+
+        Output.new_state = new_state
+        torch.set_num_threads(1)
+        distill.run(plan, QUIET)
+
+    return body
+
+
+def inside_a_commit(out: Path) -> bool:
+    """Whether the process died between the first and the last call of a commit."""
+    partial = out.with_name(f"{out.name}.partial")
+    if not partial.exists():
+        return False
+    names = [p.name for p in partial.iterdir()]
+    drafts = [n for n in names if n.endswith(".partial") or ".trash-" in n or n in ("kdcli.json", "last")]
+    return bool(drafts) or len([n for n in names if n.startswith("state-")]) > 1
+
+
+def sweep(kills: int, pictures: Path, teacher: Path, folder: Path) -> dict[str, int]:  # noqa: F811
+    torch.set_num_threads(1)
+    rng = random.Random(0)
+    whole = make_plan("cached", pictures, teacher, folder / "whole", save_steps=1)
+    started = time.monotonic()
+    distill.run(whole, QUIET)
+    length = time.monotonic() - started
+    reference = finished(whole.out)[0]
+    counts = {"kills": 0, "finished": 0, "in_commit": 0}
+    while counts["kills"] < kills:
+        out = folder / f"run-{counts['finished']}"
+        plan = make_plan("cached", pictures, teacher, out, save_steps=1)
+        while True:
+            child = Child(reporting(plan))
+            code = child.wait(rng.uniform(0, 0.8 * length))
+            committed = child.steps()
+            assert code in (None, 0), "the rerun failed"
+            if out.exists():
+                manifests.verify(out, manifests.read(out))
+            if code == 0:
+                break
+            counts["kills"] += 1
+            counts["in_commit"] += inside_a_commit(out)
+            if committed and not out.exists():
+                last = Output(out, out.with_name(f"{out.name}.partial"), replace=False).last_state()
+                assert last is not None
+                assert last[0] >= committed[-1]
+        counts["finished"] += 1
+        assert finished(out)[0] == reference
+        assert len(json.loads((out / "kdcli.json").read_text())["files"]) == len(reference)
+    return counts
+
+
+def test_kills(pictures, teacher, tmp_path):  # noqa: F811
+    counts = sweep(4, pictures, teacher, tmp_path)
+    assert counts["kills"] >= 4
+    assert counts["finished"] >= 1
+
+
+@pytest.mark.long
+def test_two_hundred_kills(pictures, teacher, tmp_path, capsys):  # noqa: F811
+    counts = sweep(200, pictures, teacher, tmp_path)
+    with capsys.disabled():
+        print(f"\n{counts}")
+    assert counts["kills"] >= 200
+    assert counts["finished"] >= 25
+    assert counts["in_commit"] >= 50

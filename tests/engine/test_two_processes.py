@@ -1,0 +1,51 @@
+"""Turns prepared by accelerate on two gloo processes equal one process; a two-process run resumes bit for bit."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from kdcli.launch import launch
+
+
+def job(folder: Path, pictures: Path, *more: str) -> Path:
+    here = str(Path(__file__).parent)
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = here
+    try:
+        assert launch([str(folder), str(pictures), *more], 2, module="gloo_job") == 0
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
+    return folder
+
+
+@pytest.fixture(scope="module")
+def found(pictures, tmp_path_factory):
+    return job(tmp_path_factory.mktemp("job"), pictures)
+
+
+@pytest.mark.parametrize("labels", ["all", "uneven", "none"])
+@pytest.mark.parametrize("micro", [1, 2])
+def test_gradients_equal_one_process(found, labels, micro):
+    result = json.loads((found / "gradients.json").read_text())[f"{labels}/{micro}"]
+    assert result["worst"] < 1e-6
+    assert {n.split("/")[0] for n in result["names"]} == {"student", "generator"}
+    assert not any("unused" in name for name in result["names"])
+    assert len(result["names"]) == 8
+
+
+def test_resume_on_two_processes(found):
+    results = json.loads((found / "resume.json").read_text())
+    assert set(results) == {"0", "1", "8", "29"}
+    assert set(results.values()) == {"equal in 5 files"}
+
+
+@pytest.mark.long
+def test_resume_at_every_step_on_two_processes(pictures, tmp_path):
+    results = json.loads((job(tmp_path, pictures, "every") / "resume.json").read_text())
+    assert len(results) == 30
+    assert set(results.values()) == {"equal in 5 files"}
