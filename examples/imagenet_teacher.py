@@ -36,7 +36,9 @@ def main() -> None:
     if [t.shape for t in names.values()] != [t.shape for t in tensors.values()]:
         raise SystemExit(f"{arguments.name}: the package's tensors do not stand in timm's order")
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    save_file({name: t.contiguous() for name, t in zip(names, tensors.values())}, arguments.out)
+    draft = arguments.out.with_name(f"{arguments.out.name}.partial")
+    save_file({name: t.contiguous() for name, t in zip(names, tensors.values())}, draft)
+    draft.replace(arguments.out)  # a file that is there is whole
     print(arguments.out)
 
 

@@ -1,4 +1,4 @@
-"""Bad input ends with its exit code and one message that says what is wrong; nothing is run, nothing half-made.
+"""Bad input ends with its exit code and one message that says what is wrong; nothing of it is run.
 
 The command line runs in process on some sixty bundled pictures of two classes, at 32 pixels.
 """
@@ -78,9 +78,12 @@ def folder(root: Path, classes: tuple[str, ...] = CLASSES, count: int = PER_CLAS
 def parquet(file: Path, cells: list[dict[str, Any]], labels: list[str]) -> Path:
     """A parquet file with an image column as datasets reads one."""
     import datasets
+    import pyarrow
+    import pyarrow.parquet
 
-    features = datasets.Features({"image": datasets.Image(decode=False), "label": datasets.Value("string")})
-    datasets.Dataset.from_dict({"image": cells, "label": labels}, features=features).to_parquet(str(file))
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("string")})
+    table = pyarrow.Table.from_pydict({"image": cells, "label": labels}, schema=features.arrow_schema)
+    pyarrow.parquet.write_table(table, file)
     return file
 
 
@@ -96,7 +99,8 @@ BOMB = (
     + chunk(b"IEND", b"")
 )
 
-STUDENT = "--student test_vit --from-scratch --image-size 32 --max-steps 2 --batch-size 8 --seed 1".split()
+STUDENT = ["--student", "test_vit", "--from-scratch", "--image-size", "32", "--seed", "1"]
+STUDENT += ["--max-steps", "2", "--batch-size", "8"]
 SUPERVISED = ["distill", "--method", "supervised", *STUDENT]
 DISTILL = ["distill", "--teacher", "teacher", *STUDENT]
 
@@ -137,7 +141,7 @@ CASES = {
     "unknown key": ("distill --set optim.lrr=1", 2, "unknown key 'optim.lrr'. Did you mean 'optim.lr'"),
     "unknown method": ("distill --method kdd --data data", 2, "unknown method 'kdd'. Did you mean 'kd'"),
     "no data": ("{distill}", 2, "--data is required"),
-    "no teacher": ("{distill} --data data --set teacher=null", 2, "needs --teacher"),
+    "no teacher": ("distill --student test_vit --from-scratch --data data", 2, "needs --teacher"),
     "no such teacher": ("{distill} --data data --teacher runs/none", 3, "runs/none does not exist"),
     "no such data": ("{distill} --data runs/none", 3, "runs/none"),
     "no such model": (
@@ -175,9 +179,9 @@ CASES = {
     "gate of an unknown metric": (
         "eval teacher --data data --require top2>=0",
         2,
-        "no metric 'top2'.*'top1'",
+        "no metric 'top2'. Did you mean 'top",
     ),
-    "not a model": ("eval data --data data", 3, "data is not a kdcli artifact"),
+    "not a model": ("eval data --data data --split train", 3, "data is not a kdcli artifact"),
 }
 
 
@@ -235,7 +239,7 @@ def test_a_pickle_as_weights_is_never_run(bench: Bench, name: str) -> None:
 
     trap = bench.root / "executed"
     plain, zipped = bench.root / f"plain-{name}", bench.root / f"zip-{name}"
-    plain.write_bytes(pickle.dumps({"state_dict": Payload(trap)}))
+    plain.write_bytes(pickle.dumps({"state_dict": Payload(trap)}, protocol=2))
     torch.save({"state_dict": Payload(trap)}, zipped)
     for file in (plain, zipped):
         arguments = ["probe", "--teacher", "test_vit", "--data", "data", "--weights", str(file)]
@@ -268,7 +272,7 @@ def test_another_number_of_classes(bench: Bench) -> None:
 
 def test_other_names_of_classes(bench: Bench) -> None:
     folder(bench.root / "renamed", ("bag", "coat"), 12)
-    message = r"teacher teacher and the data name their classes differently \(coat, shirt"
+    message = r"teacher and the data name their classes differently \(coat, shirt"
     bench.refuses([*DISTILL, "--data", "renamed"], 3, message)
 
 
@@ -290,8 +294,8 @@ def test_a_corrupt_picture_is_named_or_skipped(
 ) -> None:
     cells[0][7]["bytes"] = cells[0][7]["bytes"][:-40]
     parquet(bench.root / "corrupt.parquet", *cells)
-    arguments = [*SUPERVISED, "--data", "corrupt.parquet", "--set", "optim.batch_size=40", "--device", "cpu"]
-    bench.refuses(arguments, 3, r"train row 7: .*Mend the picture, or run with --on-bad-image skip")
+    arguments = [*SUPERVISED, "--data", "corrupt.parquet", "--batch-size", "60", "--device", "cpu"]
+    bench.refuses(arguments, 3, r"row 7: .*Mend the picture, or run with --on-bad-image skip")
     arguments += ["--on-bad-image", "skip"]
     bench.refuses(arguments, 3, "1 of 60 pictures .*max_bad_fraction")
     code, answer, text = bench(*arguments, "--set", "data.max_bad_fraction=0.1", "--out", "skipped")
@@ -302,8 +306,8 @@ def test_a_decompression_bomb(bench: Bench, cells: tuple[list[dict[str, Any]], l
     assert len(BOMB) < 200
     cells[0][7]["bytes"] = BOMB
     parquet(bench.root / "bomb.parquet", *cells)
-    arguments = [*SUPERVISED, "--data", "bomb.parquet", "--set", "optim.batch_size=40", "--device", "cpu"]
-    bench.refuses(arguments, 3, "train row 7: picture too large: 20000 x 20000")
+    arguments = [*SUPERVISED, "--data", "bomb.parquet", "--batch-size", "60", "--device", "cpu"]
+    bench.refuses(arguments, 3, "row 7: picture too large: .*(400000000|400,000,000) pixels")
 
 
 @pytest.mark.parametrize(
@@ -316,7 +320,7 @@ def test_a_cell_that_names_a_foreign_file(
     cells[0][7] = {"bytes": None, "path": path}
     parquet(bench.root / "foreign.parquet", *cells)
     arguments = [*SUPERVISED, "--data", "foreign.parquet"]
-    bench.refuses(arguments, 3, f"train row 7: .*named as '{re.escape(path)}'.*never opened")
+    bench.refuses(arguments, 3, f"row 7: .*named as '{re.escape(path)}'.*never opened")
 
 
 # -- outputs, disk, training ---------------------------------------------------------------------------------
@@ -324,7 +328,6 @@ def test_a_cell_that_names_a_foreign_file(
 
 def test_other_settings_on_the_same_output(bench: Bench) -> None:
     arguments = [*SUPERVISED, "--data", "data", "--out", "teacher", "--lr", "0.25"]
-    arguments[arguments.index("data")] = "data"
     bench.refuses(
         arguments, 3, r"belongs to a run with other settings: .*config.optim.lr \(0.0005 then, 0.25 now\)"
     )

@@ -254,7 +254,7 @@ def test_nobody_prints() -> None:
     assert set(wrong) <= {"kdcli/cli.py", "kdcli/console.py", "kdcli/launch.py"}
 
 
-def test_no_name_is_left_to_do() -> None:
+def test_no_work_is_left_in_notes() -> None:
     notes = re.compile(r"\b(TODO|FIXME|XXX)\b")
     assert [f.name for f in FILES if notes.search(f.read_text())] == []
 

@@ -111,7 +111,10 @@ def _trash_name(path: Path) -> Path:
 def discard(trash: Path) -> None:
     """Delete a path that no one reads by name."""
     with suppress(FileNotFoundError):  # the next run may be sweeping it
-        shutil.rmtree(trash) if trash.is_dir() and not trash.is_symlink() else os.unlink(trash)
+        try:
+            shutil.rmtree(trash) if trash.is_dir() and not trash.is_symlink() else os.unlink(trash)
+        except OSError as error:  # rmtree names a file by its last part
+            raise OSError(error.errno, error.strerror, str(trash)) from error
 
 
 def replace(new: Path, final: Path) -> None:

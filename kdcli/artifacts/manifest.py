@@ -215,6 +215,6 @@ def differing(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") 
         a, b = old.get(key), new.get(key)
         if isinstance(a, Mapping) and isinstance(b, Mapping):
             fields += differing(a, b, f"{prefix}{key}.")
-        elif a != b and not (a != a and b != b):  # NaN is the same setting as NaN
+        elif a != b and repr(a) != repr(b):  # NaN is the same setting as NaN
             fields.append(f"{prefix}{key} ({a!r} then, {b!r} now)")
     return fields

@@ -8,15 +8,17 @@ dropped or repeated.
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -262,19 +264,19 @@ class Loader:
         others = set(multiprocessing.active_children())
         with _without_child_signal():
             batches = iter(loader)
-        processes = set(multiprocessing.active_children()) - others
+        kill = partial(_kill, set(multiprocessing.active_children()) - others)
+        forget = partial(atexit.unregister, kill)  # bound here: at the very end modules are empty
+        atexit.register(kill)  # Python would wait forever for those of a pass that was never closed
         try:
             while (batch := self._next(batches)) is not None:
                 yield _checked(batch)
         except EnvironmentFault:
-            for process in processes:  # torch would wait for each
-                process.kill()
+            kill()  # torch would wait for each
             raise
         finally:
             del batches  # torch asks its processes to end, and waits some seconds
-            for process in processes:
-                if process.is_alive():
-                    process.kill()
+            kill()
+            forget()
 
     def _next(self, batches: Iterator[Any]) -> Any:
         """The next batch, None after the last. Waits in slices, so that a lost process is seen soon."""
@@ -303,6 +305,12 @@ def _checked(batch: Any) -> dict[str, torch.Tensor]:
     if isinstance(batch, _Fault):
         raise batch.error
     return batch
+
+
+def _kill(processes: Iterable[Any]) -> None:
+    for process in processes:
+        if process.is_alive():
+            process.kill()
 
 
 @contextmanager

@@ -163,6 +163,8 @@ def _from_name(
             f"no model named '{name}'.{nearest(name, known)} Use an alias ({', '.join(list(ALIASES)[:4])}, "
             "…), a timm name, hf-hub:OWNER/NAME, local-dir:PATH, or the path of an artifact."
         )
+    if not local:
+        _refuse_unknown_tag(timm_name)
     load = pretrained and weights is None
     remote = timm_name.startswith(("hf-hub:", "hf_hub:"))
     with _reachable_hub() if load or remote else nullcontext(True) as reachable:
@@ -172,7 +174,9 @@ def _from_name(
         except Exception as error:  # of many kinds; without weights none of them helps the user
             if not load and not remote:
                 raise InputError(f"cannot build {name}: {first_line(error)}") from error
-            reason = first_line(error) if reachable else "the hub cannot be reached, the cache has no copy"
+            reason = first_line(error)
+            if not reachable and isinstance(error, OSError):
+                reason = "the hub cannot be reached, the cache has no copy"
             raise InputError(
                 f"no weights for {name} ({reason}). Ways out: --weights FILE with a checkpoint of your own; "
                 "a filled hub cache (HF_HOME) with HF_HUB_OFFLINE=1; local-dir:PATH of a downloaded copy; or "
@@ -189,6 +193,17 @@ def _from_name(
     return Network(
         body, spec, classes, name=name, source=source, trained="pretrained" if load or weights else "random"
     )
+
+
+def _refuse_unknown_tag(timm_name: str) -> None:
+    import timm
+    from timm.models import get_pretrained_cfg
+
+    try:
+        get_pretrained_cfg(timm_name)
+    except RuntimeError as error:
+        known = timm.list_pretrained(f"{timm_name.partition('.')[0]}.*")
+        raise InputError(f"no weights named '{timm_name}'.{nearest(timm_name, known)}") from error
 
 
 @contextmanager
@@ -217,9 +232,8 @@ def _from_artifact(path: Path, pretrained: bool, size: int | None, drop_path: fl
     config = files.config
     head_config = config.get("kdcli_head")
     try:
-        body = _create(
-            f"local-dir:{path}", pretrained=False, drop_path_rate=drop_path, **_artifact_size(config, size)
-        )
+        fixed = _fixed_size(str(config.get("architecture")), size)
+        body = _create(f"local-dir:{path}", pretrained=False, drop_path_rate=drop_path, **fixed)
     except Exception as error:
         raise InputError(f"{path}: cannot build {config.get('architecture')}: {first_line(error)}") from error
     head = None
@@ -250,18 +264,15 @@ def _size_option(timm_name: str, size: int | None) -> dict[str, Any]:
     if colon:
         read = load_model_config_from_path if kind == "local-dir" else load_model_config_from_hf
         timm_name = read(place)[1]
-    return {"img_size": size} if _fixed_size(timm_name) else {}
+    return _fixed_size(timm_name, size)
 
 
-def _artifact_size(config: dict[str, Any], size: int | None) -> dict[str, Any]:
-    fixed = size is not None and config.get("pretrained_cfg", {}).get("fixed_input_size")
-    return {"img_size": size} if fixed else {}
-
-
-def _fixed_size(timm_name: str) -> bool:
+def _fixed_size(architecture: str, size: int | None) -> dict[str, Any]:
+    """The same by timm's table; the ``fixed_input_size`` that timm writes into config.json may be wrong."""
     from timm.models import get_pretrained_cfg
 
-    return bool(getattr(get_pretrained_cfg(timm_name), "fixed_input_size", False))
+    fixed = getattr(get_pretrained_cfg(architecture), "fixed_input_size", False)
+    return {"img_size": size} if fixed and size is not None else {}
 
 
 def _with_size(spec: InputSpec, size: int | None, body: nn.Module) -> InputSpec:

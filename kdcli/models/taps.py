@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -45,7 +46,7 @@ class Recorder:
         try:
             for name in self.names:
                 if name == "pooled":
-                    self._hook_input(name, self._classifier())
+                    self._watch(self._classifier(), True, partial(self._seen.__setitem__, name))
                 elif name not in _OWN:
                     self._hook(name)
         except BaseException:
@@ -62,7 +63,10 @@ class Recorder:
         if self.network.head is not None:
             return self.network.head.linear
         body: Any = self.network.body
-        return body.get_classifier()
+        found = body.get_classifier()
+        if not isinstance(found, nn.Module):
+            raise InputError(f"{self.network.name} has several classifiers, so no one 'pooled' feature.")
+        return found
 
     def _hook(self, name: str) -> None:
         modules = dict(self.network.body.named_modules())
@@ -71,37 +75,29 @@ class Recorder:
         if by_class:
             self._seen[name] = []
             for module in by_class:
-                self._hook_list(name, module, end == "in")
+                self._watch(module, end == "in", self._seen[name].append)
             return
-        if end == "in" and path in modules:
-            self._hook_input(name, modules[path])
-            return
-        module = modules.get(_block_path(self.network.body, name) or name)
+        entering = end == "in" and path in modules
+        module = modules.get(path if entering else _block_path(self.network.body, name) or name)
         if module is None:
             raise InputError(f"{self.network.name} has no module '{name}' to tap.{nearest(name, modules)}")
+        self._watch(module, entering, partial(self._seen.__setitem__, name))
 
-        def keep(_m: nn.Module, _i: Any, output: Any) -> None:
-            self._seen[name] = output[0] if isinstance(output, tuple) else output
-
-        self._handles.append(module.register_forward_hook(keep))
-
-    def _hook_input(self, name: str, module: nn.Module) -> None:
-        def keep(_m: nn.Module, inputs: Any) -> None:
-            self._seen[name] = inputs[0]
-
-        self._handles.append(module.register_forward_pre_hook(keep))
-
-    def _hook_list(self, name: str, module: nn.Module, entering: bool) -> None:
-        def keep(_m: nn.Module, inputs: Any, output: Any) -> None:
-            self._seen[name].append(inputs[0] if entering else output)
-
-        self._handles.append(module.register_forward_hook(keep))
+    def _watch(self, module: nn.Module, entering: bool, put: Callable[[Any], None]) -> None:
+        """Hand every input or output of a module to ``put``, whose None leaves the tensor as it is."""
+        if entering:
+            handle = module.register_forward_pre_hook(lambda m, inputs: put(_taken(m, inputs[0])))
+        else:
+            handle = module.register_forward_hook(lambda _m, _i, output: put(_kept(output)))
+        self._handles.append(handle)
 
     def result(self, features: Tensor, logits: Tensor) -> dict[str, Any]:
         """The wanted tensors, once the call is over."""
         found = dict(self._seen)
         body = self.network.body
-        if features.ndim == 4 and getattr(body, "output_fmt", "NCHW") == "NHWC":
+        if not isinstance(features, Tensor) and {"tokens", "grid"} & set(self.names):
+            raise InputError(f"{self.network.name} ends in several maps: no 'tokens' and no 'grid'.")
+        if getattr(body, "output_fmt", "NCHW") == "NHWC" and features.ndim == 4:
             features = features.permute(0, 3, 1, 2)
         for name in self.names:
             if name == "logits":
@@ -113,6 +109,17 @@ class Recorder:
             elif name not in found:
                 raise InputError(f"{self.network.name} has a module '{name}', but does not run it.")
         return {name: found[name] for name in self.names}
+
+
+def _kept(output: Any) -> Any:
+    """A copy: the next module may change an output in place (``ReLU(inplace=True)``, ``x += shortcut``)."""
+    output = output[0] if isinstance(output, tuple) else output
+    return output.clone() if isinstance(output, Tensor) else output
+
+
+def _taken(module: nn.Module, value: Any) -> Any:
+    """A copy where the module changes its input in place; others leave it, as their own gradient needs it."""
+    return _kept(value) if getattr(module, "inplace", False) else value
 
 
 def _is_a(module: nn.Module, class_name: str) -> bool:

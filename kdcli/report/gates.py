@@ -49,8 +49,8 @@ def parse(text: str) -> Gate:
         raise UsageError(f"--require '{text}': '{bound}' is no number.") from None
 
 
-def judge(gate: Gate, model: Mapping[str, Any]) -> dict[str, Any]:
-    """Whether a model of a report meets a gate: ``{"text", "met", "value"}``.
+def judge(gate: Gate, model: Mapping[str, Any]) -> tuple[str, bool, float]:
+    """Whether a model of a report meets a gate: (model and gate as text, met, measured value).
 
     Raises:
         UsageError: the metric was not measured (no teacher, ``--no-cost``, five classes or fewer).
@@ -61,5 +61,4 @@ def judge(gate: Gate, model: Mapping[str, Any]) -> dict[str, Any]:
         value = value["median"]
     if value is None:
         raise UsageError(f"--require: '{gate.metric}' was not measured in this run.")
-    met = bool(_COMPARE[gate.compare](value, gate.bound))
-    return {"text": f"{model['name']}: {gate.text}", "met": met, "value": float(value)}
+    return f"{model['name']}: {gate.text}", bool(_COMPARE[gate.compare](value, gate.bound)), float(value)

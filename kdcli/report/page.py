@@ -12,7 +12,7 @@ The report is a plain mapping, so that it can be read back from its JSON file::
                  "teacher"?: {"name", "agreement", "kl", "both_right", "only_student", "only_teacher",
                               "neither_right"},
                  "curves": [{"step", "loss", ...}], "selection"?: str}],
-     "notes": [str], "requirements": [{"text", "met": bool, "value": float}]}
+     "notes": [str]}
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ class MethodSection(Section):
     model_config = ConfigDict(extra="allow", protected_namespaces=())
     principal = "name"
     name: str = method_option(
-        "task-specific", "supervised, kd or task-specific; --help --method NAME tells more.", "--method"
+        "task-specific", "supervised, kd, …; --help --method NAME for more.", "--method"
     )
     alpha: float | None = method_option(
         None, "Weight of the teacher (methods that have it).", "--alpha", ge=0, le=1
@@ -424,7 +424,7 @@ def _export(
         global_batch=config.optim.batch_size,
         lr=config.optim.lr,
         steps=progress.step,
-        seconds=round(progress.seconds, 2),
+        seconds=round(progress.seconds, 4),
         cost={"student_steps": progress.step, "teacher_forwards": plan.teacher_forwards},
         **runtime.describe(),
     )

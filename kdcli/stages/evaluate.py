@@ -39,10 +39,10 @@ class Config(RunSection):
     data: DataSection = DataSection()
     split: str = reading("test", "test, validation, train, or any split's name.", "--split")
     require: list[str] = outputs(
-        [], "Fail with exit 5 unless it holds, for example 'top1>=0.8' (repeatable).", "--require"
+        [], "Exit 5 unless it holds, e.g. 'top1>=0.8' (repeatable).", "--require", runtime=True
     )
     cost: bool = running(True, "Measure FLOPs, latency, throughput and memory.", "--cost")
-    batch_size: int = running(64, "Of inference and of the throughput.", "--batch-size", ge=1)
+    batch_size: int = running(64, "Pictures per forward.", "--batch-size", ge=1)
     repeats: int = option(30, "Timed forwards of latency and throughput.", ge=3)
 
 
@@ -139,7 +139,8 @@ def run(plan: Plan, console: Console, *, stop: Any = None, command: str = "") ->
     report = json.loads((plan.out / "report.json").read_text())
     console.table(*table(report))
     console.note(f"report   {plan.out / 'report.html'}")
-    failed = [f"{r['text']} does not hold: {r['value']:.4g}" for r in report["requirements"] if not r["met"]]
+    judged = [judge(gate, model) for gate in plan.gates for model in report["models"]]
+    failed = [f"{text} does not hold: it is {value:.4g}" for text, met, value in judged if not met]
     return Result(plan.out, frame.summary(plan.out), failed)
 
 
@@ -173,7 +174,6 @@ def _report(plan: Plan, runtime: Runtime, console: Console) -> dict[str, Any]:
         },
         "models": models,
         "notes": _notes(plan),
-        "requirements": [judge(gate, model) for gate in plan.gates for model in models],
     }
 
 

@@ -11,8 +11,8 @@ from kdcli.config import RunSection, identity
 from kdcli.errors import UsageError
 
 if TYPE_CHECKING:
-    from kdcli.words import Method
     from kdcli.models.network import Network
+    from kdcli.words import Method
 
 
 def require(value: Any, flag: str) -> Any:

@@ -55,11 +55,9 @@ class Config(RunSection):
     head: Literal["fit", "keep"] = head_option(
         "fit", "keep: store an already trained classifier as it is.", "--head"
     )
-    features: str = head_option(
-        "all", "all, timm (what timm's own head takes), or names with commas.", "--features"
-    )
+    features: str = head_option("all", "all, timm (its own head's), or names with commas.", "--features")
     protocol: Literal["cached", "dinov2"] = head_option(
-        "cached", "cached features of fixed views, or live as published.", "--protocol"
+        "cached", "cached fixed views, or live as published.", "--protocol"
     )
     data: DataSection = DataSection()
     views: ViewSection = ViewSection(count="1")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -71,12 +72,15 @@ def permutation(
         )
     if order == "same":
         return None
-    if len(set(teacher)) < len(teacher) or set(teacher) != set(classes):
-        odd = sorted(set(teacher) ^ set(classes))[:4]
+    if twice := [name for name, count in Counter(teacher).items() if count > 1]:
+        raise InputError(
+            f"{who} has the class '{twice[0]}' more than once: no matching by name. If the order is the "
+            "same, say --set data.class_order=same; else probe the teacher on this data."
+        )
+    if odd := sorted(set(teacher) ^ set(classes))[:4]:
         raise InputError(
             f"{who} and the data name their classes differently ({', '.join(odd)}, …). If the order is the "
-            "same, say "
-            "--set data.class_order=same; else probe the teacher on this data."
+            "same, say --set data.class_order=same; else probe the teacher on this data."
         )
     place = {name: i for i, name in enumerate(teacher)}
     return [place[name] for name in classes]

@@ -1,4 +1,4 @@
-"""The commit protocol: the resume rule, running state, a crash and a full disk at every call, order of fsyncs."""
+"""The commit protocol: the resume rule, states, a crash or a full disk at every call, the order of fsyncs."""
 
 from __future__ import annotations
 
@@ -594,7 +594,8 @@ class Scene:
 
 
 @pytest.mark.parametrize("overwrite", [False, True], ids=["fresh", "overwrite"])
-def test_crash_at_every_call(tmp_path: Path, hashes: dict[str, str], overwrite: bool) -> None:
+@pytest.mark.parametrize("stride", [4, pytest.param(1, marks=pytest.mark.long)])
+def test_crash_at_every_call(tmp_path: Path, hashes: dict[str, str], overwrite: bool, stride: int) -> None:
     scene = Scene(tmp_path, overwrite, hashes)
     home = scene.set()
     total = len(calls_of(lambda: run(home, overwrite=overwrite)))
@@ -604,18 +605,23 @@ def test_crash_at_every_call(tmp_path: Path, hashes: dict[str, str], overwrite: 
         with fault(at, crash):
             run(out, overwrite=overwrite, committed=scene.tell)
 
-    invisible = 0
-    for at in range(1, total + 1):
+    points, invisible = range(total, 0, -stride), 0
+    for at in points:
         out = scene.set()
         assert forked(lambda out=out, at=at: die(out, at)) == 137, at
         scene.check_visible(out)
         invisible += not out.exists()
         scene.check_rerun(out)
     assert forked(lambda: die(scene.set(), total + 1)) == 0
-    assert invisible == 1 if overwrite else invisible > 100
+    assert invisible <= 1 if overwrite else 0 < invisible < len(points)
+    if stride == 1:
+        assert invisible == 1 or not overwrite
 
 
-def test_crash_of_overwrite_and_the_next_command_without_it(tmp_path: Path, hashes: dict[str, str]) -> None:
+@pytest.mark.parametrize("stride", [3, pytest.param(1, marks=pytest.mark.long)])
+def test_crash_of_overwrite_and_the_next_command_without_it(
+    tmp_path: Path, hashes: dict[str, str], stride: int
+) -> None:
     scene = Scene(tmp_path, True, hashes)
     home = scene.set()
     total = len(calls_of(lambda: run(home, overwrite=True)))
@@ -625,7 +631,7 @@ def test_crash_of_overwrite_and_the_next_command_without_it(tmp_path: Path, hash
         with fault(at, crash):
             run(out, overwrite=True)
 
-    for at in range(total - 60, total + 1):  # the states before that are swept by the test above
+    for at in range(total, 0 if stride == 1 else total - 60, -stride):
         out = scene.set()
         assert forked(lambda out=out, at=at: die(out, at)) == 137
         error = error_of(lambda out=out: run(out))
@@ -690,7 +696,8 @@ def test_no_space_at_every_call(tmp_path: Path, hashes: dict[str, str], overwrit
             )
         scene.check_visible(out)
         scene.check_rerun(out)
-    assert set(forgiven) <= {"unlink", "rmtree", "rmdir", "open"}
+    allowed = {"unlink", "rmtree", "rmdir", "open", "mkdir"}  # mkdir: of a folder that was there already
+    assert set(forgiven) <= allowed
     assert 0 < len(forgiven) < 15
 
 
@@ -889,14 +896,8 @@ def test_order_of_an_artifact_commit(tmp_path: Path) -> None:
     for folder in (partial / "last", partial):
         for name in ("model.safetensors", "config.json"):
             file = str(folder / name)
-            assert_order(
-                events,
-                ("write", file),
-                ("fsync", file),
-                ("fsync", str(folder)),
-                ("fsync", str(partial)),
-                *commit,
-            )
+            folders = [("fsync", str(folder))] + [("fsync", str(partial))] * (folder != partial)
+            assert_order(events, ("write", file), ("fsync", file), *folders, *commit)
             assert last(events, ("write", file)) < last(events, ("fsync", str(folder)))
     named = events.index(("rename", f"{manifest}.partial -> {manifest}"))
     durable = events.index(("fsync", str(partial)), named)
@@ -934,10 +935,12 @@ def kill_at_random(folder: Path, kills: int, wanted: str) -> tuple[int, int]:
         began = run(out, committed=tell)
         assert began is None or began >= before
 
-    out, number, took = folder / "0", 0, 0.05
+    begun = time.monotonic()
+    assert forked(lambda: run(folder / "undisturbed")) == 0
+    took = time.monotonic() - begun
+    out, number = folder / "0", 0
     while met < kills:
         before = shared[0]
-        start = time.monotonic()
         child = os.fork()
         if child == 0:
             code = 99
@@ -954,7 +957,7 @@ def kill_at_random(folder: Path, kills: int, wanted: str) -> tuple[int, int]:
         if out.exists():
             assert whole(out) == wanted
         if code == 0:
-            finished, number, took = finished + 1, number + 1, max(0.02, time.monotonic() - start)
+            finished, number = finished + 1, number + 1
             out = folder / str(number)
             shared[0] = 0
         else:
@@ -963,8 +966,8 @@ def kill_at_random(folder: Path, kills: int, wanted: str) -> tuple[int, int]:
 
 
 def test_kills(tmp_path: Path, hashes: dict[str, str]) -> None:
-    met, _ = kill_at_random(tmp_path, 30, hashes["new"])
-    assert met == 30
+    met, _ = kill_at_random(tmp_path, 10, hashes["new"])
+    assert met == 10
 
 
 @pytest.mark.long

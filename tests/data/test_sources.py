@@ -204,11 +204,12 @@ def test_the_bundled_example() -> None:
         opened("example:fashion")
 
 
-def test_a_table_saved_as_tensors_reads_alike(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["torch", "pandas"])
+def test_a_table_saved_in_another_format_reads_alike(tmp_path: Path, kind: str) -> None:
     plain = opened(saved(tmp_path / "plain", table(20)))
-    torch = opened(saved(tmp_path / "torch", table(20).with_format("torch")))
-    assert torch.fingerprint == plain.fingerprint
-    assert torch.split("train").picture(0, 100).size == (8, 8)
+    other = opened(saved(tmp_path / kind, table(20).with_format(kind)))
+    assert other.fingerprint == plain.fingerprint
+    assert other.split("train").picture(0, 100).size == (8, 8)
 
 
 def test_the_source_stays_as_it_is_and_the_cache_is_the_librarys(tmp_path: Path, cache: Path) -> None:

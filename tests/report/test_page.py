@@ -61,10 +61,6 @@ def make_report():
         },
         "models": [full, make_model("plain")],
         "notes": ["The test split was used once."],
-        "requirements": [
-            {"text": "top1>=0.8", "met": True, "value": 0.8425},
-            {"text": "ece<=0.02", "met": False, "value": 0.0213},
-        ],
     }
 
 
@@ -140,8 +136,6 @@ def test_the_page_says_what_was_measured(rendered):
         "sha256:abc",
         "FLOPs are 2 × MACs",
         "over 2 bins",
-        "✓ met top1>=0.8 measured 0.8425",
-        "✗ not met ece<=0.02 measured 0.0213",
         "runs/student best on validation at step 400 dinov2_vits",
         "3,412,000 2.51 12.3 (11.0 – 15.5)",
         "1,234 (1,100 – 1,300) 32 45.7 cpu (2 cores), 2 threads",
@@ -170,11 +164,11 @@ def test_the_pages_main_table_is_the_consoles(report, rendered):
 
 def test_what_no_model_has_is_left_out(report):
     report["models"] = [make_model("plain")]
-    report["notes"], report["requirements"] = [], []
+    report["notes"] = []
     assert table(report)[0] == ["model", "top-1", "per class", "NLL", "ECE"]
     page = Page(render(report))
     assert page.tags.count("svg") == 2
-    for absent in ("Requirements", "Cost", "Student and teacher", "Training", "Notes", "FLOPs", "Agreement"):
+    for absent in ("Cost", "Student and teacher", "Training", "Notes", "FLOPs", "Agreement"):
         assert absent not in page.text
 
 
@@ -188,7 +182,6 @@ def test_names_and_paths_are_escaped_everywhere(report):
         "classes": [EVIL, "<b>", 'a" onload="x'],
     }
     evil["notes"] = [EVIL]
-    evil["requirements"][0]["text"] = EVIL
     model = evil["models"][0]
     model |= {"name": EVIL, "path": EVIL, "selection": EVIL}
     model["cost"]["device"] = model["teacher"]["name"] = EVIL

@@ -1,0 +1,175 @@
+"""Taps: every kind of name, errors, and that no hook stays behind."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from kdcli.errors import InputError
+from kdcli.models.build import build
+from kdcli.models.network import Network
+from kdcli.models.taps import grid, tensor_of
+
+KINDS = ["test_vit", "test_vit2", "test_vit3", "test_resnet", "test_efficientnet", "test_convnext"]
+
+
+@pytest.fixture(scope="module")
+def networks() -> dict[str, Network]:
+    names = [*KINDS, "test_mambaout"]
+    return {n: build(n, pretrained=False, size=64, classes=["a", "b"]).eval() for n in names}
+
+
+@pytest.fixture(scope="module")
+def x() -> Tensor:
+    generator = torch.Generator().manual_seed(5)
+    return torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8, generator=generator)
+
+
+def hooks(net: Network) -> int:
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in net.modules())
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_own_taps(name: str, networks: dict[str, Network], x: Tensor) -> None:
+    net, body = networks[name], networks[name].body
+    with torch.no_grad():
+        found = net.taps(x, ["logits", "pooled", "tokens", "grid"])
+        features = body.forward_features(net.prepare(x))
+        assert torch.equal(found["logits"], net(x))
+        assert torch.equal(body.get_classifier()(found["pooled"]), found["logits"])
+    if features.ndim == 3:
+        assert torch.equal(found["tokens"], features)
+        patches = features[:, body.num_prefix_tokens :]
+        assert found["grid"].shape[2:] == (4, 4)
+    else:
+        assert torch.equal(found["grid"], features)
+        patches = found["tokens"]
+    assert torch.equal(found["grid"].flatten(2).transpose(1, 2), patches)
+    assert hooks(net) == 0
+
+
+def test_channels_last_maps_become_grids_with_channels_first(networks: dict[str, Network], x: Tensor) -> None:
+    net = networks["test_mambaout"]
+    with torch.no_grad():
+        found = net.taps(x, ["grid", "tokens"])
+        features = net.body.forward_features(net.prepare(x))
+    assert torch.equal(found["grid"], features.permute(0, 3, 1, 2))
+    assert torch.equal(found["tokens"], features.flatten(1, 2))
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_blocks_are_the_bodys_stages(name: str, networks: dict[str, Network], x: Tensor) -> None:
+    net, body = networks[name], networks[name].body
+    stages = [info["module"] for info in body.feature_info]
+    names = [f"block{k}" for k in range(1, len(stages) + 1)]
+    with torch.no_grad():
+        blocks = net.taps(x, names)
+        paths = net.taps(x, stages)
+        _, maps = body.forward_intermediates(net.prepare(x))
+    assert [blocks[n].shape for n in names] == [paths[s].shape for s in stages]
+    for found, path, expected in zip(blocks.values(), paths.values(), maps[-len(names) :]):
+        assert torch.equal(found, path)
+        if found.ndim == 4:
+            torch.testing.assert_close(found, expected)
+        else:
+            torch.testing.assert_close(grid(found, body.num_prefix_tokens), expected)
+    assert hooks(net) == 0
+
+
+def test_module_paths_give_outputs_and_inputs(networks: dict[str, Network], x: Tensor) -> None:
+    net = networks["test_vit"]
+    with torch.no_grad():
+        found = net.taps(x, ["blocks.1.attn", "blocks.1.mlp.fc1", "blocks.1.mlp.fc1.in", "norm.in", "block6"])
+        fc1 = net.body.get_submodule("blocks.1.mlp.fc1")
+        assert torch.equal(fc1(found["blocks.1.mlp.fc1.in"]), found["blocks.1.mlp.fc1"])
+    assert torch.equal(found["norm.in"], found["block6"])
+    assert list(found) == ["blocks.1.attn", "blocks.1.mlp.fc1", "blocks.1.mlp.fc1.in", "norm.in", "block6"]
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet"])
+def test_batch_norm_lists_hold_every_layers_input(name: str, networks: dict[str, Network], x: Tensor) -> None:
+    net = networks[name]
+    layers = [m for m in net.body.modules() if isinstance(m, nn.BatchNorm2d)]
+    with torch.no_grad():
+        found = net.taps(x, ["BatchNorm2d.in", "BatchNorm2d.out", "logits"])
+        assert len(found["BatchNorm2d.in"]) == len(layers) > 3
+        channels = sorted(t.shape[1] for t in found["BatchNorm2d.in"])
+        assert channels == sorted(m.num_features for m in layers)
+        first = layers[0]
+        assert torch.equal(first(found["BatchNorm2d.in"][0]), found["BatchNorm2d.out"][0])
+    assert hooks(net) == 0
+
+
+def test_taps_are_as_the_module_left_them(networks: dict[str, Network], x: Tensor) -> None:
+    """ResNet's blocks add the shortcut in place and its ReLUs overwrite their input."""
+    net = networks["test_resnet"]
+    paths = ["layer1.0.conv1", "layer1.0.bn1", "layer1.0.bn2", "layer1.0.bn2.in", "layer1.0.act1.in"]
+    with torch.no_grad():
+        found = net.taps(x, paths)
+        block = net.body.get_submodule("layer1.0")
+        first = block.bn1(found["layer1.0.conv1"])
+        assert torch.equal(found["layer1.0.bn1"], first)
+        assert torch.equal(found["layer1.0.act1.in"], first)
+        assert found["layer1.0.bn1"].min() < 0
+        assert torch.equal(block.bn2(found["layer1.0.bn2.in"]), found["layer1.0.bn2"])
+
+
+def test_gradient_flows_through_taps(networks: dict[str, Network], x: Tensor) -> None:
+    net = networks["test_vit"]
+    net.zero_grad()
+    net.taps(x, ["block3"])["block3"].square().mean().backward()
+    grads = {n for n, p in net.body.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    assert any(n.startswith("blocks.2.") for n in grads)
+    assert not any(n.startswith("blocks.3.") for n in grads)
+    net.zero_grad()
+
+
+@pytest.mark.parametrize(
+    ("tap", "message"),
+    [
+        ("blocks.1.atn", r"test_vit has no module 'blocks.1.atn' to tap. Did you mean 'blocks.1.attn'\?"),
+        ("block9", "no 'block9': VisionTransformer has blocks 1 to 6"),
+        ("block0", "no 'block0': VisionTransformer has blocks 1 to 6"),
+        ("blocks.1.atn.in", "no module 'blocks.1.atn.in' to tap"),
+        ("BatchNorm2d.in", "no module 'BatchNorm2d.in' to tap"),
+    ],
+)
+def test_unknown_taps_name_the_nearest_and_leave_no_hook(
+    tap: str, message: str, networks: dict[str, Network], x: Tensor
+) -> None:
+    net = networks["test_vit"]
+    with pytest.raises(InputError, match=message):
+        net.taps(x, ["block1", "pooled", tap])
+    assert hooks(net) == 0
+
+
+def test_hooks_go_when_the_forward_fails(networks: dict[str, Network]) -> None:
+    net = networks["test_vit"]
+    with pytest.raises(AssertionError, match="Input height"):
+        net.taps(torch.zeros(1, 3, 50, 50), ["block1", "pooled", "Linear.in"])
+    assert hooks(net) == 0
+
+
+def test_a_module_that_does_not_run_is_no_tap(x: Tensor) -> None:
+    net = build("test_vit", pretrained=False, size=64).eval()
+    net.body.add_module("spare", nn.Linear(2, 2))
+    with pytest.raises(InputError, match="has a module 'spare', but does not run it"):
+        net.taps(x, ["spare"])
+
+
+def test_several_classifiers_have_no_pooled_feature() -> None:
+    net = build("deit_tiny_distilled_patch16_224", pretrained=False).eval()
+    with pytest.raises(InputError, match="has several classifiers, so no one 'pooled' feature"):
+        net.taps(torch.zeros(1, 3, 224, 224), ["pooled"])
+
+
+def test_oblong_grids_are_refused() -> None:
+    with pytest.raises(InputError, match="7 patch tokens are no square grid"):
+        grid(torch.zeros(1, 8, 4), prefix=1)
+
+
+def test_parameters_and_buffers_by_name(networks: dict[str, Network]) -> None:
+    net = networks["test_resnet"]
+    assert tensor_of(net, "fc.weight") is net.body.get_parameter("fc.weight")
+    assert tensor_of(net, "bn1.running_mean") is net.body.get_buffer("bn1.running_mean")
+    with pytest.raises(InputError, match=r"no parameter or buffer 'fc.weigth'. Did you mean 'fc.weight'\?"):
+        tensor_of(net, "fc.weigth")

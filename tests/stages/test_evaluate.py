@@ -1,0 +1,117 @@
+"""eval in process: figures against a naive count, several models, gates, the report's files."""
+
+import json
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from kdcli.config import resolve
+from kdcli.console import Console
+from kdcli.errors import InputError, UsageError
+from kdcli.models.build import build
+from kdcli.stages import evaluate, probe
+
+QUIET = Console(silent=True)
+
+
+@pytest.fixture(scope="module")
+def models(pictures, tmp_path_factory):
+    """Two probed toys."""
+    folder, found = tmp_path_factory.mktemp("models"), []
+    for name, size in (("test_vit", {"img_size": 32}), ("test_resnet", {})):
+        torch.manual_seed(0)
+        save_file(timm.create_model(name, **size).state_dict(), folder / f"{name}.safetensors")
+        options = {"teacher": name, "weights": str(folder / f"{name}.safetensors"), "image_size": 32}
+        options |= {
+            "data.source": str(pictures),
+            "grid.epochs": 2,
+            "out": str(folder / name),
+            "cache": str(folder / "c"),
+        }
+        found.append(str(probe.run(probe.plan(resolve(probe.Config, options=options), QUIET), QUIET).path))
+    return found
+
+
+@pytest.fixture
+def run(pictures, tmp_path):
+    def go(models, **more):
+        options = {
+            "models": models,
+            "data.source": str(pictures),
+            "out": str(tmp_path / "report"),
+            "cost": False,
+            **more,
+        }
+        return evaluate.run(evaluate.plan(resolve(evaluate.Config, options=options), QUIET), QUIET)
+
+    return go
+
+
+def test_figures_are_those_of_a_naive_count(models, run, pictures):
+    import datasets
+
+    result = run(models[:1])
+    row = result.summary["models"][0]
+    network = build(models[0]).eval()
+    table = datasets.load_from_disk(str(pictures))["test"]
+    from timm.data import create_transform, resolve_model_data_config
+
+    transform = create_transform(**resolve_model_data_config(network.body), is_training=False)
+    with torch.no_grad():
+        logits = torch.cat([network(transform(p.convert("RGB"))[None]) for p in table["image"]])
+    y = torch.tensor(table["label"])
+    assert row["metrics"]["top1"] == pytest.approx(float((logits.argmax(1) == y).float().mean()))
+    nll = torch.nn.functional.cross_entropy(logits, y)
+    assert row["metrics"]["nll"] == pytest.approx(float(nll), rel=1e-4)
+
+
+def test_report_of_two_models_against_a_teacher(models, run):
+    result = run(models, teacher=models[1], cost=True, repeats=3, batch_size=8)
+    report = json.loads((result.path / "report.json").read_text())
+    assert [m["name"] for m in report["models"]] == ["test_vit", "test_resnet"]
+    own = report["models"][1]
+    assert own["teacher"]["agreement"] == 1.0
+    assert own["teacher"]["kl"] == pytest.approx(0, abs=1e-6)
+    table = report["models"][0]["teacher"]
+    parts = ("both_right", "only_student", "only_teacher", "neither_right")
+    assert sum(table[k] for k in parts) == pytest.approx(1)
+    assert {"parameters", "flops", "latency_ms", "throughput", "peak_memory_mb"} <= set(own["cost"])
+    page = (result.path / "report.html").read_text()
+    assert page.count("<svg") >= 3
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert json.loads((result.path / "kdcli.json").read_text())["kind"] == "report"
+
+
+def test_gates(models, run):
+    assert run(models[:1], require=["top1>=0.0", "ece<=1"]).failed == []
+    failed = run(models[:1], require=["top1>1.5"]).failed
+    assert len(failed) == 1
+    assert "test_vit: top1>1.5 does not hold" in failed[0]
+
+
+def test_selection_split_is_noted(models, run):
+    result = run(models[:1], split="validation")
+    notes = json.loads((result.path / "report.json").read_text())["notes"]
+    assert "was trained or selected on this very split" in notes[0]
+
+
+@pytest.mark.parametrize(
+    ("more", "error", "message"),
+    [
+        ({"require": ["top1=>0.8"]}, UsageError, "write METRIC>=NUMBER"),
+        ({"require": ["topp1>=0.8"]}, UsageError, "no metric 'topp1'. Did you mean 'top1'"),
+        ({"require": ["agreement>=0.8"]}, UsageError, "'agreement' was not measured"),
+        ({"split": "tset"}, InputError, "no split 'tset'"),
+        ({"data.source": None}, UsageError, "--data is required"),
+    ],
+)
+def test_refusals(models, run, more, error, message):
+    with pytest.raises(error, match=message):
+        run(models[:1], **more)
+
+
+def test_no_model_is_refused(run):
+    with pytest.raises(UsageError, match="a model"):
+        run([])

@@ -1,0 +1,177 @@
+"""probe in process on real pictures: grid, layouts, selection, live protocol, keeping a head."""
+
+import json
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+
+from kdcli.artifacts import manifest as manifests
+from kdcli.config import resolve
+from kdcli.console import Console
+from kdcli.errors import InputError, Preempted, UsageError
+from kdcli.models.build import build
+from kdcli.stages import probe
+
+QUIET = Console(silent=True)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """Checkpoints of toy networks, random but fixed."""
+    folder, found = tmp_path_factory.mktemp("weights"), {}
+    for name, size in (("test_vit", {"img_size": 32}), ("test_resnet", {})):
+        torch.manual_seed(0)
+        found[name] = folder / f"{name}.safetensors"
+        save_file(timm.create_model(name, **size).state_dict(), found[name])
+    return found
+
+
+@pytest.fixture(scope="module")
+def plan(weights, pictures, tmp_path_factory):
+    cache = tmp_path_factory.mktemp("cache")
+
+    def make(name: str, out: Path, **more):
+        options = {
+            "teacher": name,
+            "weights": str(weights[name]),
+            "image_size": 32,
+            "data.source": str(pictures),
+            "grid.epochs": 4,
+            "out": str(out),
+            "cache": str(cache),
+            **more,
+        }
+        return probe.plan(resolve(probe.Config, options=options), QUIET)
+
+    return make
+
+
+def facts(path: Path) -> dict:
+    return json.loads((path / "kdcli.json").read_text())
+
+
+def some_views(size: int = 32) -> torch.Tensor:
+    return torch.randint(
+        0, 256, (5, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
+    )
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_resnet"])
+def test_timm_layout_loads_with_plain_timm(name, plan, tmp_path):
+    made = probe.run(plan(name, tmp_path / "out", features="timm"), QUIET).path
+    network = build(str(made)).eval()
+    assert facts(made)["layout"] == "timm"
+    x = network.prepare(some_views())
+    plain = timm.create_model(f"local-dir:{made}", pretrained=True).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(plain(x), network(x), rtol=0, atol=1e-5)
+    assert timm.data.resolve_model_data_config(plain)["input_size"] == (3, 32, 32)
+
+
+def test_other_features_go_to_head_file(plan, tmp_path):
+    made = probe.run(plan("test_vit", tmp_path / "out", features="last4+avg"), QUIET).path
+    manifest = facts(made)
+    assert manifest["layout"] == "kdcli"
+    assert "head.safetensors" in manifest["files"]
+    network = build(str(made)).eval()
+    head = load_file(made / "head.safetensors")
+    parts = network.features(some_views(), ["last4+avg"])
+    x = torch.cat([parts[k] for k in ("back4", "back3", "back2", "pooled", "avg") if k in parts], dim=1)
+    assert x.shape[1] == head["linear.weight"].shape[1]
+    with torch.no_grad():
+        expected = (
+            torch.cat([parts[p] for p in _order()], dim=1) @ head["linear.weight"].T + head["linear.bias"]
+        )
+        torch.testing.assert_close(network(some_views()), expected)
+
+
+def _order():
+    from kdcli.models.network import FEATURES
+
+    return FEATURES["last4+avg"]
+
+
+def test_manifest_has_the_whole_grid_and_the_backbone_is_unchanged(plan, weights, tmp_path):
+    made = probe.run(plan("test_vit", tmp_path / "out"), QUIET).path
+    manifest = facts(made)
+    grid = manifest["grid"]
+    assert len(grid) == 4 * 13 + 4 * 4  # DINOv2's 52 heads, and the L-BFGS path on each feature
+    best = max(g["top1"] for g in grid)
+    assert manifest["metrics"]["validation/top1"] == pytest.approx(best)
+    before, after = load_file(weights["test_vit"]), load_file(made / "model.safetensors")
+    assert all(torch.equal(before[k], v) for k, v in after.items() if not k.startswith("head."))
+    assert manifest["parents"][0]["hash"] == manifests.file_hash(weights["test_vit"])
+    assert manifest["data"]["splits"]["validation"]["samples"] > 0
+    assert "test" not in manifest["data"]["splits"]
+
+
+def test_probed_classes_beat_chance(plan, tmp_path):
+    made = probe.run(plan("test_vit", tmp_path / "out", **{"grid.epochs": 20}), QUIET).path
+    assert facts(made)["metrics"]["validation/top1"] > 0.4  # four classes
+
+
+def test_second_run_is_complete_at_once_and_other_settings_are_refused(plan, tmp_path):
+    first = probe.run(plan("test_resnet", tmp_path / "out"), QUIET)
+    stamp = (first.path / "kdcli.json").stat().st_mtime_ns
+    again = probe.run(plan("test_resnet", tmp_path / "out"), QUIET)
+    assert again.summary == first.summary
+    assert (first.path / "kdcli.json").stat().st_mtime_ns == stamp
+    with pytest.raises(InputError, match=r"other settings: config\.seed \(0 then, 1 now\)"):
+        probe.run(plan("test_resnet", tmp_path / "out", seed=1), QUIET)
+
+
+def test_live_protocol(plan, tmp_path):
+    more = {"protocol": "dinov2", "features": "pooled", "grid.epochs": 2, "grid.lr": [1e-2, 1e-1]}
+    made = probe.run(plan("test_vit", tmp_path / "out", **more), QUIET).path
+    assert [g["lr"] for g in facts(made)["grid"]] == [1e-2, 1e-1]
+    assert {g["epoch"] for g in facts(made)["grid"]} <= {1, 2}
+
+
+def test_several_fixed_views(plan, tmp_path):
+    made = probe.run(
+        plan("test_vit", tmp_path / "out", **{"views.count": "3", "features": "timm"}), QUIET
+    ).path
+    samples = facts(made)["data"]["splits"]["train"]["samples"]
+    assert facts(made)["cost"]["teacher_forwards"] == 3 * samples
+
+
+def test_keep_a_trained_head(weights, tmp_path):
+    options = {
+        "teacher": "test_resnet",
+        "weights": str(weights["test_resnet"]),
+        "head": "keep",
+        "out": str(tmp_path / "o"),
+    }
+    made = probe.run(probe.plan(resolve(probe.Config, options=options), QUIET), QUIET).path
+    assert len(facts(made)["classes"]) == 1000
+    before, after = load_file(weights["test_resnet"]), load_file(made / "model.safetensors")
+    assert all(torch.equal(before[k], v) for k, v in after.items())
+
+
+def test_stopped_features_are_kept(plan, tmp_path):
+    class Stop:
+        requested = "SIGTERM"
+
+    more = {"cache": str(tmp_path / "cache"), "grid.batch_size": 16}
+    with pytest.raises(Preempted, match="run the same command again"):
+        probe.run(plan("test_vit", tmp_path / "out", **more), QUIET, stop=Stop())
+    assert len(list((tmp_path / "cache").glob("*/segment-*"))) == 1
+    assert not (tmp_path / "out").exists()
+    probe.run(plan("test_vit", tmp_path / "out", **more), QUIET)
+
+
+@pytest.mark.parametrize(
+    ("more", "error", "message"),
+    [
+        ({"features": "last5"}, UsageError, "no 'last5'. Did you mean 'last4'"),
+        ({"views.count": "live"}, UsageError, "a number of fixed views"),
+        ({"teacher": None}, UsageError, "--teacher is required"),
+        ({"data.source": None}, UsageError, "--data is required"),
+    ],
+)
+def test_refusals(plan, tmp_path, more, error, message):
+    with pytest.raises(error, match=message):
+        plan("test_vit", tmp_path / "out", **more)
