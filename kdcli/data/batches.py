@@ -215,11 +215,8 @@ def _single(items: list[Any]) -> Any:
     return items[0]
 
 
-def _start_worker(_: int) -> None:
-    """One thread each; signals are for the process that trains, which then ends its workers."""
+def _one_thread(_: int) -> None:
     torch.set_num_threads(1)
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
 
 
 class Loader:
@@ -253,7 +250,7 @@ class Loader:
             collate_fn=_single,
             num_workers=self._workers,
             timeout=min(self._timeout, _CHECK_S) if self._workers else 0,
-            worker_init_fn=_start_worker,
+            worker_init_fn=_one_thread,
             pin_memory=self._pin,
             prefetch_factor=4 if self._workers else None,
             generator=torch.Generator(),  # else it would draw from the global one
@@ -262,24 +259,24 @@ class Loader:
             yield from map(_checked, loader)
             return
         others = set(multiprocessing.active_children())
-        with _without_child_signal():
+        with _signals_apart():
             batches = iter(loader)
         kill = partial(_kill, set(multiprocessing.active_children()) - others)
         forget = partial(atexit.unregister, kill)  # bound here: at the very end modules are empty
         atexit.register(kill)  # Python would wait forever for those of a pass that was never closed
         try:
-            while (batch := self._next(batches)) is not None:
+            while (batch := self._next(batches, kill)) is not None:
                 yield _checked(batch)
-        except EnvironmentFault:
-            kill()  # torch would wait for each
-            raise
         finally:
             del batches  # torch asks its processes to end, and waits some seconds
             kill()
             forget()
 
-    def _next(self, batches: Iterator[Any]) -> Any:
-        """The next batch, None after the last. Waits in slices, so that a lost process is seen soon."""
+    def _next(self, batches: Iterator[Any], kill: Callable[[], None]) -> Any:
+        """The next batch, None after the last. Waits in slices, so that a lost process is seen soon.
+
+        Before a fault is raised the processes are killed: torch would wait for each.
+        """
         start = time.monotonic()
         while True:
             try:
@@ -290,11 +287,13 @@ class Loader:
                     raise
                 names = ", ".join(part.name for part in self._dataset.pool.parts)
                 if "timed out" not in text:
+                    kill()
                     raise EnvironmentFault(
                         f"a loader process of {names} was lost ({text.splitlines()[0].rstrip('.')}). It may "
                         "have run out of memory: lower --workers, then run the same command again."
                     ) from error
                 if time.monotonic() - start >= self._timeout:
+                    kill()
                     raise EnvironmentFault(
                         f"no batch of {names} within {self._timeout:g} s: a loader process hangs (slow or "
                         "lost storage?). Raise --set worker_timeout=… or lower --workers."
@@ -314,12 +313,18 @@ def _kill(processes: Iterable[Any]) -> None:
 
 
 @contextmanager
-def _without_child_signal() -> Iterator[None]:
-    """Undo torch's SIGCHLD handler, which raises wherever the main thread is, out of the loader's reach."""
+def _signals_apart() -> Iterator[None]:
+    """Start loader processes that no signal reaches, and leave the signals of this process as they were.
+
+    A job's SIGTERM goes to all of its processes: this one finishes its step and then ends the others, which
+    inherit the mask. Torch's SIGCHLD handler raises wherever the main thread is, out of the loader's reach.
+    """
     before = signal.getsignal(signal.SIGCHLD)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1))
     try:
         yield
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
 

@@ -8,7 +8,7 @@ not depend on how many processes or micro-batches share the batch.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -90,7 +90,7 @@ class TurnModule(nn.Module):
             found: Any = tensor_of(party, name)
         else:
             found = values[reference.removeprefix("~")]
-        return found.detach() if detached else found
+        return _each(found, Tensor.detach) if detached else found
 
     def _term(self, term: Term, values: dict[str, Any], share: Tensor) -> Tensor:
         arguments = [self._value(a, values) for a in term.args]
@@ -100,7 +100,7 @@ class TurnModule(nn.Module):
         if not mask.any():  # nothing selected here: zero, with a zero gradient so that every process has one
             return sum((a.sum() * 0.0 for a in arguments if _needs_gradient(a)), share.new_zeros(()))
         if not mask.all():
-            arguments = [a[mask] for a in arguments]
+            arguments = [_each(a, lambda tensor: tensor[mask]) for a in arguments]
         return term.loss(*arguments, **term.keywords) * share[1]
 
     def train(self, mode: bool = True) -> TurnModule:
@@ -109,6 +109,11 @@ class TurnModule(nn.Module):
         for module in self._held[0].values():
             module.eval()
         return self
+
+
+def _each(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """Apply to a tensor, or to every tensor of the list that a pattern of taps yields."""
+    return [function(tensor) for tensor in value] if isinstance(value, list) else function(value)
 
 
 def _needs_gradient(value: Any) -> bool:

@@ -336,6 +336,9 @@ def _trained_classes(body: Any) -> list[str] | None:
         info = ImageNetInfo()
         names = [info.index_to_description(i) for i in range(count)]
         return [n if names.count(n) == 1 else f"{n} ({i})" for i, n in enumerate(names)]
+    architecture = (getattr(body, "pretrained_cfg", None) or {}).get("architecture") or ""
+    if "clip" in architecture:  # the projection into the space of texts, not a classifier
+        return None
     return [str(i) for i in range(count)]
 
 

@@ -423,6 +423,14 @@ def test_cut_between_draft_and_rename(tmp_path: Path) -> None:
         assert (step, (folder / "weights").read_bytes()) == (4, b"fourth")
 
 
+def test_a_half_written_tensor_file_never_enters_the_artifact(tmp_path: Path, hashes: dict[str, str]) -> None:
+    with open_output(tmp_path / "out", IDENTITY) as output:
+        (output.partial / "last").mkdir()
+        write_bytes(output.partial / "last" / ".tmpA1b2C3", b"as safetensors leaves it when it is killed")
+    assert run(tmp_path / "out") == 0
+    assert whole(tmp_path / "out") == hashes["new"]
+
+
 # -- files ---------------------------------------------------------------------------------------------------
 def test_tensors_are_plain_copies(tmp_path: Path) -> None:
     base = torch.arange(12.0)

@@ -1,4 +1,4 @@
-"""SIGKILL at random moments: no committed step is lost, nothing visible is ever corrupt, the end is bit-equal."""
+"""SIGKILL at random moments: no committed step is lost, nothing visible is corrupt, the end is bit-equal."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Turns prepared by accelerate on two gloo processes equal one process; a two-process run resumes bit for bit."""
+"""Turns prepared by accelerate on two gloo processes equal one process; runs on two resume bit for bit."""
 
 import json
 import os

@@ -1,0 +1,126 @@
+"""The real command line: a shell pipeline from checkpoint to figures, and signals at any time."""
+
+import json
+import os
+import random
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+KDCLI = f"{shlex.quote(sys.executable)} -m kdcli"
+DISTILL = "distill --method supervised --student test_resnet --from-scratch --image-size 32 --batch-size 8"
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    file = tmp_path_factory.mktemp("weights") / "my checkpoint.safetensors"
+    torch.manual_seed(0)
+    save_file(timm.create_model("test_vit", img_size=32).state_dict(), file)
+    return file
+
+
+def test_probe_distill_eval_in_a_pipe(weights, pictures, tmp_path):
+    data = f"--data {shlex.quote(str(pictures))}"
+    line = (
+        f"{KDCLI} probe --teacher test_vit --weights {shlex.quote(str(weights))} --image-size 32 {data} --epochs 2"
+        f" | {KDCLI} distill --teacher - --student test_resnet --from-scratch --image-size 32 {data}"
+        f" --max-steps 4 --batch-size 8 | {KDCLI} eval - {data} --no-cost --json"
+    )
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", line], cwd=tmp_path, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    (answer,) = done.stdout.splitlines()
+    report = json.loads(answer)
+    assert report["kind"] == "report"
+    assert 0 <= report["models"][0]["metrics"]["top1"] <= 1
+    assert (tmp_path / report["path"] / "report.html").is_file()
+    assert sorted(p.name.split("-")[0] for p in (tmp_path / "runs").iterdir()) == [
+        "cache",
+        "distill",
+        "eval",
+        "probe",
+    ]
+
+
+class Run:
+    """``kdcli distill`` in a process of its own."""
+
+    def __init__(self, pictures: Path, out: Path, processes: int, steps: int = 10_000) -> None:
+        command = [*shlex.split(KDCLI), *DISTILL.split(), "--data", str(pictures), "--out", str(out)]
+        command += ["--max-steps", str(steps), "--set", "log_every=1", "--set", "evaluate_every=1000"]
+        command += ["-n", str(processes)] if processes > 1 else []
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment)
+        self.log = out.with_name(f"{out.name}.partial") / "metrics.jsonl"
+
+    def wait_for_rows(self, count: int) -> None:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            assert self.process.poll() is None, self.process.communicate()[1]
+            if self.log.exists() and self.log.read_bytes().count(b"\n") >= count:
+                return
+            time.sleep(0.05)
+        raise AssertionError("no rows were logged")
+
+    def stop(self, number: signal.Signals) -> tuple[int, float, str]:
+        """Send a signal; returns exit code, seconds it took, and stderr."""
+        children = psutil.Process(self.process.pid).children(recursive=True)
+        started = time.monotonic()
+        self.process.send_signal(number)
+        _, text = self.process.communicate(timeout=60)
+        seconds = time.monotonic() - started
+        _, alive = psutil.wait_procs(children, timeout=5)
+        assert not alive, "orphans"
+        return self.process.returncode, seconds, text
+
+
+def test_stopped_then_killed_then_finished(pictures, tmp_path):
+    """On two processes: SIGUSR1 commits and exits 75; the job is killed; the rerun finishes."""
+    out = tmp_path / "out"
+    run = Run(pictures, out, 2, steps=60)
+    run.wait_for_rows(5)
+    code, seconds, text = run.stop(signal.SIGUSR1)
+    assert code == 75, text
+    assert seconds < 25
+    assert "run the same command again" in text
+    (state,) = run.log.parent.glob("state-*")
+    run = Run(pictures, out, 2, steps=60)
+    run.wait_for_rows(int(state.name.removeprefix("state-")) + 1)
+    code, _, _ = run.stop(signal.SIGKILL)
+    assert code == -signal.SIGKILL
+    run = Run(pictures, out, 2, steps=60)
+    answer, text = run.process.communicate(timeout=120)
+    assert run.process.returncode == 0, text
+    assert answer.splitlines() == [str(out)]
+    assert f"continuing at step {int(state.name.removeprefix('state-'))}" in text
+    logged = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in logged if "loss" in row] == list(range(1, 61))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("processes", [1, 2])
+def test_signals_at_random_times(processes, pictures, tmp_path):
+    """Ten times each over import, start-up and training: 75 within 25 s, no orphans."""
+    rng = random.Random(processes)
+    out, steps = tmp_path / "out", []
+    for _ in range(10):
+        run = Run(pictures, out, processes)
+        time.sleep(rng.uniform(0.5, 14))
+        code, seconds, text = run.stop(rng.choice([signal.SIGTERM, signal.SIGUSR1]))
+        assert code == 75, text
+        assert seconds < 25
+        states = list(run.log.parent.glob("state-*"))
+        steps += [int(s.name.removeprefix("state-")) for s in states]
+        assert len(states) <= 1
+    assert steps == sorted(steps)
