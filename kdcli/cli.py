@@ -62,6 +62,9 @@ def run(arguments: list[str], answer: TextIO, stop: StopSignal) -> int:
         work = app(arguments, standalone_mode=False, prog_name="kdcli")
         return work() if callable(work) else int(work or 0)
     except errors.KdcliError as error:
+        if error.exit_code == errors.KdcliError.exit_code:  # a bug: say where
+            for note in getattr(error, "__notes__", ()):
+                console.warn(note)
         console.error(str(error))
         return error.exit_code
     except TyperException as error:

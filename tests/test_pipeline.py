@@ -31,7 +31,7 @@ def weights(tmp_path_factory):
 def test_probe_distill_eval_in_a_pipe(weights, pictures, tmp_path):
     data = f"--data {shlex.quote(str(pictures))}"
     line = (
-        f"{KDCLI} probe --teacher test_vit --weights {shlex.quote(str(weights))} --image-size 32 {data} --epochs 2"
+        f"{KDCLI} probe --teacher test_vit --weights {shlex.quote(str(weights))} --image-size 32 {data}"
         f" | {KDCLI} distill --teacher - --student test_resnet --from-scratch --image-size 32 {data}"
         f" --max-steps 4 --batch-size 8 | {KDCLI} eval - {data} --no-cost --json"
     )

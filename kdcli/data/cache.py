@@ -123,8 +123,9 @@ class Cache:
     def __len__(self) -> int:
         return sum(len(ids) for ids, _ in self._index.values())
 
-    def __contains__(self, pair: Pair) -> bool:
-        return bool(self._places(np.array([pair[0]], np.uint64), pair[1])[0] >= 0)
+    def lacking(self, ids: np.ndarray, view: int) -> np.ndarray:
+        """Indices of those of the sample ids [N] whose view ``view`` is not here."""
+        return np.flatnonzero(self._places(ids, view) < 0)
 
     def _places(self, ids: np.ndarray, view: int) -> np.ndarray:
         """Places [B] of samples in the segments laid end to end, -1 where there is none."""

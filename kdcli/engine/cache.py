@@ -30,9 +30,9 @@ from kdcli.data.cache import SEGMENT, Cache, Columns, Store
 from kdcli.data.views import TrainingView
 from kdcli.engine.runtime import Runtime
 from kdcli.errors import Preempted
-from kdcli.words import Method, taps_used
 from kdcli.metrics.efficiency import evaluating
 from kdcli.models.network import Network
+from kdcli.words import Method, taps_used
 
 _SEGMENT_ROWS = 8192
 _SEGMENT_SECONDS = 60.0
@@ -120,12 +120,7 @@ def fill(root: Path, request: Request, pool: Pool, filling: Filling, label: str)
     with _turn(folder, runtime, console, stop):
         cache = Cache(folder, request.taps)
         ids = pool.ids
-        missing = [
-            (index, view)
-            for view in range(request.views)
-            for index in range(len(pool))
-            if (int(ids[index]), view) not in cache
-        ]
+        missing = [(int(i), view) for view in range(request.views) for i in cache.lacking(ids, view)]
         if not missing:
             return cache
         mine = missing[runtime.rank :: runtime.world_size]

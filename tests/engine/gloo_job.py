@@ -43,7 +43,7 @@ def half(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return (a + b) / 2
 
 
-# The student is called three times, on two views and on what the generator makes; its head `unused` gets nothing.
+# The student is called on two views and on what the generator makes; its head `unused` gets nothing.
 STUDENT = Turn(
     "student",
     trains=("student",),
@@ -89,7 +89,7 @@ def batch(labels: str) -> dict[str, torch.Tensor]:
 
 
 def gradients(runtime: Runtime | None, micro: int, labels: str) -> dict[str, torch.Tensor]:
-    """Gradients of both turns in one step, on this job or (without a runtime) on one process and one batch."""
+    """Gradients of both turns in one step: of this job, or (without a runtime) of one process."""
     networks, found = parties(), {}
     whole = batch(labels)
     world, rank = (runtime.world_size, runtime.rank) if runtime else (1, 0)
