@@ -9,6 +9,7 @@
 #
 # RUNS names the folder to write into, SEEDS the seeds ("0 1 2"). Finished stages are not repeated.
 set -euo pipefail
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # equal seeds give equal numbers at an equal number of threads
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 runs=${RUNS:-$here/../runs/few-labels}

@@ -80,7 +80,7 @@ def table(folders: list[Path]) -> str:
             "",
             "* Command: `uv run examples/few_labels.sh > examples/results/few_labels.md`",
             f"* Date: {reports[-1]['created'][:10]}",
-            f"* Device: {cpu()}, {manifest['threads']} threads",
+            f"* Device: {cpu()}, threads: {manifest['threads']}",
             f"* Versions: {versions}",
             "* Selection (of head, step and settings) on the held-out tenth of train, whose labels serve for "
             "that only; test is measured once per model.",

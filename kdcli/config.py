@@ -69,7 +69,6 @@ class DataSection(Section):
 
     principal: typing.ClassVar[str | None] = "source"
     source: str | None = inputs(None, "Folder, parquet, save_to_disk, hub id, example:NAME or -.", "--data")
-    extra: list[str] = option([], "Unlabelled pictures for the teacher term only (repeatable).")
     train: str = option("train", "Name of the training split.")
     validation: str | None = option(None, "Name of the validation split; carved from train if there is none.")
     test: str = option("test", "Name of the test split, never used for training or selection.")

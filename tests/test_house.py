@@ -21,7 +21,7 @@ FILES = sorted((ROOT / "kdcli").rglob("*.py"))
 # Rooms from the ground up; those of one rank do not import one another.
 RANKS = (
     ("errors",),
-    ("console", "config", "artifacts", "losses", "metrics", "words"),
+    ("console", "config", "artifacts", "hub", "losses", "metrics", "words"),
     ("data", "models", "report", "launch"),
     ("tasks", "synthesis", "compression"),
     ("methods",),
@@ -159,8 +159,8 @@ DATA = "--data --labels-per-class --class-balance --on-bad-image"
 OPTIONS = {
     "probe": f"{RUN} {DATA} --views --teacher --weights --image-size --head --features --protocol --epochs "
     "--batch-size",
-    "distill": f"{RUN} {DATA} --views --teacher --student --weights --from-scratch --image-size --method "
-    "--alpha --temperature --opt --lr --weight-decay --epochs --max-steps --batch-size",
+    "distill": f"{RUN} {DATA} --views --extra --teacher --student --weights --from-scratch --image-size "
+    "--method --alpha --temperature --opt --lr --weight-decay --epochs --max-steps --batch-size",
     "eval": f"{RUN} {DATA} --teacher --split --require --cost --batch-size",
 }
 OPTIMISER = (
@@ -171,7 +171,7 @@ RUN_KEYS = (
     "out overwrite cache seed processes device precision workers worker_timeout deterministic threads track"
 )
 DATA_KEYS = (
-    "source extra train validation test validation_fraction split_seed group_by image_column label_column "
+    "source train validation test validation_fraction split_seed group_by image_column label_column "
     "class_order labels_per_class labelled_fraction class_balance on_bad_image max_bad_fraction max_pixels"
 )
 VIEW_KEYS = "count size scale ratio hflip vflip color_jitter auto_augment erase store interpolation"
@@ -185,7 +185,7 @@ KEYS = {
     "distill": {
         "": f"{RUN_KEYS} teacher student weights from_scratch image_size drop_path evaluate_every save_steps "
         "save_minutes log_every",
-        "data": DATA_KEYS,
+        "data": f"extra {DATA_KEYS}",
         "views": VIEW_KEYS,
         "method": "name alpha temperature",
         "optim": OPTIMISER,

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from kdcli.artifacts import model as artifacts
 from kdcli.artifacts.manifest import digest, file_hash
 from kdcli.artifacts.model import InputSpec
 from kdcli.errors import InputError, UsageError, nearest
+from kdcli.hub import reachable_hub
 from kdcli.models.legacy import first_line, read_weights
 from kdcli.models.network import FEATURES, FeatureHead, Network, reset_classifier
 
@@ -167,7 +167,7 @@ def _from_name(
         _refuse_unknown_tag(timm_name)
     load = pretrained and weights is None
     remote = timm_name.startswith(("hf-hub:", "hf_hub:"))
-    with _reachable_hub() if load or remote else nullcontext(True) as reachable:
+    with reachable_hub() if load or remote else nullcontext(True) as reachable:
         try:
             options |= _size_option(timm_name, size or options.pop("img_size", None))
             body = _create(timm_name, pretrained=load, **options)
@@ -204,27 +204,6 @@ def _refuse_unknown_tag(timm_name: str) -> None:
     except RuntimeError as error:
         known = timm.list_pretrained(f"{timm_name.partition('.')[0]}.*")
         raise InputError(f"no weights named '{timm_name}'.{nearest(timm_name, known)}") from error
-
-
-@contextmanager
-def _reachable_hub() -> Iterator[bool]:
-    """Whether the hub answers. Where it does not, its client works offline, from its cache alone.
-
-    Left to itself the client retries every file for half a minute, a minute for one model in all.
-    """
-    from huggingface_hub import constants
-    from huggingface_hub.utils import get_session
-
-    before = constants.HF_HUB_OFFLINE
-    if not before:
-        try:
-            get_session().head(constants.ENDPOINT, timeout=constants.HF_HUB_ETAG_TIMEOUT)
-        except Exception:  # no name server, no route, refused, silent, a proxy's fault: all the same here
-            constants.HF_HUB_OFFLINE = True
-    try:
-        yield not constants.HF_HUB_OFFLINE
-    finally:
-        constants.HF_HUB_OFFLINE = before
 
 
 def _from_artifact(path: Path, pretrained: bool, size: int | None, drop_path: float | None) -> Network:

@@ -65,6 +65,12 @@ class MethodSection(Section):
     )
 
 
+class TrainingData(DataSection):
+    """Labelled pictures as every stage has them, and more without labels."""
+
+    extra: list[str] = inputs([], "More pictures, for the teacher term only (repeatable).", "--extra")
+
+
 class Config(RunSection):
     """Train a student, with or without a teacher."""
 
@@ -74,7 +80,7 @@ class Config(RunSection):
     from_scratch: bool = inputs(False, "Random weights for the student.", "--from-scratch")
     image_size: int | None = inputs(None, "The student's input size.", "--image-size", ge=8)
     drop_path: float | None = option(None, "The student's stochastic depth.", ge=0, lt=1)
-    data: DataSection = DataSection()
+    data: TrainingData = TrainingData()
     views: ViewSection = ViewSection()
     method: MethodSection = MethodSection()
     optim: OptimSection = OptimSection()

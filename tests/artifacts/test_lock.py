@@ -53,6 +53,7 @@ class Child:
         self.id = os.fork()
         if self.id == 0:
             code = 99
+            signal.alarm(60)  # a failed test leaves no one waiting
             try:
                 work(self)
                 code = 0
@@ -93,6 +94,7 @@ def race(out: Path, overwrite: bool, pause: float) -> list[tuple[int, str, str]]
     for _ in range(RACERS):
         child = os.fork()
         if child == 0:
+            signal.alarm(60)
             try:
                 os.close(start[1])
                 os.read(start[0], 1)  # all begin when the parent closes it

@@ -677,6 +677,30 @@ def test_crash_at_every_call_of_a_second_commit_of_a_step(tmp_path: Path) -> Non
     assert seen == sorted(seen)  # from one call on it is the second
 
 
+def test_crash_while_overwrite_empties_a_partial(tmp_path: Path, hashes: dict[str, str]) -> None:
+    """Whatever half of the earlier run is left, the command without --overwrite comes to the same end."""
+
+    def fresh(name: str) -> Path:
+        with open_output(tmp_path / name, IDENTITY) as output:
+            value = torch.full((3,), 0.1)
+            write_tensors(output.partial / "best-1.safetensors", {"w": value})
+            with output.new_state(1) as folder:
+                write_tensors(folder / "weights.safetensors", {"w": value})
+        return tmp_path / name
+
+    def empty(out: Path, at: int) -> list[str]:
+        with fault(at, crash) as calls, open_output(out, IDENTITY, overwrite=True):
+            return list(calls)
+
+    total, began = len(empty(fresh("count"), 0)), set()
+    for at in range(1, total + 1):
+        out = fresh(str(at))
+        assert forked(lambda out=out, at=at: empty(out, at)) == 137
+        began.add(run(out))
+        assert whole(out) == hashes["new"]
+    assert began == {0, 1}
+
+
 @pytest.mark.parametrize("overwrite", [False, True], ids=["fresh", "overwrite"])
 def test_no_space_at_every_call(tmp_path: Path, hashes: dict[str, str], overwrite: bool) -> None:
     scene = Scene(tmp_path, overwrite, hashes)
