@@ -64,7 +64,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 DISK_FAULTS = frozenset(
-    {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENOTDIR}
+    getattr(errno, name)
+    for name in (
+        *("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "EIO", "ESTALE", "ENOLCK"),
+        *("ENOTDIR", "ENAMETOOLONG", "ELOOP", "EMFILE", "ENFILE", "EOPNOTSUPP"),
+    )
 )
 
 
@@ -85,5 +89,7 @@ def from_os_error(error: OSError, path: Path | str, wanted_bytes: int | None = N
             "again: it continues from the last committed step."
         )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return EnvironmentFault(f"cannot write {place}: {error.strerror}. Choose another --out.")
+        return EnvironmentFault(
+            f"cannot access {place}: {error.strerror}. Mend its rights or choose another."
+        )
     return EnvironmentFault(f"{place}: {error.strerror or error}")

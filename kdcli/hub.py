@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -12,17 +13,19 @@ def reachable_hub() -> Iterator[bool]:
 
     ``HF_HUB_OFFLINE`` and ``HF_HUB_ETAG_TIMEOUT`` are honoured.
     """
-    import datasets
     from huggingface_hub import constants
     from huggingface_hub.utils import get_session
 
-    before = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
-    if not any(before):
+    clients = [constants, *(m.config for m in (sys.modules.get("datasets"),) if m is not None)]
+    before = [client.HF_HUB_OFFLINE for client in clients]
+    if not constants.HF_HUB_OFFLINE:
         try:
             get_session().head(constants.ENDPOINT, timeout=constants.HF_HUB_ETAG_TIMEOUT)
         except Exception:  # no name server, no route, refused, silent, a proxy's fault: all the same here
-            constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+            for client in clients:
+                client.HF_HUB_OFFLINE = True
     try:
         yield not constants.HF_HUB_OFFLINE
     finally:
-        constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
+        for client, offline in zip(clients, before):
+            client.HF_HUB_OFFLINE = offline

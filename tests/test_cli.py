@@ -284,7 +284,7 @@ class OutOfMemoryError(RuntimeError):
         (OutOfMemoryError("CUDA out of memory."), 4, "out of memory. Lower --batch-size"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 4, "out of memory. Lower --batch-size"),
         (OSError(errno.ENOSPC, "No space left on device", "runs/x"), 4, "no space left on the disk"),
-        (OSError(errno.EROFS, "Read-only file system", "runs/x"), 4, "cannot write runs/x: Read-only"),
+        (OSError(errno.EROFS, "Read-only file system", "runs/x"), 4, "cannot access runs/x: Read-only"),
         (ValueError("odd"), 1, "this is a bug in kdcli: ValueError: odd"),
         (
             FileNotFoundError(errno.ENOENT, "No such file", "x"),

@@ -43,7 +43,7 @@ from kdcli.stages import distill, probe
 QUIET = Console(silent=True)
 TEACHER, STUDENT, SIZE = "tf_efficientnet_lite0", "resnet10t", 48
 BATCH, STEPS, TEMPERATURE = 32, 8, 4.0
-FEATURE_PICTURES = 128
+FEATURE_PICTURES = 1024
 
 
 def make_teacher(folder: Path) -> Path:

@@ -8,6 +8,7 @@ another precision is another cache. Two writers take turns.
 from __future__ import annotations
 
 import fcntl
+import io
 import os
 import shutil
 import time
@@ -23,7 +24,7 @@ import torch
 from torch import Tensor
 
 from kdcli.artifacts.manifest import Manifest, digest
-from kdcli.artifacts.store import open_output
+from kdcli.artifacts.store import open_output, write_bytes
 from kdcli.console import Console
 from kdcli.data.batches import Key, Loader, Pool
 from kdcli.data.cache import SEGMENT, Cache, Columns, Store
@@ -178,7 +179,9 @@ class _Writer:
         with open_output(self.folder / name, identity) as output:
             if output is not None:
                 for key, array in arrays.items():
-                    np.save(output.partial / f"{key}.npy", array, allow_pickle=False)
+                    stream = io.BytesIO()
+                    np.save(stream, array, allow_pickle=False)
+                    write_bytes(output.partial / f"{key}.npy", stream.getvalue())
                 manifest = Manifest(
                     "cache", "distill", identity, facts={"network": self.request.network.name}
                 )

@@ -147,6 +147,8 @@ class Log:
     def __enter__(self) -> Log:
         if self._writes:
             self._file = open(self.path, "ab")
+            if self._file.tell() < self._length:
+                raise InputError(f"{self.path} is shorter than its state says. Start anew with --overwrite.")
             self._file.truncate(self._length)
             self._file.seek(self._length)
         return self

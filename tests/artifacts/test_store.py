@@ -748,7 +748,7 @@ def test_read_only_folder() -> None:
             assert run(home / "full" / "out") is None  # reading what is complete needs no right to write
             for out in (home / "out", home / "missing" / "out", home / "full" / "other"):
                 with pytest.raises(
-                    EnvironmentFault, match=rf"cannot write {home}.*: Permission denied"
+                    EnvironmentFault, match=rf"cannot access {home}.*: Permission denied"
                 ) as caught:
                     run(out)
                 assert caught.value.exit_code == 4
