@@ -34,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> typing.NoReturn:
     """Run the command line and exit with its code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     stop = StopSignal()
+    stop.watched = False  # until the engine looks
     stop.install()
     answer = _reserve_stdout()
     code = run(arguments, answer, stop)
@@ -347,8 +348,6 @@ def _execute(
         if common["as_json"] and first:
             _say(answer, json.dumps(plan.to_json(), default=str))
         return 0
-    if stop.requested and not is_worker():
-        raise errors.Preempted(f"{stop.requested} before the first step; run the same command again.")
     result = stage.run(plan, console, stop=stop, command=command)
     if first:
         line = {"path": str(result.path), **result.summary}

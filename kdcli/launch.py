@@ -23,7 +23,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import IO
 
@@ -78,17 +78,33 @@ def adopt_slurm() -> None:
 
 
 class StopSignal:
-    """Notes SIGTERM and SIGUSR1 for the engine, which finishes its step. Ctrl-C raises KeyboardInterrupt."""
+    """Notes SIGTERM and SIGUSR1 for the engine, which finishes its step. Ctrl-C raises KeyboardInterrupt.
+
+    Where nobody watches (imports, planning: nothing could be lost) the process ends at once.
+    """
 
     requested: str | None = None
+    watched: bool = True
 
     def install(self) -> None:
         """Set the handlers; call it in the main thread before anything slow is imported."""
         for number in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, self._note)
 
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
+        """A block that looks at ``requested`` often enough."""
+        before, self.watched = self.watched, True
+        try:
+            yield
+        finally:
+            self.watched = before
+
     def _note(self, number: int, frame: object) -> None:
         self.requested = signal.Signals(number).name
+        if not self.watched:
+            _say(f"{self.requested}: stopped; run the same command again.")
+            os._exit(PREEMPTED)
 
 
 def _say(text: str) -> None:
@@ -185,7 +201,7 @@ def launch(
     processes: int,
     *,
     module: str = "kdcli",
-    grace_s: float = 25.0,
+    grace_s: float = 20.0,
     stop: StopSignal | None = None,
     stdout: IO[str] | None = None,
 ) -> int:

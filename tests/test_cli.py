@@ -322,14 +322,6 @@ def test_the_table_of_exit_codes() -> None:
     }
 
 
-def test_a_signal_before_the_first_step(toy: Callable[..., Toy], capsys: pytest.CaptureFixture[str]) -> None:
-    toy(raising(AssertionError("must not run")))
-    stop = StopSignal()
-    stop.requested = "SIGTERM"
-    assert run(["distill"], stop) == (75, "")
-    assert "error: SIGTERM before the first step" in capsys.readouterr().err
-
-
 # -- pipes ---------------------------------------------------------------------------------------------------
 
 

@@ -477,3 +477,15 @@ def test_torchrun_under_slurm_keeps_torchruns_ranks(environment: pytest.MonkeyPa
 def test_import_needs_no_torch() -> None:
     code = "import sys, kdcli.launch; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_signal_where_nobody_watches_ends_the_process_at_once() -> None:
+    script = (
+        "import os, signal, time; from kdcli.launch import StopSignal; stop = StopSignal(); stop.install()\n"
+        "with stop.watching(): os.kill(os.getpid(), signal.SIGTERM)\n"
+        "assert stop.requested == 'SIGTERM'; stop.watched = False\n"
+        "os.kill(os.getpid(), signal.SIGUSR1); time.sleep(60)"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30)
+    assert ended.returncode == 75
+    assert ended.stderr == "kdcli: SIGUSR1: stopped; run the same command again.\n"

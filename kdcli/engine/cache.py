@@ -29,7 +29,7 @@ from kdcli.console import Console
 from kdcli.data.batches import Key, Loader, Pool
 from kdcli.data.cache import SEGMENT, Cache, Columns, Store
 from kdcli.data.views import TrainingView
-from kdcli.engine.runtime import Runtime
+from kdcli.engine.runtime import Runtime, watching
 from kdcli.errors import Preempted
 from kdcli.metrics.efficiency import evaluating
 from kdcli.models.network import Network
@@ -118,7 +118,7 @@ def fill(root: Path, request: Request, pool: Pool, filling: Filling, label: str)
     folder = root / request.key(runtime.accelerator.mixed_precision)
     if runtime.main:
         folder.mkdir(parents=True, exist_ok=True)
-    with _turn(folder, runtime, console, stop):
+    with watching(stop), _turn(folder, runtime, console, stop):
         cache = Cache(folder, request.taps)
         ids = pool.ids
         missing = [(int(i), view) for view in range(request.views) for i in cache.lacking(ids, view)]

@@ -26,7 +26,7 @@ from kdcli.data.views import mix as hash_of
 from kdcli.engine import state
 from kdcli.engine.micro import MicroBatches
 from kdcli.engine.optim import build_optimizer, build_schedule
-from kdcli.engine.runtime import Runtime
+from kdcli.engine.runtime import Runtime, watching
 from kdcli.engine.turn import TurnModule
 from kdcli.errors import Diverged, Preempted
 from kdcli.words import Method
@@ -93,7 +93,8 @@ def train(job: Job, output: Output, runtime: Runtime, console: Console, stop: An
         Diverged: NaN or Inf; the state before the step is committed.
         Preempted: a signal came; the state after the step is committed.
     """
-    return _Run(job, output, runtime, console, stop).all_phases()
+    with watching(stop):
+        return _Run(job, output, runtime, console, stop).all_phases()
 
 
 class _Run:

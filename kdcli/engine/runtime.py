@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +98,11 @@ def open_runtime(config: RunSection, *, find_unused: bool = False) -> Runtime:
         step_scheduler_with_optimizer=False,
     )
     return Runtime(accelerator)
+
+
+def watching(stop: Any) -> AbstractContextManager[None]:
+    """A block in which a signal is noted for ``stop`` instead of ending the process."""
+    return stop.watching() if hasattr(stop, "watching") else nullcontext()
 
 
 def _parse(device: str) -> str:
