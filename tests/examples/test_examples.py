@@ -161,7 +161,7 @@ def test_bundled_data_is_small_and_licensed():
 
 
 def quickstart(runs: Path, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "RUNS": str(runs), "HF_HUB_OFFLINE": "1"}
+    env = {**os.environ, "RUNS": str(runs), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
     script = ROOT / "examples" / "quickstart.sh"
     return subprocess.run([str(script), *arguments], cwd=cwd, env=env, capture_output=True, text=True)
