@@ -13,9 +13,9 @@
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-default=runs/quickstart steps=250
+default=runs/quickstart steps=250 views=2
 if [[ ${1:-} == --tiny ]]; then
-  default=runs/quickstart-tiny steps=4
+  default=runs/quickstart-tiny steps=4 views=live # fixed views would be cached for all 3,600 pictures
 elif (($#)); then
   echo "usage: quickstart.sh [--tiny]" >&2
   exit 2
@@ -46,7 +46,7 @@ alone=$(kdcli distill --method supervised "${student[@]}" "${training[@]}" --set
   "${data[@]}" --out "$runs/student-alone")
 
 say "4/5 student distilled: the teacher on all 3,600 pictures, labels on 100"
-distilled=$(kdcli distill --teacher "$teacher" --method task-specific --alpha 0.9 --views 2 \
+distilled=$(kdcli distill --teacher "$teacher" --method task-specific --alpha 0.9 --views "$views" \
   "${student[@]}" "${training[@]}" --set evaluate_every=0.89 --set data.labelled_fraction=0.25 \
   "${data[@]}" --cache "$runs/cache" --out "$runs/student-distilled")
 

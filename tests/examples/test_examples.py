@@ -38,6 +38,7 @@ def expanded(text: str, script: str) -> str:
     while found := re.search(r'"\$\{(\w+)\[@\]\}"', text):
         text = text.replace(found[0], arrays[found[1]].replace("\n", " "))
     text = re.sub(r"\$\{?steps\}?", "250", text)
+    text = re.sub(r"\$\{?views\}?", "2", text)
     return re.sub(r"\$\{?seed\}?", "0", text)
 
 
