@@ -113,8 +113,7 @@ def _parse(device: str) -> str:
 def shared_output(
     path: Path, identity: Mapping[str, Any], overwrite: bool, runtime: Runtime
 ) -> Iterator[Output | None]:
-    """:func:`kdcli.artifacts.store.open_output` for a job: the first process holds the lock, all see its
-        answer.
+    """:func:`kdcli.artifacts.store.open_output` for a job; the first process holds the lock.
 
     Raises:
         KdcliError: on every process, what the first one met.
