@@ -13,9 +13,9 @@
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-default=runs/quickstart steps=250 views=2
+default=runs/quickstart steps=250
 if [[ ${1:-} == --tiny ]]; then
-  default=runs/quickstart-tiny steps=4 views=live # fixed views would be cached for all 3,600 pictures
+  default=runs/quickstart-tiny steps=4
 elif (($#)); then
   echo "usage: quickstart.sh [--tiny]" >&2
   exit 2
@@ -26,7 +26,7 @@ runs=$(cd "$runs" && pwd)
 
 data=(--data example:fashion-mnist --labels-per-class 10)
 student=(--student test_resnet --from-scratch --image-size 32 --set views.size=32)
-training=(--max-steps "$steps" --batch-size 64 --lr 3e-3)
+training=(--max-steps "$steps" --batch-size 64 --lr 3e-3 --set evaluate_steps=50)
 
 say() { printf '\n== %s\n' "$1" >&2; }
 
@@ -39,15 +39,13 @@ say "2/5 teacher: a linear head on the frozen backbone, fitted on 100 labelled p
 teacher=$(kdcli probe --teacher tf_efficientnet_lite0 --weights "$runs/lite0.safetensors" --image-size 80 \
   "${data[@]}" --cache "$runs/cache" --out "$runs/teacher")
 
-# evaluate_every counts passes over the pictures that a student sees (100 alone, 3,600 with the teacher):
-# both figures are 50 steps.
 say "3/5 student alone: the same 100 labelled pictures"
-alone=$(kdcli distill --method supervised "${student[@]}" "${training[@]}" --set evaluate_every=32 \
+alone=$(kdcli distill --method supervised "${student[@]}" "${training[@]}" \
   "${data[@]}" --out "$runs/student-alone")
 
 say "4/5 student distilled: the teacher on all 3,600 pictures, labels on 100"
-distilled=$(kdcli distill --teacher "$teacher" --method task-specific --alpha 0.9 --views "$views" \
-  "${student[@]}" "${training[@]}" --set evaluate_every=0.89 --set data.labelled_fraction=0.25 \
+distilled=$(kdcli distill --teacher "$teacher" --method task-specific --alpha 0.9 --views 2 \
+  "${student[@]}" "${training[@]}" --set data.labelled_fraction=0.25 \
   "${data[@]}" --cache "$runs/cache" --out "$runs/student-distilled")
 
 say "5/5 all three on the test pictures"

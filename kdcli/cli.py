@@ -25,7 +25,7 @@ from typer.exceptions import TyperException
 from kdcli import errors
 from kdcli.console import Console
 from kdcli.launch import StopSignal, adopt_slurm, is_worker, launch, rank
-from kdcli.stages import STAGES
+from kdcli.stages import STAGES, Result
 
 _PLATFORMS = ("linux", "darwin")
 
@@ -342,13 +342,17 @@ def _execute(
     adopt_slurm()
     command = shlex.join(["kdcli", *_without_dash(arguments, piped)])
     console.note(f"kdcli {name}: loading libraries")
-    plan = stage.plan(config, console)
+    plan = stage.plan(config, console, unless_complete=not common["dry_run"])
     if common["dry_run"]:
         plan.describe(console)
         if common["as_json"] and first:
             _say(answer, json.dumps(plan.to_json(), default=str))
         return 0
-    result = stage.run(plan, console, stop=stop, command=command)
+    if isinstance(plan, Result):
+        result = plan
+        console.note(f"{result.path} is complete")
+    else:
+        result = stage.run(plan, console, stop=stop, command=command)
     if first:
         line = {"path": str(result.path), **result.summary}
         _say(answer, json.dumps(line, default=str) if common["as_json"] else str(result.path))

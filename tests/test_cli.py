@@ -53,7 +53,7 @@ class Toy:
         self.Config, self.action, self.check = Config, action, plan
         self.config: Any = None
 
-    def plan(self, config: Any, console: Any) -> Any:
+    def plan(self, config: Any, console: Any, unless_complete: bool) -> Any:
         """Keep the configuration."""
         self.config = config
         if self.check is not None:
@@ -407,7 +407,7 @@ from pathlib import Path
 from kdcli.stages.distill import Config
 from kdcli.stages import Result
 class plan:
-    def __init__(self, config, console): self.config = config
+    def __init__(self, config, console, unless_complete): self.config = config
     def describe(self, console): console.note("the plan")
     def to_json(self): return {"out": "x"}
 def run(plan, console, stop=None, command=""):

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from kdcli.config import RunSection, Section, identity, leaves, option, resolve
+from kdcli.config import Section, identity, leaves, option, resolve
 from kdcli.errors import UsageError
+from kdcli.sections import RunSection
 from kdcli.stages import distill, evaluate, probe
 
 STAGES = (probe.Config, distill.Config, evaluate.Config)

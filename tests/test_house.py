@@ -22,6 +22,7 @@ FILES = sorted((ROOT / "kdcli").rglob("*.py"))
 RANKS = (
     ("errors",),
     ("console", "config", "artifacts", "hub", "losses", "metrics", "words"),
+    ("sections",),
     ("data", "models", "report", "launch"),
     ("tasks", "synthesis", "compression"),
     ("methods",),
@@ -30,7 +31,7 @@ RANKS = (
     ("cli",),
 )
 RANK = {room: rank for rank, rooms in enumerate(RANKS) for room in rooms}
-SHARED = {"kdcli.stages", "kdcli.stages.frame"}  # what every stage uses
+SHARED = {f"kdcli.stages{name}" for name in ("", ".frame", ".show", ".material")}  # what every stage uses
 
 
 def module_name(file: Path) -> str:
@@ -183,8 +184,8 @@ KEYS = {
         "grid": "lr weight_decay l2 solver epochs batch_size momentum patience",
     },
     "distill": {
-        "": f"{RUN_KEYS} teacher student weights from_scratch image_size drop_path evaluate_every save_steps "
-        "save_minutes log_every",
+        "": f"{RUN_KEYS} teacher student weights from_scratch image_size drop_path evaluate_every "
+        "evaluate_steps save_steps save_minutes log_every",
         "data": f"extra {DATA_KEYS}",
         "views": VIEW_KEYS,
         "method": "name alpha temperature",

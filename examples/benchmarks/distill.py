@@ -95,8 +95,8 @@ class Arms:
     def batches(self) -> Iterator[dict[str, torch.Tensor]]:
         """The batches that the live arm sees."""
         plan = self.plans["live"]
-        order = Order(plan.pool.labels, BATCH, 0, views=None)
-        loader = training_loader(plan.pool, plan.view, **self.reading)
+        order = Order(plan.material.pool.labels, BATCH, 0, views=None)
+        loader = training_loader(plan.material.pool, plan.material.view, **self.reading)
         return loader([order.keys(k) for k in range(STEPS)])
 
     def hand(self, task: bool) -> float:
@@ -138,7 +138,7 @@ class Arms:
     def features(self, cached: bool) -> None:
         """One pass of the backbone over some pictures: into a new cache, or bare."""
         plan = self.plans["live"]
-        network = plan.networks["teacher"].eval()
+        network = plan.material.networks["teacher"].eval()
         samples = plan.data.split("train")
         pool = Pool((samples.take(np.arange(FEATURE_PICTURES)),))
         runtime = open_runtime(resolve(distill.Config, options={"device": "cpu"}))

@@ -55,8 +55,7 @@ def _open(partial: Path) -> int | None:
     """Descriptor of the lock file, made if need be; None if the directory went away meanwhile."""
     try:
         os.makedirs(partial, exist_ok=True)
-        found = os.listdir(partial)
-        if found and not BOOKKEEPING & set(found):
+        if _is_foreign(partial):
             raise InputError(
                 f"{partial} is needed for the unfinished output, and holds something else. Move it away, or "
                 "choose another --out."
@@ -70,6 +69,19 @@ def _open(partial: Path) -> int | None:
         with suppress(OSError):
             os.rmdir(partial)  # if it is empty
         raise
+
+
+def _is_foreign(partial: Path) -> bool:
+    """Whether the directory holds files, and none that a writer leaves.
+
+    A writer renames it and drops the lock at the end, so only a directory that still has its name counts.
+    """
+    folder = os.open(partial, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        found = os.listdir(folder)
+        return bool(found) and not BOOKKEEPING & set(found) and _stands_at(folder, partial)
+    finally:
+        os.close(folder)
 
 
 def _take(fd: int, path: Path) -> None:

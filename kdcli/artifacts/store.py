@@ -30,13 +30,14 @@ from kdcli.artifacts.files import (
 )
 from kdcli.artifacts.lock import IDENTITY, LOCK, locked
 from kdcli.artifacts.manifest import Manifest
-from kdcli.errors import DISK_FAULTS, EnvironmentFault, InputError, from_os_error
+from kdcli.errors import DISK_FAULTS, EnvironmentFault, InputError, Preempted, from_os_error
 
 __all__ = ["Output", "open_output", "remove", "write_bytes", "write_tensors"]
 
 _STATE = re.compile(r"state-(\d{12})")
 _STATE_DRAFT = re.compile(_STATE.pattern + r"\.partial")
 _HASHES = "hashes.json"
+_PREEMPTED = "preempted"
 _SAFETENSORS_DRAFT = re.compile(r"\.tmp\w{6}")  # safetensors writes through such a file, a crash leaves it
 
 
@@ -144,7 +145,8 @@ def open_output(
     Args:
         path: where the artifact will stand.
         identity: the fields that make it what it is (configuration and hashes of parents).
-        overwrite: start anew; an existing artifact stays until the new one is committed.
+        overwrite: start anew, unless this very command was preempted; an existing artifact stays until the
+            new one is committed.
 
     Raises:
         InputError: something else stands there, or an identity field differs (exit 3).
@@ -154,10 +156,9 @@ def open_output(
     if not path.name or "\x00" in str(path) or path.name.endswith(".partial"):
         raise InputError(f"{str(path)!r} cannot name an artifact. Choose another --out.")
     partial = path.with_name(path.name + ".partial")
-    identity = json.loads(json.dumps(identity, default=str))
     try:
         while True:
-            if _complete(path, identity, overwrite):
+            if complete(path, identity, overwrite=overwrite):
                 if trash_of(path.parent, path.name):  # a run was killed while it deleted what it had replaced
                     with suppress(EnvironmentFault, InputError, OSError), locked(path, partial):
                         _sweep(path, partial)
@@ -169,13 +170,19 @@ def open_output(
                 if not os.path.lexists(path) and _finish(output, overwrite):
                     continue  # the directory became the artifact, with the lock in it
                 _sweep(path, partial)
-                if _complete(path, identity, overwrite):  # finished while we waited for the lock
+                if complete(path, identity, overwrite=overwrite):  # finished while we waited for the lock
                     yield None
                     return
-                if overwrite:
+                if overwrite and not _was_preempted(partial, identity):
                     _empty(partial)
                 _claim(partial, identity)
-                yield output
+                try:
+                    yield output
+                except Preempted:
+                    if overwrite:
+                        write_bytes(partial / _PREEMPTED, b"")
+                        sync(partial)
+                    raise
                 return
     except OSError as error:
         if error.errno in DISK_FAULTS:
@@ -183,8 +190,12 @@ def open_output(
         raise
 
 
-def _complete(path: Path, identity: Mapping[str, Any], overwrite: bool) -> bool:
-    """Whether ``path`` already holds the artifact of this identity."""
+def complete(path: Path, identity: Mapping[str, Any], *, overwrite: bool = False) -> bool:
+    """Whether ``path`` already holds the artifact of this identity, and is not to be replaced.
+
+    Raises:
+        InputError: something else stands there.
+    """
     if not os.path.lexists(path):
         return False
     if not (path / manifests.NAME).exists():
@@ -196,8 +207,13 @@ def _complete(path: Path, identity: Mapping[str, Any], overwrite: bool) -> bool:
     return True
 
 
+def _plain(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """An identity as it looks when it was written and read."""
+    return json.loads(json.dumps(identity, default=str))
+
+
 def _refuse_other(old: Mapping[str, Any], new: Mapping[str, Any], path: Path) -> None:
-    if fields := manifests.differing(old, new):
+    if fields := manifests.differing(old, _plain(new)):
         raise InputError(
             f"{path} belongs to a run with other settings: {'; '.join(fields[:6])}. Choose another --out, "
             "or start anew with --overwrite."
@@ -227,10 +243,22 @@ def _claim(partial: Path, identity: Mapping[str, Any]) -> None:
         return
     _empty(partial)
     draft = partial / f"{IDENTITY}.partial"
-    write_bytes(draft, json.dumps(identity).encode())
+    write_bytes(draft, json.dumps(_plain(identity)).encode())
     os.rename(draft, file)
     sync(partial)
     sync(partial.parent)  # or the states inside would be lost with their directory
+
+
+def _was_preempted(partial: Path, identity: Mapping[str, Any]) -> bool:
+    """Whether a run of this identity that started anew was told to stop: its requeued command goes on.
+
+    The mark is good for one time, so that after a crash ``--overwrite`` means what it says.
+    """
+    try:
+        os.unlink(partial / _PREEMPTED)
+        return json.loads((partial / IDENTITY).read_text(encoding="utf-8")) == _plain(identity)
+    except (FileNotFoundError, ValueError, RecursionError):
+        return False
 
 
 def _finish(output: Output, overwrite: bool) -> bool:

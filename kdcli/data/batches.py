@@ -9,6 +9,7 @@ dropped or repeated.
 from __future__ import annotations
 
 import atexit
+import math
 import multiprocessing
 import signal
 import threading
@@ -139,6 +140,19 @@ class Plan:
                 _balanced(labels, rng) if self.balance else rng.permutation(len(labels))
             )
         return self._orders[number, epoch]
+
+    def used(self, steps: int) -> np.ndarray:
+        """[views, N] mask of the fixed views that the first ``steps`` batches hold."""
+        assert self.views is not None
+        mask = np.zeros((self.views, len(self.labels)), bool)
+        for number, rows in enumerate(self.streams):
+            left = self._taken(steps, number)
+            for epoch in range(math.ceil(left / len(rows))):
+                mask[epoch % self.views, rows[self._order(number, epoch)[:left]]] = True
+                left -= len(rows)
+                if mask[:, rows].all():
+                    break
+        return mask
 
     def labelled_in(self, step: int) -> int:
         """How many labelled rows the global batch of ``step`` holds: what row means divide by."""

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from kdcli.config import DataSection
 from kdcli.data.images import decode
 from kdcli.data.loading import Raw, load, reason
 from kdcli.data.samples import UNLABELLED, Data, Samples, carve, cell_bytes, hide_labels, identify
 from kdcli.errors import BadImageError, InputError, nearest
+from kdcli.sections import DataSection
 
 _LABEL_NAMES = ("label", "labels", "class", "category", "target", "fine_label", "y")
 _MOST_CLASSES = 1_000_000

@@ -10,7 +10,6 @@ from __future__ import annotations
 import fcntl
 import io
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -107,8 +106,23 @@ class Filling:
         return {"max_pixels": self.max_pixels, "workers": self.workers, "timeout": self.timeout}
 
 
-def fill(root: Path, request: Request, pool: Pool, filling: Filling, label: str) -> Cache:
-    """Compute what the cache lacks for all samples and views of a pool, and open it.
+def fill(
+    root: Path,
+    request: Request,
+    pool: Pool,
+    filling: Filling,
+    label: str,
+    used: np.ndarray | None = None,
+) -> Cache:
+    """Compute what the cache lacks, and open it.
+
+    Args:
+        root: folder of caches.
+        request: what is to be cached.
+        pool: N samples.
+        filling: how.
+        label: for progress and messages.
+        used: [views, N] mask of the views that are wanted; None for all.
 
     Raises:
         Preempted: a signal came; the segments so far are kept.
@@ -121,13 +135,19 @@ def fill(root: Path, request: Request, pool: Pool, filling: Filling, label: str)
     with watching(stop), _turn(folder, runtime, console, stop):
         cache = Cache(folder, request.taps)
         ids = pool.ids
-        missing = [(int(i), view) for view in range(request.views) for i in cache.lacking(ids, view)]
+        wanted = np.ones((request.views, len(ids)), bool) if used is None else used
+        missing = [
+            (int(i), view)
+            for view in range(request.views)
+            for i in cache.lacking(ids, view)
+            if wanted[view, i]
+        ]
         if not missing:
             return cache
         mine = missing[runtime.rank :: runtime.world_size]
         loader = Loader(pool, request.cut, **filling.reading)
         batches = [mine[i : i + batch_size] for i in range(0, len(mine), batch_size)]
-        total = len(pool) * request.views
+        total = int(wanted.sum())
         with console.progress(label, total, "views", start=total - len(missing)) as bar:
             writer = _Writer(folder, request, ids)
             with evaluating(request.network), torch.inference_mode(), runtime.accelerator.autocast():
@@ -221,11 +241,14 @@ def fill_calls(
     networks: Mapping[str, Network],
     pool: Pool,
     view: TrainingView,
-    views: int,
+    used: np.ndarray,
     store: Store,
     filling: Filling,
 ) -> Columns:
-    """Cached outputs of every call of a frozen party of a method, as columns named ``call.tap``."""
+    """Cached outputs of every call of a frozen party of a method, as columns named ``call.tap``.
+
+    ``used`` [views, N] says which views of the pool's samples the run holds.
+    """
     frozen = {p.name: networks[p.source] for p in method.parties if p.role == "frozen"}
     caches = {}
     for turn in (turn for phase in method.phases for turn in phase.turns):
@@ -233,29 +256,10 @@ def fill_calls(
         for call in (c for c in turn.calls if c.party in frozen):
             network, names = frozen[call.party], taps[call.name]
             compute = partial(_tapped, network, names)
-            request = Request(network, names, compute, view, view.recipe(), views, store)
-            caches[call.name] = fill(root, request, pool, filling, f"outputs of {call.party}")
+            request = Request(network, names, compute, view, view.recipe(), len(used), store)
+            caches[call.name] = fill(root, request, pool, filling, f"outputs of {call.party}", used)
     return Columns(caches)
 
 
 def _tapped(network: Network, names: tuple[str, ...], x: Tensor) -> dict[str, Tensor]:
     return network.taps(x, names)
-
-
-def affordable_views(root: Path, samples: int, classes: int, store: Store) -> int:
-    """How many views of all samples fit in 80 % of the free disk."""
-    root = root.absolute()
-    while not root.exists():
-        root = root.parent
-    return int(0.8 * shutil.disk_usage(root).free / (samples * bytes_per_view(classes, store)))
-
-
-def bytes_per_view(classes: int, store: Store) -> int:
-    """Size of one cached row of logits, with its id and view."""
-    return 12 + _logit_bytes(classes, store)
-
-
-def _logit_bytes(classes: int, store: Store) -> int:
-    if store.top and store.top < classes - 1:
-        return (store.top + 1) * 8
-    return classes * (4 if store.name == "fp32" else 2)

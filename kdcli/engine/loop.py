@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from kdcli.artifacts.model import read_tensors
 from kdcli.artifacts.store import Output, remove, write_tensors
-from kdcli.config import OptimSection
 from kdcli.console import Console, Progress
 from kdcli.data.batches import Key, Loader, Plan
 from kdcli.data.views import mix as hash_of
@@ -29,6 +28,7 @@ from kdcli.engine.optim import build_optimizer, build_schedule
 from kdcli.engine.runtime import Runtime, watching
 from kdcli.engine.turn import TurnModule
 from kdcli.errors import Diverged, Preempted
+from kdcli.sections import OptimSection
 from kdcli.words import Method
 
 LOG = "metrics.jsonl"
@@ -49,7 +49,7 @@ class Job:
         classes: number of classes, for mixed targets.
         evaluate: metrics of the exported network, or None without a validation split.
         selection: the metric that chooses the best step.
-        evaluate_every: epochs between evaluations.
+        evaluate_every: steps between evaluations.
         row_weight: [C] factors of the supervised loss per class, or None.
         save_steps: commit state every so many steps; None to go by time.
         save_minutes: commit state so often.
@@ -68,7 +68,7 @@ class Job:
     seed: int
     evaluate: Callable[[nn.Module], dict[str, float]] | None = None
     selection: str = "top1"
-    evaluate_every: float = 1.0
+    evaluate_every: float = math.inf
     row_weight: Tensor | None = None
     save_steps: int | None = None
     save_minutes: float = 5.0
@@ -250,7 +250,7 @@ class _Run:
 
     # -- evaluation, log, commits ----------------------------------------------------------------------------
     def _evaluation_due(self, step: int) -> bool:
-        every = self.job.evaluate_every * self.job.plan.steps_per_epoch
+        every = self.job.evaluate_every
         return step + 1 == self.job.steps or math.floor((step + 1) / every) > math.floor(step / every)
 
     def _evaluate(self) -> None:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kdcli.config import OptimSection
 from kdcli.data.batches import Plan
 from kdcli.data.mixing import both_labelled, mixed
 from kdcli.data.views import mix
 from kdcli.engine.runtime import Runtime
+from kdcli.sections import OptimSection
 
 _MIXING = 7  # keeps the seeds of mixing apart from others made of the same numbers
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from kdcli.config import OptimSection
 from kdcli.errors import UsageError, nearest
+from kdcli.sections import OptimSection
 
 
 def build_optimizer(module: nn.Module, section: OptimSection) -> Any:

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from kdcli import errors
 from kdcli.artifacts.store import Output, open_output
-from kdcli.config import RunSection
 from kdcli.errors import EnvironmentFault, KdcliError
+from kdcli.sections import RunSection
 
 
 class Runtime:

@@ -7,9 +7,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from kdcli.config import RunSection, identity
+from kdcli.config import identity
 from kdcli.engine.runtime import Runtime
 from kdcli.errors import EnvironmentFault, UsageError, nearest
+from kdcli.sections import RunSection
 
 
 @contextmanager

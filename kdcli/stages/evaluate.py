@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdcli.artifacts.manifest import Manifest
-from kdcli.config import DataSection, RunSection, inputs, option, outputs, reading, running
+from kdcli.config import inputs, option, outputs, reading, running
 from kdcli.console import Console
 from kdcli.errors import InputError
 from kdcli.report.gates import Gate, judge, parse
+from kdcli.sections import DataSection, RunSection
 from kdcli.stages import Result, frame
 
 if TYPE_CHECKING:
@@ -51,9 +52,7 @@ class Plan:
     """Everything a run needs, checked."""
 
     config: Config
-    out: Path
-    identity: dict[str, Any]
-    parents: list[dict[str, str]]
+    target: frame.Target
     data: Data
     samples: Samples
     networks: dict[str, Network]
@@ -63,9 +62,7 @@ class Plan:
     def to_json(self) -> dict[str, Any]:
         """What ``--dry-run --json`` prints."""
         return {
-            "out": str(self.out),
-            "identity": self.identity,
-            "parents": self.parents,
+            **self.target.to_json(),
             "data": self.data.describe(),
             "models": list(self.networks),
             "require": [gate.text for gate in self.gates],
@@ -80,53 +77,56 @@ class Plan:
             console.note(f"measures {name}: {net.spec.size[0]} px, {len(net.classes or [])} classes")
         if self.teacher is not None:
             console.note(f"teacher  {self.teacher.name}")
-        console.note(f"writes   {self.out}")
+        console.note(f"writes   {self.target.path}")
 
 
-def plan(config: Config, console: Console) -> Plan:
+def plan(config: Config, console: Console, *, unless_complete: bool = False) -> Plan | Result:
     """Open data and models, match their classes by name, parse the gates.
+
+    With ``unless_complete`` it ends early where the output stands already, and judges that.
 
     Raises:
         UsageError: a gate that is no comparison of a known metric.
         InputError: data or models that cannot be used together.
     """
-    from kdcli.data.sources import open_data
-
     frame.require(config.models, "a model (kdcli eval MODEL …)")
-    frame.require(config.data.source, "--data")
     gates = [parse(text) for text in config.require]
-    data = open_data(config.data, need=(config.split,))
-    if data.classes is None:
-        raise InputError(f"{config.data.source} has no labels. Name their column: --set data.label_column=…")
+    data = frame.labelled(config.data, config.split)
     samples = data.split(config.split)
     samples = samples.take(samples.labelled())
     if len(samples) == 0:
         raise InputError(f"split '{config.split}' of {config.data.source} has no labelled picture.")
-    order = config.data.class_order
-    networks = {_short(n, config.models): frame.teacher(n, data.classes, order) for n in config.models}
-    teacher = frame.teacher(config.teacher, data.classes, order) if config.teacher else None
     parents = [frame.parent(f"model{i}", name) for i, name in enumerate(config.models)]
     if config.teacher:
         parents.append(frame.parent("teacher", config.teacher))
-    identity = frame.identity_of("eval", config, parents, {"data": samples.fingerprint})
-    out = frame.output_path("eval", config, identity)
-    return Plan(config, out, identity, parents, data, samples, networks, teacher, gates)
+    target = frame.target("eval", config, parents, {"data": samples.fingerprint})
+    if unless_complete and frame.complete(target, config):
+        return _answer(target.path, gates, console)
+    classes, order = data.classes or [], config.data.class_order
+    networks = {_short(n, config.models): frame.teacher(n, classes, order) for n in config.models}
+    teacher = None
+    if config.teacher in config.models:
+        teacher = networks[_short(config.teacher, config.models)]
+    elif config.teacher:
+        teacher = frame.teacher(config.teacher, classes, order)
+    return Plan(config, target, data, samples, networks, teacher, gates)
 
 
 def run(plan: Plan, console: Console, *, stop: Any = None, command: str = "") -> Result:
     """Measure, print the table, write ``report.json`` and ``report.html`` as a report artifact."""
     from kdcli.artifacts.store import write_bytes
     from kdcli.engine.runtime import open_runtime, shared_output
-    from kdcli.report.page import render, table
+    from kdcli.report.page import render
 
     runtime = open_runtime(plan.config)
-    with shared_output(plan.out, plan.identity, plan.config.overwrite, runtime) as output:
+    path = plan.target.path
+    with shared_output(path, plan.target.identity, plan.config.overwrite, runtime) as output:
         if output is not None:
             report = _report(plan, runtime, console)
             if runtime.main:
                 write_bytes(output.partial / "report.json", (json.dumps(report, indent=1) + "\n").encode())
                 write_bytes(output.partial / "report.html", render(report).encode())
-                manifest = Manifest("report", "eval", plan.identity, plan.parents)
+                manifest = Manifest("report", "eval", plan.target.identity, plan.target.parents)
                 manifest.facts = frame.facts(
                     plan.config,
                     command,
@@ -136,12 +136,19 @@ def run(plan: Plan, console: Console, *, stop: Any = None, command: str = "") ->
                 )
                 output.commit(manifest, ["report.json", "report.html"])
         runtime.barrier()
-    report = json.loads((plan.out / "report.json").read_text())
+    return _answer(path, plan.gates, console)
+
+
+def _answer(path: Path, gates: list[Gate], console: Console) -> Result:
+    """Show a finished report and judge it."""
+    from kdcli.report.page import table
+
+    report = json.loads((path / "report.json").read_text())
     console.table(*table(report))
-    console.note(f"report   {plan.out / 'report.html'}")
-    judged = [judge(gate, model) for gate in plan.gates for model in report["models"]]
+    console.note(f"report   {path / 'report.html'}")
+    judged = [judge(gate, model) for gate in gates for model in report["models"]]
     failed = [f"{text} does not hold: it is {value:.4g}" for text, met, value in judged if not met]
-    return Result(plan.out, frame.summary(plan.out), failed)
+    return Result(path, frame.summary(path), failed)
 
 
 def _short(name: str, names: list[str]) -> str:
@@ -157,11 +164,14 @@ def _report(plan: Plan, runtime: Runtime, console: Console) -> dict[str, Any]:
     import torch
 
     targets = torch.from_numpy(plan.samples.labels)
-    teacher = _logits(plan, plan.teacher, "teacher", runtime, console) if plan.teacher is not None else None
-    models = []
-    for name, network in plan.networks.items():
-        logits = _logits(plan, network, name, runtime, console)
-        models.append(_model(plan, name, network, logits, targets, teacher, runtime))
+    found = {name: _logits(plan, net, name, runtime, console) for name, net in plan.networks.items()}
+    teacher = next((found[name] for name, net in plan.networks.items() if net is plan.teacher), None)
+    if plan.teacher is not None and teacher is None:
+        teacher = _logits(plan, plan.teacher, "teacher", runtime, console)
+    models = [
+        _model(plan, name, network, found[name], targets, teacher, runtime)
+        for name, network in plan.networks.items()
+    ]
     return {
         "title": f"{plan.config.split} split of {plan.config.data.source}",
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -187,10 +197,8 @@ def _logits(plan: Plan, network: Network, name: str, runtime: Runtime, console: 
             plan.samples,
             runtime,
             batch_size=config.batch_size,
-            max_pixels=config.data.max_pixels,
-            workers=config.workers,
-            timeout=config.worker_timeout,
             progress=bar.update,
+            **frame.reading(config, config.data),
         )
 
 

@@ -1,18 +1,67 @@
-"""What every stage does around its work: parents, identity, output path, facts of the manifest."""
+"""What every stage does around its work: data, parents, identity, output path, facts of the manifest."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from kdcli.artifacts import manifest as manifests
 from kdcli.artifacts import model as models
-from kdcli.config import RunSection, identity
-from kdcli.errors import UsageError
+from kdcli.artifacts import store
+from kdcli.config import identity
+from kdcli.errors import InputError, UsageError
+from kdcli.launch import world_size
+from kdcli.sections import DataSection, RunSection
 
 if TYPE_CHECKING:
+    from kdcli.data.samples import Data
     from kdcli.models.network import Network
-    from kdcli.words import Method
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a run writes, and what makes it what it is.
+
+    Attributes:
+        path: where the artifact will stand.
+        identity: identity fields of the configuration, hashes of parents, fingerprints of data.
+        parents: what it is made of, for the manifest.
+    """
+
+    path: Path
+    identity: dict[str, Any]
+    parents: list[dict[str, str]]
+
+    def to_json(self) -> dict[str, Any]:
+        """What ``--dry-run --json`` prints of it."""
+        return {"out": str(self.path), "identity": self.identity, "parents": self.parents}
+
+
+def target(stage: str, config: RunSection, parents: list[dict[str, str]], data: dict[str, str]) -> Target:
+    """The output of a run: ``--out``, or a name made of the run's identity.
+
+    Args:
+        stage: its name.
+        config: all fields.
+        parents: see :func:`parent`.
+        data: fingerprints by role.
+    """
+    hashes = {p["role"]: p["hash"] for p in parents if p["hash"]}
+    found = {"stage": stage, "config": identity(config), "parents": hashes, "data": data}
+    path = Path(config.out or Path("runs", f"{stage}-{manifests.digest(found)[:10]}"))
+    return Target(path, found, parents)
+
+
+def complete(target: Target, config: RunSection) -> bool:
+    """Whether the artifact stands already, so that the rest of the plan need not be made.
+
+    The processes of a job do not ask: they would have to agree, and do so when they open the output.
+
+    Raises:
+        InputError: something else stands there.
+    """
+    return world_size() == 1 and store.complete(target.path, target.identity, overwrite=config.overwrite)
 
 
 def require(value: Any, flag: str) -> Any:
@@ -20,6 +69,22 @@ def require(value: Any, flag: str) -> Any:
     if value in (None, "", []):
         raise UsageError(f"{flag} is required.")
     return value
+
+
+def labelled(config: DataSection, *splits: str) -> Data:
+    """The data with these splits. Raises InputError if they have no labels, and what ``open_data`` raises."""
+    from kdcli.data.sources import open_data
+
+    require(config.source, "--data")
+    data = open_data(config, need=splits)
+    if data.classes is None:
+        raise InputError(f"{config.source} has no labels. Name their column: --set data.label_column=…")
+    return data
+
+
+def reading(config: RunSection, data: DataSection) -> dict[str, Any]:
+    """How loaders read pictures, as their keyword arguments."""
+    return {"max_pixels": data.max_pixels, "workers": config.workers, "timeout": config.worker_timeout}
 
 
 def parent(role: str, name: str, weights: str | None = None) -> dict[str, str]:
@@ -30,19 +95,6 @@ def parent(role: str, name: str, weights: str | None = None) -> dict[str, str]:
     if weights and Path(weights).is_file():
         found |= {"weights": weights, "hash": manifests.file_hash(Path(weights))}
     return found
-
-
-def identity_of(
-    stage: str, config: RunSection, parents: list[dict[str, str]], data: dict[str, str]
-) -> dict[str, Any]:
-    """What makes a run what it is: identity fields, hashes of parents, fingerprints of data."""
-    hashes = {p["role"]: p["hash"] for p in parents if p["hash"]}
-    return {"stage": stage, "config": identity(config), "parents": hashes, "data": data}
-
-
-def output_path(stage: str, config: RunSection, identity: dict[str, Any]) -> Path:
-    """``--out``, or a name made of the run's identity."""
-    return Path(config.out or Path("runs", f"{stage}-{manifests.digest(identity)[:10]}"))
 
 
 def facts(config: RunSection, command: str, **more: Any) -> dict[str, Any]:
@@ -90,22 +142,3 @@ def split_hash(name: str, split: str) -> str:
 def model_facts(name: str) -> dict[str, Any]:
     """Facts of a model artifact's manifest; empty for other models."""
     return models.read(name).manifest.facts if models.find(name) is not None else {}
-
-
-def objective(method: Method) -> list[dict[str, str]]:
-    """Terms of a method as rows of a table."""
-    return [
-        {
-            "turn": turn.name,
-            "term": term.name,
-            "loss": term.loss.__name__,
-            "taps": ", ".join(term.args),
-            "rows": term.rows or "all",
-            "weight": "scheduled" if callable(term.weight) else f"{term.weight:g}",
-            "with": ", ".join(f"{k}={v}" for k, v in term.keywords.items()),
-            "sees": "each row" if term.scope == "sample" else "one micro-batch of one process",
-        }
-        for phase in method.phases
-        for turn in phase.turns
-        for term in turn.terms
-    ]

@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from kdcli.artifacts.manifest import Manifest
-from kdcli.config import DataSection, RunSection, Section, ViewSection, head_option, inputs, option, training
+from kdcli.config import Section, head_option, inputs, option, training
 from kdcli.console import Console
 from kdcli.errors import InputError, UsageError, nearest
-from kdcli.stages import Result, frame
+from kdcli.sections import DataSection, RunSection, ViewSection
+from kdcli.stages import Result, frame, show
 
 if TYPE_CHECKING:
     from kdcli.data.samples import Data
@@ -69,9 +70,7 @@ class Plan:
     """Everything a run needs, checked."""
 
     config: Config
-    out: Path
-    identity: dict[str, Any]
-    parents: list[dict[str, str]]
+    target: frame.Target
     data: Data | None
     network: Network
     features: list[str]
@@ -94,30 +93,23 @@ class Plan:
     def to_json(self) -> dict[str, Any]:
         """What ``--dry-run --json`` prints."""
         return {
-            "out": str(self.out),
-            "identity": self.identity,
-            "parents": self.parents,
+            **self.target.to_json(),
             "data": self.data.describe() if self.data else None,
             "features": self.features,
             "heads": len(self.specs),
-            "parameters": {"teacher": sum(p.numel() for p in self.network.parameters())},
+            "parameters": show.parameters({"teacher": self.network}),
         }
 
     def describe(self, console: Console) -> None:
         """Show the plan on stderr."""
-        net = self.network
-        count = sum(p.numel() for p in net.parameters()) / 1e6
-        console.note(
-            f"teacher  {net.name}: {count:.2f} M parameters, {net.trained} weights, {net.spec.size[0]} px"
-        )
+        show.network(console, "teacher", self.network)
         if self.data is not None:
-            splits = ", ".join(f"{name} {len(s):,}" for name, s in self.data.splits.items())
             heads = f"{len(self.specs)} SGD heads and {self._lbfgs_count} by L-BFGS"
-            console.note(f"reads    {self.config.data.source}: {splits}")
+            console.note(f"reads    {self.config.data.source}: {show.splits(self.data)}")
             console.note(f"trains   {heads} on {', '.join(self.features)}")
         else:
-            console.note(f"keeps    the trained classifier of {len(net.classes or [])} classes")
-        console.note(f"writes   {self.out}")
+            console.note(f"keeps    the trained classifier of {len(self.network.classes or [])} classes")
+        console.note(f"writes   {self.target.path}")
 
     @property
     def _lbfgs_count(self) -> int:
@@ -126,43 +118,38 @@ class Plan:
         return len(grid.l2) * len(self.features) if lbfgs else 0
 
 
-def plan(config: Config, console: Console) -> Plan:
+def plan(config: Config, console: Console, *, unless_complete: bool = False) -> Plan | Result:
     """Check backbone, data, features and grid.
+
+    With ``unless_complete`` it ends early where the output stands already, and returns it.
 
     Raises:
         UsageError: an option that does not exist or fit.
         InputError: data or weights that cannot be used.
     """
-    from kdcli.data.sources import open_data
-    from kdcli.models.build import build
-
     frame.require(config.teacher, "--teacher")
     if not config.views.count.isdigit() or int(config.views.count) < 1:
         raise UsageError(f"--views: probe caches a number of fixed views, got '{config.views.count}'.")
+    parents = [frame.parent("teacher", str(config.teacher), config.weights)]
+    data = frame.labelled(config.data, "train", "validation") if config.head == "fit" else None
+    prints = {"data": data.fingerprint} if data else {}
+    target = frame.target("probe", config, parents, prints)
+    if unless_complete and frame.complete(target, config):
+        return Result(target.path, frame.summary(target.path))
+
+    from kdcli.models.build import build
+
     network = build(str(config.teacher), weights=config.weights, size=config.image_size)
     if network.trained == "random":
         raise InputError(f"{config.teacher} has random weights: nothing to probe.")
-    parents = [frame.parent("teacher", str(config.teacher), config.weights)]
-    if config.head == "keep":
+    if data is None:
         if network.classes is None:
             raise InputError(f"{config.teacher} has no trained classifier to keep; fit one with --data.")
-        identity = frame.identity_of("probe", config, parents, {})
-        return Plan(
-            config, frame.output_path("probe", config, identity), identity, parents, None, network, []
-        )
-    frame.require(config.data.source, "--data")
-    data = open_data(config.data, need=("train", "validation"))
-    if data.classes is None:
-        raise InputError(f"{config.data.source} has no labels. Name their column: --set data.label_column=…")
-    if len(data.classes) < 2:
-        raise InputError(
-            f"{config.data.source} has one class only ('{data.classes[0]}'); a classifier needs two."
-        )
-    identity = frame.identity_of("probe", config, parents, {"data": data.fingerprint})
-    out = frame.output_path("probe", config, identity)
-    return Plan(
-        config, out, identity, parents, data, network.requires_grad_(False), _features(config, network)
-    )
+        return Plan(config, target, None, network, [])
+    classes = data.classes or []
+    if len(classes) < 2:
+        raise InputError(f"{config.data.source} has one class only ('{classes[0]}'); a classifier needs two.")
+    return Plan(config, target, data, network.requires_grad_(False), _features(config, network))
 
 
 def run(plan: Plan, console: Console, *, stop: Any = None, command: str = "") -> Result:
@@ -176,10 +163,10 @@ def run(plan: Plan, console: Console, *, stop: Any = None, command: str = "") ->
     from kdcli.engine.runtime import open_runtime, shared_output
 
     runtime = open_runtime(plan.config)
-    with shared_output(plan.out, plan.identity, plan.config.overwrite, runtime) as output:
+    path = plan.target.path
+    with shared_output(path, plan.target.identity, plan.config.overwrite, runtime) as output:
         if output is None:
-            console.note(f"{plan.out} is complete")
-            return Result(plan.out, frame.summary(plan.out))
+            return Result(path, frame.summary(path))
         network = copy.deepcopy(plan.network).to(runtime.device)
         results: list[HeadResult] = []
         if plan.data is not None:
@@ -192,7 +179,7 @@ def run(plan: Plan, console: Console, *, stop: Any = None, command: str = "") ->
         if runtime.main:
             _export(plan, network, results, output, runtime, command)
         runtime.barrier()
-    return Result(plan.out, frame.summary(plan.out))
+    return Result(path, frame.summary(path))
 
 
 def _features(config: Config, network: Network) -> list[str]:
@@ -217,11 +204,7 @@ def _fit(plan: Plan, network: Network, runtime: Runtime, console: Console, stop:
 
     assert plan.data is not None
     config, grid, count = plan.config, plan.config.grid, len(plan.data.classes or [])
-    reading: dict[str, Any] = {
-        "max_pixels": config.data.max_pixels,
-        "workers": config.workers,
-        "timeout": config.worker_timeout,
-    }
+    reading = frame.reading(config, config.data)
     filling = Filling(runtime, console, grid.batch_size, stop=stop, **reading)
     train, validation = (
         s.take(s.labelled()) for s in (plan.data.split("train"), plan.data.split("validation"))
@@ -271,7 +254,7 @@ def _export(
     from kdcli.models.build import save
 
     keep = save(network, output.partial)
-    manifest = Manifest("model", "probe", plan.identity, plan.parents)
+    manifest = Manifest("model", "probe", plan.target.identity, plan.target.parents)
     chosen: dict[str, Any] = {}
     if results:
         winner = best(results)

@@ -149,6 +149,28 @@ def test_racers(tmp_path: Path, rounds: int, overwrite: bool) -> None:
         assert_one_winner(folder / "out", overwrite, pause=(0.0, 0.02, 0.2)[number % 3])
 
 
+def test_a_commit_between_opening_and_listing_the_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The directory is renamed and its lock dropped while a second writer looks into it."""
+    out, partial = tmp_path / "out", tmp_path / "out.partial"
+    partial.mkdir()
+    (partial / "data").touch()
+    (partial / ".lock").touch()
+    listdir = os.listdir
+
+    def after_the_commit(folder: Any) -> list[str]:
+        if isinstance(folder, int) and partial.exists() and not out.exists():
+            os.rename(partial, out)
+            os.unlink(out / ".lock")
+        return listdir(folder)
+
+    monkeypatch.setattr(os, "listdir", after_the_commit)
+    with lock.locked(out, partial):
+        assert listdir(out) == ["data"]
+        assert listdir(partial) == [".lock"]
+
+
 def test_racers_of_which_each_writes_nothing(tmp_path: Path) -> None:
     """Making and removing the directory under each other's feet never raises anything but the fault."""
     children = []

@@ -30,7 +30,7 @@ from kdcli.artifacts.lock import BOOKKEEPING
 from kdcli.artifacts.manifest import Manifest
 from kdcli.artifacts.model import read_tensors
 from kdcli.artifacts.store import open_output, remove, write_bytes, write_tensors
-from kdcli.errors import EnvironmentFault, InputError
+from kdcli.errors import EnvironmentFault, InputError, Preempted
 
 IDENTITY = {"stage": "distill", "config": {"lr": 0.1, "method": {"name": "kd"}}}
 OLD = {"stage": "distill", "config": {"lr": 0.9, "method": {"name": "kd"}}}
@@ -226,6 +226,40 @@ def test_overwrite_starts_a_partial_anew(tmp_path: Path, hashes: dict[str, str])
         write_bytes(folder / "a", b"1")
     assert run(out, overwrite=True) == 0
     assert whole(out) == hashes["new"]
+
+
+def test_a_preempted_overwrite_goes_on(tmp_path: Path, hashes: dict[str, str]) -> None:
+    """A requeued job repeats its command, --overwrite too; after a crash the option means what it says."""
+    out, steps = tmp_path / "out", []
+    run(out, OLD)
+    for fault in (Preempted("SIGTERM"), ZeroDivisionError(), Preempted("SIGTERM")):
+
+        def stop(step: int, fault: Exception = fault) -> None:
+            assert whole(out) == hashes["old"]
+            steps.append(step)
+            raise fault
+
+        with pytest.raises(type(fault)):
+            run(out, overwrite=True, committed=stop)
+    assert steps == [1, 2, 1]
+    assert run(out, overwrite=True) == 1
+    assert whole(out) == hashes["new"]
+
+
+def test_a_preempted_run_of_other_settings_is_no_beginning(tmp_path: Path, hashes: dict[str, str]) -> None:
+    """What --overwrite continues is its own: the same identity, and begun by --overwrite."""
+    out = tmp_path / "out"
+
+    def stop(step: int) -> None:
+        raise Preempted("SIGTERM")
+
+    with pytest.raises(Preempted):
+        run(out, OLD, overwrite=True, committed=stop)
+    assert run(out, overwrite=True) == 0
+    with pytest.raises(Preempted):
+        run(tmp_path / "other", committed=stop)
+    assert run(tmp_path / "other", overwrite=True) == 0
+    assert whole(tmp_path / "other") == hashes["new"]
 
 
 def test_overwrite_of_a_link_leaves_its_target(tmp_path: Path, hashes: dict[str, str]) -> None:

@@ -20,11 +20,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from kdcli.artifacts.model import InputSpec
-from kdcli.config import ViewSection
 from kdcli.data.batches import Loader, Plan, Pool, evaluation_loader, in_order, training_loader
 from kdcli.data.samples import Samples
 from kdcli.data.views import TrainingView
 from kdcli.errors import BadImageError, EnvironmentFault, InputError, KdcliError
+from kdcli.sections import ViewSection
 
 
 @pytest.fixture(autouse=True)
@@ -64,6 +64,27 @@ def rows(plan: Plan, first: int, last: int) -> list[int]:
 
 
 # -- the plan ------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    count=st.integers(1, 30),
+    batch=st.integers(1, 20),
+    views=st.integers(1, 4),
+    steps=st.integers(0, 12),
+    labels=st.sampled_from(["all", "some"]),
+    balance=st.booleans(),
+)
+def test_used_views_are_those_of_the_keys(
+    count: int, batch: int, views: int, steps: int, labels: str, balance: bool
+) -> None:
+    y = np.where(np.arange(count) % 3, np.arange(count) % 2, -1 if labels == "some" else 0)
+    plan = Plan(y, batch, 5, views, 0.5 if labels == "some" else None, balance)
+    naive = np.zeros((views, count), bool)
+    for step in range(steps):
+        for index, view in plan.keys(step):
+            naive[view, index] = True
+    np.testing.assert_array_equal(plan.used(steps), naive)
 
 
 @settings(max_examples=60, deadline=None)

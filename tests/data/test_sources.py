@@ -21,10 +21,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kdcli.config import DataSection
 from kdcli.data.samples import UNLABELLED, Data
 from kdcli.data.sources import open_data, open_unlabelled
 from kdcli.errors import InputError, UsageError
+from kdcli.sections import DataSection
 
 datasets = pytest.importorskip("datasets")
 

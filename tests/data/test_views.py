@@ -16,9 +16,9 @@ import torch
 from PIL import Image
 
 from kdcli.artifacts.model import InputSpec
-from kdcli.config import ViewSection
 from kdcli.data.views import EvaluationCut, TrainingView, evaluation_view, mix, seeded
 from kdcli.errors import UsageError
+from kdcli.sections import ViewSection
 
 PLAIN = {"scale": (1.0, 1.0), "hflip": 0.0}
 EVERYTHING = {

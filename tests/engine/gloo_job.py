@@ -10,11 +10,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from kdcli.config import RunSection, resolve
+from kdcli.config import resolve
 from kdcli.console import Console
 from kdcli.engine.runtime import Runtime, open_runtime
 from kdcli.engine.turn import TurnModule
 from kdcli.errors import Preempted
+from kdcli.sections import RunSection
 from kdcli.stages import distill
 from kdcli.words import Call, Derive, Term, Turn
 
@@ -173,9 +174,13 @@ def resume(folder: Path, pictures: Path, stops: list[int]) -> None:
         except Preempted:
             distill.run(made, QUIET)
             files = [
-                p.relative_to(made.out) for p in made.out.rglob("*") if p.name != "kdcli.json" and p.is_file()
+                p.relative_to(made.target.path)
+                for p in made.target.path.rglob("*")
+                if p.name != "kdcli.json" and p.is_file()
             ]
-            other = [f for f in files if (made.out / f).read_bytes() != (folder / "whole" / f).read_bytes()]
+            other = [
+                f for f in files if (made.target.path / f).read_bytes() != (folder / "whole" / f).read_bytes()
+            ]
             results[stop] = "differs" if other else f"equal in {len(files)} files"
     if rank == 0:
         (folder / "resume.json").write_text(json.dumps(results))

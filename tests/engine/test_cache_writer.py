@@ -10,16 +10,17 @@ import pytest
 import timm
 import torch
 
-from kdcli.config import DataSection, RunSection, ViewSection, resolve
+from kdcli.config import resolve
 from kdcli.console import Console
 from kdcli.data.batches import Pool
 from kdcli.data.cache import Store
 from kdcli.data.sources import open_data
 from kdcli.data.views import TrainingView
-from kdcli.engine.cache import Filling, Request, affordable_views, fill
+from kdcli.engine.cache import Filling, Request, fill
 from kdcli.engine.runtime import open_runtime
 from kdcli.models.build import input_spec
 from kdcli.models.network import Network
+from kdcli.sections import DataSection, RunSection, ViewSection
 
 QUIET = Console(silent=True)
 
@@ -67,6 +68,18 @@ def test_a_subset_computes_nothing(pool, request_, filling, tmp_path):
     assert not len(cache.lacking(some.ids, 0))
 
 
+def test_only_the_views_that_are_used_are_computed(pool, request_, filling, tmp_path):
+    used = np.zeros((2, len(pool)), bool)
+    used[0, 3:10], used[1, 5] = True, True
+    cache = fill(tmp_path, request_, pool, filling, "outputs", used)
+    assert len(cache) == 8
+    assert [set(range(len(pool))) - set(cache.lacking(pool.ids, view)) for view in (0, 1)] == [
+        set(range(3, 10)),
+        {5},
+    ]
+    assert len(fill(tmp_path, request_, pool, filling, "outputs")) == 2 * len(pool)  # and later the rest
+
+
 @pytest.mark.parametrize("field", ["source", "classes", "recipe", "store", "taps", "precision"])
 def test_whatever_decides_the_outputs_is_in_the_key(field, request_):
     before = request_.key("no")
@@ -111,11 +124,3 @@ def test_two_writers_take_turns(pool, request_, filling, tmp_path):
     assert codes == [0, 0]
     computed = sum(int(n) for file in Path(tmp_path).glob("rows-*") for n in file.read_text().split())
     assert computed == 2 * len(pool)
-
-
-def test_affordable_views_follow_the_free_disk(tmp_path, monkeypatch):
-    import shutil
-
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(0, 0, 100_000))
-    assert affordable_views(tmp_path / "not" / "yet", 100, 10, Store("fp16")) == int(80_000 / (100 * 32))
-    assert affordable_views(tmp_path, 10_000, 10, Store("fp32")) == 0

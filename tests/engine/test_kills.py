@@ -93,7 +93,7 @@ def sweep(kills: int, pictures: Path, teacher: Path, folder: Path) -> dict[str, 
     started = time.monotonic()
     distill.run(whole, QUIET)
     length = time.monotonic() - started
-    reference = finished(whole.out)[0]
+    reference = finished(whole.target.path)[0]
     counts = {"kills": 0, "finished": 0, "in_commit": 0}
     while counts["kills"] < kills:
         out = folder / f"run-{counts['finished']}"

@@ -100,10 +100,10 @@ def resumed_equals(reference: dict, plan: distill.Plan, *stops: int) -> None:
     for stop in stops:
         with pytest.raises(Preempted, match="run the same command again"):
             distill.run(plan, QUIET, stop=StopAfter(stop - done))
-        assert not plan.out.exists()
+        assert not plan.target.path.exists()
         done = stop
     distill.run(plan, QUIET)
-    files, _ = finished(plan.out)
+    files, _ = finished(plan.target.path)
     assert files.keys() == reference[0].keys()
     different = [name for name in files if files[name] != reference[0][name]]
     assert not different
@@ -145,16 +145,16 @@ def test_divergence_keeps_the_last_good_state(pictures, teacher, tmp_path):
     with pytest.raises(Diverged, match=r"step \d+ \(samples .* The state after step \d+ is kept") as caught:
         distill.run(plan, QUIET)
     step = int(str(caught.value).split("in step ")[1].split()[0])
-    partial = plan.out.with_name("out.partial")
+    partial = plan.target.path.with_name("out.partial")
     (state,) = partial.glob("state-*")
     assert int(state.name.removeprefix("state-")) == step - 1
     assert all(torch.isfinite(t).all() for t in read_tensors(state / "weights.safetensors").values())
-    assert not plan.out.exists()
+    assert not plan.target.path.exists()
 
 
 def test_teacher_is_untouched(pictures, teacher, tmp_path, monkeypatch):
     plan = make_plan("batchnorm", pictures, teacher, tmp_path / "out")
-    before = {k: v.clone() for k, v in plan.networks["teacher"].state_dict().items()}
+    before = {k: v.clone() for k, v in plan.material.networks["teacher"].state_dict().items()}
     seen = []
     from kdcli.engine import loop
 
@@ -181,7 +181,7 @@ def test_alpha_zero_is_supervised(pictures, teacher, tmp_path):
     }.items():
         plan = make_plan("mixed", pictures, teacher, tmp_path / name, **{"views.count": "live"}, **more)
         distill.run(plan, QUIET)
-        runs.append(finished(plan.out)[0])
+        runs.append(finished(plan.target.path)[0])
     assert runs[0] == runs[1]
 
 
@@ -192,6 +192,6 @@ def test_cached_views_equal_live_ones(pictures, teacher, tmp_path):
         more = {"views.count": count, "views.store": "fp32", "optim.accumulate": 1, "drop_path": 0.0}
         plan = make_plan("cached", pictures, teacher, tmp_path / name, **more)
         distill.run(plan, QUIET)
-        runs.append(read_tensors(plan.out / "last" / "model.safetensors"))
+        runs.append(read_tensors(plan.target.path / "last" / "model.safetensors"))
     for name, tensor in runs[0].items():
         torch.testing.assert_close(tensor, runs[1][name], rtol=1e-3, atol=1e-4, msg=name)

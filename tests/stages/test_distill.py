@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -106,7 +107,7 @@ def test_a_student_is_a_legal_student_and_teacher(plan, tmp_path):
     }
     second = plan(out=str(tmp_path / "second"), **more)
     before = load_file(first / "model.safetensors")
-    assert all(torch.equal(v, second.networks["student"].body.state_dict()[k]) for k, v in before.items())
+    assert all(torch.equal(v, second.material.networks["student"].body.state_dict()[k]) for k, v in before.items())
     assert distill.run(second, QUIET).path.exists()
 
 
@@ -116,8 +117,10 @@ def test_extra_pictures_enter_the_teacher_term_only(plan, pictures, tmp_path):
     extra = tmp_path / "extra"
     datasets.load_from_disk(str(pictures))["test"].save_to_disk(str(extra))
     made = plan(**{"data.extra": [str(extra)], "optim.batch_size": 16})
-    assert len(made.pool) == len(made.data.split("train")) + 24
-    assert int((made.pool.labels >= 0).sum()) == len(made.data.split("train"))  # their labels are never read
+    assert len(made.material.pool) == len(made.data.split("train")) + 24
+    assert int((made.material.pool.labels >= 0).sum()) == len(
+        made.data.split("train")
+    )  # their labels are never read
     out = distill.run(made, QUIET).path
     assert facts(out)["method"]["alpha"] == 0.5
     with pytest.raises(UsageError, match="enter the teacher term only"):
@@ -133,6 +136,8 @@ def test_two_runs_share_the_cache(plan, tmp_path):
         plan(**{"views.count": "2", "student": "test_resnet", "seed": 0, "out": str(tmp_path / "b")}), QUIET
     )
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "cache").rglob("*.npy")} == segments
+    assert first.material.teacher_forwards == 48  # 6 steps of 8: the other views are not made
+    assert sum(len(np.load(p)) for p in segments if p.name == "ids.npy") == 48
     distill.run(plan(**{"views.count": "2", "views.hflip": 0.0, "out": str(tmp_path / "c")}), QUIET)
     assert len(list((tmp_path / "cache").rglob("*.npy"))) > len(segments)  # another recipe, another cache
 
@@ -160,7 +165,38 @@ def test_damaged_cache_is_refused(plan, tmp_path):
     ],
 )
 def test_how_many_views(plan, more, views):
-    assert plan(**more).views == views
+    assert plan(**more).material.order.views == views
+
+
+@pytest.mark.parametrize(
+    ("more", "steps"),
+    [
+        ({"evaluate_steps": 4}, [4, 6]),
+        ({"evaluate_steps": 100}, [6]),
+        ({"evaluate_every": 0.25}, [2, 4, 6]),  # a quarter of 58 pictures is 1.8 steps
+        ({"evaluate_every": 0.25, "evaluate_steps": 5}, [5, 6]),
+    ],
+)
+def test_evaluations(plan, more, steps):
+    out = distill.run(plan(**more), QUIET).path
+    assert [r["step"] for r in rows(out) if "validation/top1" in r] == steps
+
+
+def test_a_complete_output_is_known_before_networks_are_built(plan, monkeypatch, tmp_path):
+    made = plan()
+    done = distill.run(made, QUIET)
+
+    def refuses(*args, **more):
+        raise AssertionError("built")
+
+    monkeypatch.setattr("kdcli.stages.material.build", refuses)
+    assert distill.plan(made.config, QUIET, unless_complete=True) == done
+    other = made.config.model_copy(update={"seed": 1})
+    with pytest.raises(InputError, match=r"other settings: config\.seed \(0 then, 1 now\)"):
+        distill.plan(other, QUIET, unless_complete=True)
+    for update in ({"out": str(tmp_path / "b")}, {"overwrite": True}):
+        with pytest.raises(AssertionError, match="built"):
+            distill.plan(made.config.model_copy(update=update), QUIET, unless_complete=True)
 
 
 def test_top_k_store_and_fp32_agree_with_few_classes(plan, tmp_path):

@@ -67,6 +67,33 @@ def test_figures_are_those_of_a_naive_count(models, run, pictures):
     assert row["metrics"]["nll"] == pytest.approx(float(nll), rel=1e-4)
 
 
+def test_a_teacher_among_the_models_runs_once(models, run, monkeypatch):
+    from kdcli.engine import inference
+
+    names, original = [], inference.outputs
+
+    def counted(network, *args, **more):
+        names.append(network.name)
+        return original(network, *args, **more)
+
+    monkeypatch.setattr(inference, "outputs", counted)
+    both = run(models, teacher=models[0]).summary["models"]
+    assert names == models
+    assert both[0]["teacher"]["agreement"] == 1
+    assert 0 < both[1]["teacher"]["agreement"] < 1
+
+
+def test_a_complete_report_is_judged_without_models(models, pictures, tmp_path, monkeypatch):
+    options = {"models": models[:1], "data.source": str(pictures), "out": str(tmp_path / "r"), "cost": False}
+    config = resolve(evaluate.Config, options=options)
+    done = evaluate.run(evaluate.plan(config, QUIET), QUIET)
+    monkeypatch.setattr("kdcli.models.build.build", None)
+    again = evaluate.plan(config.model_copy(update={"require": ["top1>=1.01"]}), QUIET, unless_complete=True)
+    assert again.summary == done.summary
+    assert len(again.failed) == 1
+    assert "top1>=1.01 does not hold" in again.failed[0]
+
+
 def test_report_of_two_models_against_a_teacher(models, run):
     result = run(models, teacher=models[1], cost=True, repeats=3, batch_size=8)
     report = json.loads((result.path / "report.json").read_text())

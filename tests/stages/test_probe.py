@@ -119,6 +119,8 @@ def test_second_run_is_complete_at_once_and_other_settings_are_refused(plan, tmp
     again = probe.run(plan("test_resnet", tmp_path / "out"), QUIET)
     assert again.summary == first.summary
     assert (first.path / "kdcli.json").stat().st_mtime_ns == stamp
+    config = plan("test_resnet", tmp_path / "out").config
+    assert probe.plan(config, QUIET, unless_complete=True) == first
     with pytest.raises(InputError, match=r"other settings: config\.seed \(0 then, 1 now\)"):
         probe.run(plan("test_resnet", tmp_path / "out", seed=1), QUIET)
 

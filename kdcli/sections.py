@@ -1,0 +1,120 @@
+"""The groups of fields that several stages share: data, views, optimiser, run."""
+
+from __future__ import annotations
+
+import typing
+from typing import Literal
+
+from kdcli.config import Section, inputs, option, outputs, reading, running, training
+
+
+class DataSection(Section):
+    """Where the pictures come from and how they are split."""
+
+    principal: typing.ClassVar[str | None] = "source"
+    source: str | None = inputs(None, "Folder, parquet, save_to_disk, hub id, example:NAME or -.", "--data")
+    train: str = option("train", "Name of the training split.")
+    validation: str | None = option(None, "Name of the validation split; carved from train if there is none.")
+    test: str = option("test", "Name of the test split, never used for training or selection.")
+    validation_fraction: float = option(0.1, "Part of train carved for validation.", gt=0, lt=1)
+    split_seed: int = option(0, "Seed of the carving, independent of --seed.")
+    group_by: str | None = option(None, "Column whose equal values stay in one split.")
+    image_column: str | None = option(None, "Column of the pictures (found by type).")
+    label_column: str | None = option(None, "Column of the labels (found by type).")
+    class_order: Literal["names", "same"] = option("names", "How labels of teacher and data match.")
+    labels_per_class: int | None = reading(
+        None, "Labels kept per class; the rest is hidden.", "--labels-per-class", ge=1
+    )
+    labelled_fraction: float | None = option(None, "Share of labelled samples in a batch.", gt=0, le=1)
+    class_balance: Literal["none", "sampler", "loss"] = reading(
+        "none", "Even out rare classes.", "--class-balance"
+    )
+    on_bad_image: Literal["stop", "skip"] = reading(
+        "stop", "What to do at a corrupt picture.", "--on-bad-image"
+    )
+    max_bad_fraction: float = option(0.01, "Skip at most this part of the pictures.", ge=0, le=1)
+    max_pixels: int = option(50_000_000, "Refuse larger pictures (decompression bombs).", ge=1, le=89_478_485)
+
+
+class ViewSection(Section):
+    """How a training view is cut from a picture: a function of (seed, view number, sample id)."""
+
+    principal: typing.ClassVar[str | None] = "count"
+    count: str = reading("auto", "K fixed views (teacher cached), live, or auto.", "--views")
+    size: int | None = option(None, "Side of a view in pixels (default: the largest network input).", ge=8)
+    scale: tuple[float, float] = option((0.35, 1.0), "Area range of RandomResizedCrop; [1, 1] for none.")
+    ratio: tuple[float, float] = option((0.75, 1.3333), "Aspect range of RandomResizedCrop.")
+    hflip: float = option(0.5, "Probability of a horizontal flip.", ge=0, le=1)
+    vflip: float = option(0.0, "Probability of a vertical flip.", ge=0, le=1)
+    color_jitter: float = option(0.0, "Strength of brightness, contrast and saturation jitter.", ge=0)
+    auto_augment: str | None = option(None, "timm's policy, for example rand-m9-mstd0.5-inc1.")
+    erase: float = option(0.0, "Probability of random erasing.", ge=0, le=1)
+    store: str = option("fp16", "How the cache keeps teacher logits: fp16, fp32 or topK (top20).")
+    interpolation: Literal["bilinear", "bicubic", "random"] = option("bicubic", "Resampling of the crop.")
+
+
+class OptimSection(Section):
+    """How trained parties learn."""
+
+    opt: str = training("adamw", "Optimiser, any of timm's.", "--opt")
+    lr: float = training(5e-4, "Learning rate at the global batch size.", "--lr", gt=0)
+    weight_decay: float = training(0.05, "Weight decay, none on biases and norms.", "--weight-decay", ge=0)
+    momentum: float = option(0.9, "Momentum, where the optimiser has one.", ge=0, lt=1)
+    betas: tuple[float, float] | None = option(None, "Adam's betas (default: the optimiser's).")
+    layer_decay: float | None = option(None, "Learning-rate factor per block from the head down.", gt=0, le=1)
+    schedule: Literal["cosine", "step", "multistep", "poly", "constant"] = option(
+        "cosine", "Course of the learning rate."
+    )
+    warmup: float = option(0.05, "Part of the steps of linear warm-up.", ge=0, lt=1)
+    min_lr: float = option(0.0, "Learning rate at the end of cosine and poly.", ge=0)
+    milestones: list[float] = option([], "Epochs of multistep's drops.")
+    decay_epochs: float = option(30, "Epochs between step's drops.", gt=0)
+    decay_rate: float = option(0.1, "Factor of a drop.", gt=0)
+    epochs: float = training(20, "Passes over the training pictures.", "--epochs", gt=0)
+    max_steps: int | None = training(None, "Stop after so many steps, the schedule too.", "--max-steps", ge=1)
+    batch_size: int = training(128, "Over all processes and micro-batches.", "--batch-size", ge=1)
+    accumulate: int = option(1, "Micro-batches per step.", ge=1)
+    clip_grad: float | None = option(1.0, "Largest gradient norm.", gt=0)
+    ema: float = option(0.0, "Decay of the exponential moving average of weights; 0 for none.", ge=0, lt=1)
+    label_smoothing: float = option(0.0, "Of the supervised loss.", ge=0, lt=1)
+    mixup: float = option(0.0, "Alpha of mixup, seen by every party.", ge=0)
+    cutmix: float = option(0.0, "Alpha of CutMix, seen by every party.", ge=0)
+
+
+class RunSection(Section):
+    """Fields that every stage has: output, machine, reproducibility."""
+
+    out: str | None = outputs(None, "Artifact to write [runs/<stage>-<hash>]", "--out", runtime=True)
+    overwrite: bool = outputs(False, "Start anew even if the output exists.", "--overwrite", runtime=True)
+    cache: str = outputs("runs/cache", "Teacher outputs, shared between runs.", "--cache", runtime=True)
+    seed: int = running(0, "Of everything random but the split.", "--seed", ge=0)
+    processes: int = running(1, "Processes (GPUs).", "-n,--num-processes", runtime=True, ge=1)
+    device: str = running("auto", "auto, cpu, cuda, cuda:1, mps.", "--device", runtime=True)
+    precision: Literal["no", "bf16", "fp16"] = running("no", "Autocast to half precision.", "--precision")
+    workers: int = running(0, "Loader processes; 0 loads in process.", "--workers", runtime=True, ge=0)
+    worker_timeout: float = option(
+        300, "Seconds after which a loader that hangs is an error.", runtime=True, gt=0
+    )
+    deterministic: bool = option(False, "Bit-equal results on CUDA too (slower).")
+    threads: int | None = option(None, "CPU threads of each process.", runtime=True, ge=1)
+    track: list[str] = running([], "tensorboard, wandb, … (repeatable).", "--track", runtime=True)
+
+
+class TrainingData(DataSection):
+    """Labelled pictures as every stage has them, and more without labels."""
+
+    extra: list[str] = inputs([], "More pictures, for the teacher term only (repeatable).", "--extra")
+
+
+class StudentSection(RunSection):
+    """What a student is made of and learns from."""
+
+    teacher: str | None = inputs(None, "Model artifact with a head for this task, or -.", "--teacher")
+    student: str | None = inputs(None, "Alias, timm name, hf-hub:…, local-dir:… or artifact.", "--student")
+    weights: str | None = inputs(None, "The student's own checkpoint (safetensors or .pth).", "--weights")
+    from_scratch: bool = inputs(False, "Random weights for the student.", "--from-scratch")
+    image_size: int | None = inputs(None, "The student's input size.", "--image-size", ge=8)
+    drop_path: float | None = option(None, "The student's stochastic depth.", ge=0, lt=1)
+    data: TrainingData = TrainingData()
+    views: ViewSection = ViewSection()
+    optim: OptimSection = OptimSection()

@@ -1,0 +1,131 @@
+"""What a student learns from: the pictures, their order, the views of them, the networks in their roles."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from kdcli.console import Console
+from kdcli.data.batches import Plan as Order
+from kdcli.data.batches import Pool
+from kdcli.data.cache import Store
+from kdcli.data.samples import Data
+from kdcli.data.views import TrainingView
+from kdcli.engine.budget import affordable_views, bytes_per_view, fixed_views
+from kdcli.errors import UsageError
+from kdcli.models.build import build
+from kdcli.models.network import Network
+from kdcli.sections import StudentSection
+from kdcli.stages import frame
+from kdcli.tasks.classification import Classification
+from kdcli.words import Method
+
+
+@dataclass
+class Material:
+    """Everything that training reads.
+
+    Attributes:
+        pool: the training pictures of all sources.
+        order: which of them each step holds, in which view.
+        view: cuts the views.
+        networks: by role, ``student`` and perhaps ``teacher``.
+        steps: of training.
+        row_bytes: of one cached view.
+    """
+
+    pool: Pool
+    order: Order
+    view: TrainingView
+    networks: dict[str, Network]
+    steps: int
+    row_bytes: int
+
+    @property
+    def cached(self) -> bool:
+        """Whether teacher outputs come from the cache."""
+        return self.order.views is not None and "teacher" in self.networks
+
+    @property
+    def drawn(self) -> int:
+        """Pictures that the student sees."""
+        return self.steps * self.order.batch_size
+
+    @cached_property
+    def teacher_forwards(self) -> int:
+        """Pictures that the teacher sees: to fill the cache, or live."""
+        if "teacher" not in self.networks:
+            return 0
+        return int(self.order.used(self.steps).sum()) if self.cached else self.drawn
+
+    @property
+    def cache_bytes(self) -> int:
+        """Size of the teacher cache."""
+        return self.teacher_forwards * self.row_bytes if self.cached else 0
+
+
+def gather(
+    config: StudentSection,
+    data: Data,
+    extra: Sequence[Data],
+    task: Classification,
+    method: Method,
+    console: Console,
+) -> Material:
+    """Build the networks, lay the sources side by side and choose views and steps.
+
+    Raises:
+        UsageError: ``--extra`` for an objective without a teacher; views that do not fit the method.
+        InputError: networks that cannot be built or know other classes.
+    """
+    taught = "teacher" in {party.name for party in method.parties}
+    pool = _pool(data, extra, taught)
+    networks = {"student": _student(config, task)}
+    if taught:
+        networks["teacher"] = _teacher(config, task, data, console)
+    largest = max(network.spec.size[0] for network in networks.values())
+    view = TrainingView(config.views, config.views.size or largest, config.seed)
+    optim, store = config.optim, Store(config.views.store)
+    steps = optim.max_steps or math.ceil(optim.epochs * len(pool) / optim.batch_size)
+    views = fixed_views(
+        config.views.count,
+        teacher=taught,
+        cacheable=method.cacheable and not (optim.mixup or optim.cutmix),
+        epochs=steps * optim.batch_size / len(pool),
+        affordable=affordable_views(Path(config.cache), len(pool), len(task.classes), store),
+    )
+    balanced = config.data.class_balance == "sampler"
+    order = Order(pool.labels, optim.batch_size, config.seed, views, config.data.labelled_fraction, balanced)
+    return Material(pool, order, view, networks, steps, bytes_per_view(len(task.classes), store))
+
+
+def _pool(data: Data, extra: Sequence[Data], taught: bool) -> Pool:
+    train = data.split("train")
+    if taught:
+        return Pool((train, *(samples for more in extra for samples in more.splits.values())))
+    if extra:
+        raise UsageError("--extra pictures enter the teacher term only, and this objective has none.")
+    return Pool((train.take(train.labelled()),))  # no term would see the others
+
+
+def _student(config: StudentSection, task: Classification) -> Network:
+    return build(
+        str(config.student),
+        classes=list(task.classes),
+        pretrained=not config.from_scratch,
+        weights=config.weights,
+        size=config.image_size,
+        drop_path=config.drop_path,
+        seed=config.seed,
+    )
+
+
+def _teacher(config: StudentSection, task: Classification, data: Data, console: Console) -> Network:
+    """The teacher with its classes in the data's order."""
+    chosen_on = frame.split_hash(str(config.teacher), "validation")
+    if chosen_on not in ("", data.split("validation").fingerprint):
+        console.warn("the teacher was chosen on other validation samples than this run selects by.")
+    return frame.teacher(str(config.teacher), list(task.classes), config.data.class_order)

@@ -1,0 +1,56 @@
+"""What a plan shows before anything runs: networks, splits and objective, for people and for programs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from kdcli.console import Console
+
+if TYPE_CHECKING:
+    from kdcli.data.samples import Data
+    from kdcli.models.network import Network
+    from kdcli.words import Method
+
+
+def splits(data: Data) -> str:
+    """The splits with their sizes, and how many of them are labelled where not all are."""
+    shown = []
+    for name, samples in data.splits.items():
+        labels = int(samples.labelled().sum())
+        shown.append(
+            f"{name} {len(samples):,}" + ("" if labels == len(samples) else f" ({labels:,} labelled)")
+        )
+    return ", ".join(shown)
+
+
+def network(console: Console, role: str, net: Network) -> None:
+    """One line about a network."""
+    millions = sum(p.numel() for p in net.parameters()) / 1e6
+    console.note(
+        f"{role:8} {net.name}: {millions:.2f} M parameters, {net.trained} weights, {net.spec.size[0]} px"
+    )
+
+
+def parameters(networks: Mapping[str, Network]) -> dict[str, int]:
+    """Number of parameters of each network."""
+    return {name: sum(p.numel() for p in net.parameters()) for name, net in networks.items()}
+
+
+def objective(method: Method) -> list[dict[str, str]]:
+    """Terms of a method as rows of a table."""
+    return [
+        {
+            "turn": turn.name,
+            "term": term.name,
+            "loss": term.loss.__name__,
+            "taps": ", ".join(term.args),
+            "rows": term.rows or "all",
+            "weight": "scheduled" if callable(term.weight) else f"{term.weight:g}",
+            "with": ", ".join(f"{k}={v}" for k, v in term.keywords.items()),
+            "sees": "each row" if term.scope == "sample" else "one micro-batch of one process",
+        }
+        for phase in method.phases
+        for turn in phase.turns
+        for term in turn.terms
+    ]
