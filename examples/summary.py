@@ -2,6 +2,7 @@
 
 python examples/summary.py line runs/quickstart/report
 python examples/summary.py table runs/few-labels/seed-*/report
+python examples/summary.py best runs/few-labels/seed-0/few-alone-lr-*    # the path of the best on validation
 """
 
 import argparse
@@ -20,7 +21,19 @@ def read(folder: Path, name: str) -> dict[str, Any]:
 
 def top1(report: dict[str, Any]) -> dict[str, float]:
     """Test top-1 in per cent by the model's name."""
-    return {model["name"]: 100 * model["metrics"]["top1"] for model in report["models"]}
+    return {model["name"].partition("-lr-")[0]: 100 * model["metrics"]["top1"] for model in report["models"]}
+
+
+def best(students: list[Path]) -> Path:
+    """The student with the best top-1 on validation."""
+    return max(students, key=lambda folder: read(folder, "kdcli.json")["metrics"]["validation/top1"])
+
+
+def rates(report: dict[str, Any]) -> str:
+    """The learning rates that were chosen, in the order of the models."""
+    return ", ".join(
+        model["name"].partition("-lr-")[2] for model in report["models"] if "-lr-" in model["name"]
+    )
 
 
 def line(folder: Path) -> str:
@@ -56,8 +69,8 @@ def table(folders: list[Path]) -> str:
     each = [
         f"| {folder.parent.name} | {f['teacher']:.1f} | "
         + " | ".join(f"{f[f'{key}-{kind}']:.1f}" for key, _ in SETTINGS for kind in ("alone", "distilled"))
-        + " |"
-        for folder, f in zip(folders, found)
+        + f" | {rates(report)} |"
+        for folder, f, report in zip(folders, found, reports)
     ]
     return "\n".join(
         [
@@ -74,16 +87,16 @@ def table(folders: list[Path]) -> str:
             "The second row is the warning: this teacher knows less than the labels do, and a student that "
             "has the labels should not listen to it that much.",
             "",
-            "| run | teacher | few, alone | few, distilled | all, alone | all, distilled |",
-            "|---|---|---|---|---|---|",
+            "| run | teacher | few, alone | few, distilled | all, alone | all, distilled | learning rates |",
+            "|---|---|---|---|---|---|---|",
             *each,
             "",
             "* Command: `uv run examples/few_labels.sh > examples/results/few_labels.md`",
             f"* Date: {reports[-1]['created'][:10]}",
             f"* Device: {cpu()}, threads: {manifest['threads']}",
             f"* Versions: {versions}",
-            "* Selection (of head, step and settings) on the held-out tenth of train, whose labels serve for "
-            "that only; test is measured once per model.",
+            "* Selection (of head, step and learning rate, the same three for each student) on the held-out "
+            "tenth of train, whose labels serve for that only; test is measured once per model.",
         ]
     )
 
@@ -104,10 +117,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("form", choices=["line", "table"])
-    parser.add_argument("reports", type=Path, nargs="+")
+    parser.add_argument("form", choices=["line", "table", "best"])
+    parser.add_argument("folders", type=Path, nargs="+")
     arguments = parser.parse_args()
-    print(line(arguments.reports[0]) if arguments.form == "line" else table(arguments.reports))
+    form = {"line": lambda: line(folders[0]), "table": lambda: table(folders), "best": lambda: best(folders)}
+    folders = arguments.folders
+    print(form[arguments.form]())
 
 
 if __name__ == "__main__":

@@ -10,6 +10,15 @@ from pathlib import Path
 import pytest
 
 
+# Files that start real commands and jobs, longest first: begun last, one would run alone at the end.
+LONG_FILES = ("test_pipeline.py", "test_examples.py", "test_kills.py", "test_two_processes.py", "test_store.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    rank = {name: number for number, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
+
+
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """58 training pictures of four classes and 24 test pictures, as a saved dataset."""

@@ -85,21 +85,22 @@ class Run:
         return self.process.returncode, seconds, text
 
 
-def test_stopped_then_killed_then_finished(pictures, tmp_path):
-    """On two processes: SIGUSR1 commits and exits 75; the job is killed; the rerun finishes."""
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.long)])
+def test_stopped_then_killed_then_finished(processes, pictures, tmp_path):
+    """SIGUSR1 commits and exits 75; the job is killed; the rerun finishes."""
     out = tmp_path / "out"
-    run = Run(pictures, out, 2, steps=60)
+    run = Run(pictures, out, processes, steps=60)
     run.wait_for_rows(5)
     code, seconds, text = run.stop(signal.SIGUSR1)
     assert code == 75, text
     assert seconds < 25
     assert "run the same command again" in text
     (state,) = run.log.parent.glob("state-*")
-    run = Run(pictures, out, 2, steps=60)
+    run = Run(pictures, out, processes, steps=60)
     run.wait_for_rows(int(state.name.removeprefix("state-")) + 1)
     code, _, _ = run.stop(signal.SIGKILL)
     assert code == -signal.SIGKILL
-    run = Run(pictures, out, 2, steps=60)
+    run = Run(pictures, out, processes, steps=60)
     answer, text = run.process.communicate(timeout=120)
     assert run.process.returncode == 0, text
     assert answer.splitlines() == [str(out)]

@@ -14,6 +14,7 @@ from kdcli.artifacts.model import InputSpec
 from kdcli.errors import InputError
 from kdcli.models.taps import Recorder
 
+_LAYOUT = torch.channels_last  # a tenth to a third faster for CNNs on a CPU, nothing for ViTs
 LAST = 4  # blocks or stages whose outputs a probe may concatenate (DINOv2's largest n)
 
 # What a linear head may read, as parts laid side by side: oldest block first, then the mean of the patch
@@ -70,7 +71,7 @@ class Network(nn.Module):
         trained: str = "random",
     ) -> None:
         super().__init__()
-        self.body, self.head = body, head
+        self.body, self.head = body.to(memory_format=_LAYOUT), head
         self.spec, self.classes, self.name, self.source, self.trained = spec, classes, name, source, trained
         self.register_buffer("_mean", torch.tensor(spec.mean).view(1, -1, 1, 1) * 255, persistent=False)
         self.register_buffer("_std", torch.tensor(spec.std).view(1, -1, 1, 1) * 255, persistent=False)
@@ -90,7 +91,7 @@ class Network(nn.Module):
                 self.spec.interpolation if self.spec.interpolation in ("bilinear", "bicubic") else "bicubic"
             )
             x = F.interpolate(x, self.spec.size, mode=mode, antialias=True, align_corners=False).clamp(0, 255)
-        return (x - mean) / self._std
+        return ((x - mean) / self._std).contiguous(memory_format=_LAYOUT)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits [B, C] of views (uint8) or prepared pictures (float)."""

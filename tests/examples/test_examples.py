@@ -38,7 +38,7 @@ def expanded(text: str, script: str) -> str:
     while found := re.search(r'"\$\{(\w+)\[@\]\}"', text):
         text = text.replace(found[0], arrays[found[1]].replace("\n", " "))
     text = re.sub(r"\$\{?steps\}?", "250", text)
-    text = re.sub(r"\$\{?views\}?", "2", text)
+    text = re.sub(r"\$\{?rate\}?", "1e-3", text)
     return re.sub(r"\$\{?seed\}?", "0", text)
 
 
@@ -83,7 +83,7 @@ def parse(line: str) -> Section:
 def script_commands(path: Path) -> list[str]:
     text = path.read_text(encoding="utf-8")
     lines = re.sub(r"\\\n\s*", "", text).splitlines()
-    code = "\n".join(line.removesuffix('"').removesuffix(")") for line in lines if not line.startswith("#"))
+    code = "\n".join(re.sub(r'"[)"]+$', '"', line) for line in lines if not line.startswith("#"))
     return [expanded(line.removesuffix(")"), text) for line in commands(code)]
 
 
