@@ -36,7 +36,8 @@ def expanded(text: str, script: str) -> str:
     """``text`` with the shell's arrays and variables put in."""
     arrays = dict(re.findall(r"(\w+)=\(([^)]*)\)", script))
     while found := re.search(r'"\$\{(\w+)\[@\]\}"', text):
-        text = text.replace(found[0], arrays[found[1]].replace("\n", " "))
+        value = arrays[found[1]].replace("\n", " ")
+        text = text.replace(found[0], "" if "$(" in value else value)  # no outputs of commands
     text = re.sub(r"\$\{?steps\}?", "250", text)
     text = re.sub(r"\$\{?rate\}?", "1e-3", text)
     return re.sub(r"\$\{?seed\}?", "0", text)
