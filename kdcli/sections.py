@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import typing
-from typing import Literal
+from typing import Any, Literal
+
+from pydantic import field_validator
 
 from kdcli.config import Section, inputs, option, outputs, reading, running, training
 
@@ -104,12 +106,16 @@ class TrainingData(DataSection):
     """Labelled pictures as every stage has them, and more without labels."""
 
     extra: list[str] = inputs([], "More pictures, for the teacher term only (repeatable).", "--extra")
+    extra_ratio: float | None = reading(
+        None, "Extra pictures per real one in a batch (default: as many as there are).", "--extra-ratio", ge=0
+    )
 
 
 class StudentSection(RunSection):
     """What a student is made of and learns from."""
 
-    teacher: str | None = inputs(None, "Model artifact with a head for this task, or -.", "--teacher")
+    teacher: list[str] = inputs([], "Model artifact with a head, or - (repeatable: their mean).", "--teacher")
+    teacher_mean: Literal["logits", "probabilities"] = option("logits", "Mean of several teachers.")
     student: str | None = inputs(None, "Alias, timm name, hf-hub:…, local-dir:… or artifact.", "--student")
     weights: str | None = inputs(None, "The student's own checkpoint (safetensors or .pth).", "--weights")
     from_scratch: bool = inputs(False, "Random weights for the student.", "--from-scratch")
@@ -118,3 +124,15 @@ class StudentSection(RunSection):
     data: TrainingData = TrainingData()
     views: ViewSection = ViewSection()
     optim: OptimSection = OptimSection()
+    evaluate_every: float = option(1.0, "Epochs between evaluations on the validation split.", gt=0)
+    evaluate_steps: int | None = option(None, "Steps between them instead.", ge=1)
+    save_steps: int | None = option(
+        None, "Commit state every so many steps (beside save_minutes).", runtime=True, ge=1
+    )
+    save_minutes: float = option(5.0, "Commit state so often.", runtime=True, gt=0)
+    log_every: int = option(10, "Steps between rows of metrics.jsonl.", ge=1)
+
+    @field_validator("teacher", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value or []

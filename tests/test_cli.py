@@ -339,7 +339,7 @@ def test_a_dash_reads_the_path(
     stage = toy(remember)
     monkeypatch.setattr(sys, "stdin", io.StringIO(text))
     assert run(["distill", *form, "--set", "data.source=my cars"])[0] == 0
-    assert stage.config.teacher == "runs/up"
+    assert stage.config.teacher == ["runs/up"]
     assert commands[0].startswith("kdcli distill --teacher")
     assert commands[0].endswith("runs/up --set 'data.source=my cars'")
 

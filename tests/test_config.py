@@ -54,7 +54,7 @@ def test_nested_dotted_and_bare_values_in_yaml(tmp_path: Path) -> None:
     text = "data: cars/\nmethod: kd\nviews: 4\nteacher: runs/t\noptim:\n  epochs: 2\n  betas: [0.9, 0.95]\n"
     config = resolve(distill.Config, file=written(tmp_path, text))
     assert (config.data.source, config.method.name, config.views.count) == ("cars/", "kd", "4")
-    assert (config.teacher, config.optim.epochs, config.optim.betas) == ("runs/t", 2, (0.9, 0.95))
+    assert (config.teacher, config.optim.epochs, config.optim.betas) == (["runs/t"], 2, (0.9, 0.95))
     assert resolve(distill.Config, file=written(tmp_path, "optim.lr: 0.25")).optim.lr == 0.25
 
 

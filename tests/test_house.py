@@ -31,7 +31,8 @@ RANKS = (
     ("cli",),
 )
 RANK = {room: rank for rank, rooms in enumerate(RANKS) for room in rooms}
-SHARED = {f"kdcli.stages{name}" for name in ("", ".frame", ".show", ".material")}  # what every stage uses
+# what stages share
+SHARED = {f"kdcli.stages{name}" for name in ("", ".frame", ".show", ".material", ".training")}
 
 
 def module_name(file: Path) -> str:
@@ -160,7 +161,7 @@ DATA = "--data --labels-per-class --class-balance --on-bad-image"
 OPTIONS = {
     "probe": f"{RUN} {DATA} --views --teacher --weights --image-size --head --features --protocol --epochs "
     "--batch-size",
-    "distill": f"{RUN} {DATA} --views --extra --teacher --student --weights --from-scratch --image-size "
+    "distill": f"{RUN} {DATA} --views --extra --extra-ratio --teacher --via --student --weights --from-scratch --image-size "
     "--method --alpha --temperature --opt --lr --weight-decay --epochs --max-steps --batch-size",
     "eval": f"{RUN} {DATA} --teacher --split --require --cost --batch-size",
 }
@@ -184,9 +185,9 @@ KEYS = {
         "grid": "lr weight_decay l2 solver epochs batch_size momentum patience",
     },
     "distill": {
-        "": f"{RUN_KEYS} teacher student weights from_scratch image_size drop_path evaluate_every "
+        "": f"{RUN_KEYS} teacher teacher_mean via student weights from_scratch image_size drop_path evaluate_every "
         "evaluate_steps save_steps save_minutes log_every",
-        "data": f"extra {DATA_KEYS}",
+        "data": f"extra extra_ratio {DATA_KEYS}",
         "views": VIEW_KEYS,
         "method": "name alpha temperature",
         "optim": OPTIMISER,

@@ -78,6 +78,8 @@ class Plan:
         seed: of the order.
         views: number of fixed views, or None for a new view each epoch (live).
         labelled_fraction: share of labelled samples in each batch; None to draw all alike.
+        extra_ratio: extra samples per real one in each batch; None to draw all alike.
+        real: how many samples at the beginning are real; None where none are extra.
         balance: draw classes evenly, with replacement; unlabelled samples keep their share.
     """
 
@@ -89,6 +91,9 @@ class Plan:
         views: int | None,
         labelled_fraction: float | None = None,
         balance: bool = False,
+        *,
+        extra_ratio: float | None = None,
+        real: int | None = None,
     ) -> None:
         self.labels, self.batch_size, self.seed, self.views, self.balance = (
             labels,
@@ -97,12 +102,14 @@ class Plan:
             views,
             balance,
         )
-        everything, has_label = np.arange(len(labels)), labels >= 0
+        everything, first, share = np.arange(len(labels)), labels >= 0, labelled_fraction
+        if extra_ratio is not None:
+            first, share = everything < (len(labels) if real is None else real), 1 / (1 + extra_ratio)
         self.streams = [everything]
         self.share = Fraction(1)  # of the first stream; the second has the rest
-        if labelled_fraction is not None and has_label.any() and not has_label.all():
-            self.share = Fraction(labelled_fraction).limit_denominator(1_000_000)
-            both = [everything[has_label], everything[~has_label]]
+        if share is not None and first.any() and not first.all():
+            self.share = Fraction(share).limit_denominator(1_000_000)
+            both = [everything[first], everything[~first]]
             self.streams = both if self.share < 1 else both[:1]
         self._orders: dict[tuple[int, int], np.ndarray] = {}
 

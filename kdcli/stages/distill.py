@@ -13,14 +13,13 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ConfigDict
 
 from kdcli import methods
 from kdcli.artifacts.manifest import Manifest
-from kdcli.config import Section, method_option, option
+from kdcli.config import Section, inputs, method_option
 from kdcli.console import Console, duration, size
 from kdcli.errors import UsageError
 from kdcli.launch import world_size
@@ -30,7 +29,7 @@ from kdcli.stages import Result, frame, show
 if TYPE_CHECKING:
     from kdcli.artifacts.store import Output
     from kdcli.data.samples import Data
-    from kdcli.engine.loop import Job, Outcome
+    from kdcli.engine.loop import Outcome
     from kdcli.engine.runtime import Runtime
     from kdcli.models.network import Network
     from kdcli.stages.material import Material
@@ -57,14 +56,8 @@ class MethodSection(Section):
 class Config(StudentSection):
     """Train a student, with or without a teacher."""
 
+    via: list[str] = inputs([], "Assistant on the way from teacher to student (repeatable).", "--via")
     method: MethodSection = MethodSection()
-    evaluate_every: float = option(1.0, "Epochs between evaluations on the validation split.", gt=0)
-    evaluate_steps: int | None = option(None, "Steps between them instead.", ge=1)
-    save_steps: int | None = option(
-        None, "Commit state every so many steps (beside save_minutes).", runtime=True, ge=1
-    )
-    save_minutes: float = option(5.0, "Commit state so often.", runtime=True, gt=0)
-    log_every: int = option(10, "Steps between rows of metrics.jsonl.", ge=1)
 
 
 @dataclass
@@ -112,7 +105,55 @@ class Plan:
         console.note(f"writes   {self.target.path}")
 
 
-def plan(config: Config, console: Console, *, unless_complete: bool = False) -> Plan | Result:
+@dataclass
+class Chain:
+    """A student taught by way of assistants (``--via``): every link is a run, and an artifact, of its own."""
+
+    config: Config
+    index: int
+    first: Plan
+
+    def to_json(self) -> dict[str, Any]:
+        """What ``--dry-run --json`` prints."""
+        return {"chain": [*self.config.via, self.config.student], "next": self.first.to_json()}
+
+    def describe(self, console: Console) -> None:
+        """Show the plan on stderr."""
+        names = [*self.config.teacher, *self.config.via, str(self.config.student)]
+        console.note(f"chain    {' → '.join(names)}; next is {names[self.index - len(self.config.via) - 1]}")
+        self.first.describe(console)
+
+
+def _link(config: Config, index: int, teacher: list[str]) -> Config:
+    """The run that trains the assistant number ``index``, or the student behind the last one."""
+    update: dict[str, Any] = {"via": [], "teacher": teacher}
+    if index < len(config.via):
+        out = f"{config.out}-via-{index + 1}" if config.out else None
+        update |= {"student": config.via[index], "weights": None, "out": out}
+    return config.model_copy(update=update)
+
+
+def _chain(config: Config, console: Console, unless_complete: bool) -> Chain | Result:
+    """The first link that is still to be made; later students are built once, to be refused now if at all."""
+    from kdcli.stages.material import build_student
+
+    teacher = config.teacher
+    for index in range(len(config.via) + 1):
+        made = plan(_link(config, index, teacher), console, unless_complete=unless_complete)
+        if isinstance(made, Result):
+            teacher = [str(made.path)]
+            continue
+        assert isinstance(made, Plan)
+        if "teacher" not in made.material.networks:
+            raise UsageError("--via passes on what a teacher knows, and this objective has none.")
+        for later in range(index + 1, len(config.via) + 1):
+            build_student(_link(config, later, teacher), made.task)
+        return Chain(config, index, made)
+    assert isinstance(made, Result)
+    return made
+
+
+def plan(config: Config, console: Console, *, unless_complete: bool = False) -> Plan | Chain | Result:
     """Check everything that can be checked without a step: data, networks, classes, method, views.
 
     With ``unless_complete`` it ends early where the output stands already, and returns it.
@@ -123,6 +164,8 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
     """
     from kdcli.data.sources import open_unlabelled
 
+    if config.via:
+        return _chain(config, console, unless_complete)
     entry = methods.entry(config.method.name)
     frame.require(config.student, "--student")
     _refuse_uneven(config)
@@ -135,7 +178,7 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
     extra = [open_unlabelled(source, config.data) for source in config.data.extra]
     parents = [frame.parent("student", str(config.student), config.weights)]
     if entry.teacher:
-        parents.append(frame.parent("teacher", str(config.teacher)))
+        parents += frame.teachers(config.teacher)
     prints = {"data": data.fingerprint, **{f"extra{i}": e.fingerprint for i, e in enumerate(extra)}}
     target = frame.target("distill", config, parents, prints)
     if unless_complete and frame.complete(target, config):
@@ -161,15 +204,18 @@ def _refuse_uneven(config: Config) -> None:
         )
 
 
-def run(plan: Plan, console: Console, *, stop: Any = None, command: str = "") -> Result:
+def run(plan: Plan | Chain, console: Console, *, stop: Any = None, command: str = "") -> Result:
     """Train, and write the student as a model artifact.
 
     Raises:
         Diverged, Preempted: the last good state is kept, the same command continues from it.
     """
+    if isinstance(plan, Chain):
+        return _run_chain(plan, console, stop, command)
     from kdcli.engine.loop import train
     from kdcli.engine.runtime import open_runtime, shared_output
     from kdcli.engine.track import tracking
+    from kdcli.stages.training import training_job
 
     runtime = open_runtime(plan.config, find_unused=any(len(p.turns) > 1 for p in plan.method.phases))
     path, material = plan.target.path, plan.material
@@ -177,7 +223,9 @@ def run(plan: Plan, console: Console, *, stop: Any = None, command: str = "") ->
         if output is None:
             return Result(path, frame.summary(path))
         networks = {n: copy.deepcopy(net).to(runtime.device) for n, net in material.networks.items()}
-        job = _job(plan, networks, runtime, console, stop)
+        job = training_job(
+            plan.config, material, plan.method, networks, plan.task, plan.data, runtime, console, stop
+        )
         with tracking(plan.config, path, runtime) as job.track:
             outcome = train(job, output, runtime, console, stop)
         if runtime.main:
@@ -188,68 +236,13 @@ def run(plan: Plan, console: Console, *, stop: Any = None, command: str = "") ->
     return Result(path, frame.summary(path))
 
 
-# -- parts of the run ----------------------------------------------------------------------------------------
-
-
-def _job(plan: Plan, networks: dict[str, Network], runtime: Runtime, console: Console, stop: Any) -> Job:
-    """Loader (with the teacher's cache), order of samples and evaluation for the loop."""
-    from kdcli.data.batches import training_loader
-    from kdcli.data.cache import Store
-    from kdcli.engine.cache import Filling, fill_calls
-    from kdcli.engine.loop import Job
-    from kdcli.tasks.classification import class_weights
-
-    config, material = plan.config, plan.material
-    pool = material.pool
-    reading = frame.reading(config, config.data)
-    columns = None
-    if material.cached:
-        columns = fill_calls(
-            Path(config.cache),
-            plan.method,
-            networks,
-            pool,
-            material.view,
-            material.order.used(material.steps),
-            Store(config.views.store),
-            Filling(runtime, console, config.optim.batch_size, stop=stop, **reading),
-        )
-    every = config.evaluate_steps or config.evaluate_every * material.order.steps_per_epoch
-    return Job(
-        method=plan.method,
-        parties={p.name: networks[p.source] for p in plan.method.parties},
-        plan=material.order,
-        loader=training_loader(
-            pool, material.view, columns=columns, pin=runtime.device.type == "cuda", **reading
-        ),
-        optim=config.optim,
-        steps=material.steps,
-        classes=len(plan.task.classes),
-        seed=config.seed,
-        evaluate=_evaluation(plan, runtime, reading),
-        selection=plan.task.selection,
-        evaluate_every=every,
-        row_weight=class_weights(pool.labels, len(plan.task.classes)) if plan.task.weighted else None,
-        save_steps=config.save_steps,
-        save_minutes=config.save_minutes,
-        log_every=config.log_every,
-    )
-
-
-def _evaluation(plan: Plan, runtime: Runtime, reading: dict[str, Any]) -> Any:
-    import torch
-
-    from kdcli.engine.inference import outputs
-
-    validation = plan.data.split("validation")
-    validation = validation.take(validation.labelled())
-    targets = torch.from_numpy(validation.labels)
-    batch = max(1, plan.config.optim.batch_size // runtime.world_size)
-
-    def evaluate(network: Any) -> dict[str, float]:
-        return plan.task.measure(outputs(network, validation, runtime, batch_size=batch, **reading), targets)
-
-    return evaluate
+def _run_chain(chain: Chain, console: Console, stop: Any, command: str) -> Result:
+    result = run(chain.first, console, stop=stop, command=command)
+    for index in range(chain.index + 1, len(chain.config.via) + 1):
+        following = plan(_link(chain.config, index, [str(result.path)]), console)
+        assert isinstance(following, Plan)
+        result = run(following, console, stop=stop, command=command)
+    return result
 
 
 def _export(
@@ -265,7 +258,7 @@ def _export(
     save(student, output.partial / "last", outcome.last)
     keep = save(student, output.partial, outcome.best or outcome.last)
     chosen = best["metrics"] if best else progress.last
-    parents = [p for p in plan.target.parents if p["role"] in material.networks]
+    parents = [p for p in plan.target.parents if p["role"].rstrip("0123456789") in material.networks]
     manifest = Manifest("model", "distill", plan.target.identity, parents)
     manifest.facts = frame.facts(
         config,

@@ -97,6 +97,12 @@ def parent(role: str, name: str, weights: str | None = None) -> dict[str, str]:
     return found
 
 
+def teachers(names: list[str]) -> list[dict[str, str]]:
+    """Parents in the role ``teacher``, or ``teacher1``, ``teacher2``, … where there are several."""
+    numbers = [""] if len(names) == 1 else [str(i + 1) for i in range(len(names))]
+    return [parent(f"teacher{number}", name) for number, name in zip(numbers, names)]
+
+
 def facts(config: RunSection, command: str, **more: Any) -> dict[str, Any]:
     """Facts of the manifest that every stage records, beside its own."""
     return {

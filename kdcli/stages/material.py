@@ -17,6 +17,7 @@ from kdcli.data.views import TrainingView
 from kdcli.engine.budget import affordable_views, bytes_per_view, fixed_views
 from kdcli.errors import UsageError
 from kdcli.models.build import build
+from kdcli.models.ensemble import Ensemble
 from kdcli.models.network import Network
 from kdcli.sections import StudentSection
 from kdcli.stages import frame
@@ -78,12 +79,17 @@ def gather(
     """Build the networks, lay the sources side by side and choose views and steps.
 
     Raises:
-        UsageError: ``--extra`` for an objective without a teacher; views that do not fit the method.
+        UsageError: ``--extra`` for an objective without a teacher; options that contradict one another.
         InputError: networks that cannot be built or know other classes.
     """
+    if config.data.extra_ratio is not None:
+        if config.data.labelled_fraction is not None:
+            raise UsageError("--extra-ratio and data.labelled_fraction both fill batches: give one.")
+        if not extra:
+            raise UsageError("--extra-ratio needs --extra.")
     taught = "teacher" in {party.name for party in method.parties}
     pool = _pool(data, extra, taught)
-    networks = {"student": _student(config, task)}
+    networks = {"student": build_student(config, task)}
     if taught:
         networks["teacher"] = _teacher(config, task, data, console)
     largest = max(network.spec.size[0] for network in networks.values())
@@ -98,7 +104,16 @@ def gather(
         affordable=affordable_views(Path(config.cache), len(pool), len(task.classes), store),
     )
     balanced = config.data.class_balance == "sampler"
-    order = Order(pool.labels, optim.batch_size, config.seed, views, config.data.labelled_fraction, balanced)
+    order = Order(
+        pool.labels,
+        optim.batch_size,
+        config.seed,
+        views,
+        config.data.labelled_fraction,
+        balanced,
+        extra_ratio=config.data.extra_ratio,
+        real=len(pool.parts[0]),
+    )
     return Material(pool, order, view, networks, steps, bytes_per_view(len(task.classes), store))
 
 
@@ -111,7 +126,8 @@ def _pool(data: Data, extra: Sequence[Data], taught: bool) -> Pool:
     return Pool((train.take(train.labelled()),))  # no term would see the others
 
 
-def _student(config: StudentSection, task: Classification) -> Network:
+def build_student(config: StudentSection, task: Classification) -> Network:
+    """The student before training. Raises InputError if it cannot be built."""
     return build(
         str(config.student),
         classes=list(task.classes),
@@ -124,8 +140,10 @@ def _student(config: StudentSection, task: Classification) -> Network:
 
 
 def _teacher(config: StudentSection, task: Classification, data: Data, console: Console) -> Network:
-    """The teacher with its classes in the data's order."""
-    chosen_on = frame.split_hash(str(config.teacher), "validation")
-    if chosen_on not in ("", data.split("validation").fingerprint):
-        console.warn("the teacher was chosen on other validation samples than this run selects by.")
-    return frame.teacher(str(config.teacher), list(task.classes), config.data.class_order)
+    """The teacher, or several as one, with the classes in the data's order."""
+    for name in config.teacher:
+        if frame.split_hash(name, "validation") not in ("", data.split("validation").fingerprint):
+            console.warn(f"{name} was chosen on other validation samples than this run selects by.")
+    classes, order = list(task.classes), config.data.class_order
+    teachers = [frame.teacher(name, classes, order) for name in config.teacher]
+    return teachers[0] if len(teachers) == 1 else Ensemble(teachers, config.teacher_mean).eval()

@@ -1,0 +1,65 @@
+"""Several frozen networks that answer as one teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from kdcli.artifacts.manifest import digest
+from kdcli.errors import InputError
+from kdcli.models.network import Network
+
+Mean = Literal["logits", "probabilities"]
+
+
+class _Mean(nn.Module):
+    """The mean of the members' answers to views (uint8), which each of them prepares for itself."""
+
+    def __init__(self, members: Sequence[Network], mean: Mean) -> None:
+        super().__init__()
+        self.members, self.mean = nn.ModuleList(members), mean
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits [B, C]: z̄ = mean z_m, or log mean softmax(z_m), whose softmax is the mean probability."""
+        logits = torch.stack([member(x) for member in self.members])
+        if self.mean == "logits":
+            return logits.mean(dim=0)
+        return logits.float().log_softmax(dim=-1).logsumexp(dim=0) - torch.tensor(float(len(logits))).log()
+
+
+class Ensemble(Network):
+    """A teacher made of several, with the classes of all in the same order.
+
+    Args:
+        members: each with its own input and normalisation.
+        mean: of their logits, or of their probabilities at temperature 1.
+
+    Raises:
+        InputError: their classes differ.
+    """
+
+    def __init__(self, members: Sequence[Network], mean: Mean) -> None:
+        first = members[0]
+        if other := next((m for m in members if m.classes != first.classes), None):
+            raise InputError(f"{first.name} and {other.name} have different classes, or in another order.")
+        super().__init__(
+            _Mean(members, mean),
+            max((m.spec for m in members), key=lambda spec: spec.size[0] * spec.size[1]),
+            first.classes,
+            name=" + ".join(m.name for m in members),
+            source=digest([mean, *([m.source, m.spec.to_json()] for m in members)]),
+            trained=" + ".join(dict.fromkeys(m.trained for m in members)),
+        )
+
+    def prepare(self, x: Tensor) -> Tensor:
+        """Views as they are: the members prepare them."""
+        return x
+
+    def taps(self, x: Tensor, names: Sequence[str]) -> dict[str, Any]:
+        """Logits. Raises InputError for any other tap: the members' tensors have no mean."""
+        if tuple(names) != ("logits",):
+            raise InputError(f"several teachers give logits only, not {', '.join(names)}. Take one teacher.")
+        return {"logits": self(x)}

@@ -1,0 +1,100 @@
+"""From material to the loop's job: loader, teacher's cache, evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kdcli.console import Console
+from kdcli.data.batches import training_loader
+from kdcli.data.cache import Store
+from kdcli.data.samples import Data
+from kdcli.engine.cache import Filling, fill_calls
+from kdcli.engine.inference import outputs
+from kdcli.engine.loop import Job
+from kdcli.engine.runtime import Runtime
+from kdcli.models.network import Network
+from kdcli.sections import StudentSection
+from kdcli.stages import frame
+from kdcli.stages.material import Material
+from kdcli.tasks.classification import Classification, class_weights
+from kdcli.words import Method
+
+
+def training_job(
+    config: StudentSection,
+    material: Material,
+    method: Method,
+    networks: Mapping[str, Network],
+    task: Classification,
+    data: Data,
+    runtime: Runtime,
+    console: Console,
+    stop: Any,
+) -> Job:
+    """Everything the loop needs; fills the teacher's cache where the material says so.
+
+    Args:
+        config: optimiser, cadence, loaders.
+        material: pictures, order, views.
+        method: what is learned from what.
+        networks: the material's, by role, on the device.
+        task: of the supervised term and of the evaluation.
+        data: its validation split selects the best step.
+        runtime: device and processes.
+        console: shows progress.
+        stop: set when a signal asks to stop.
+
+    Raises:
+        Preempted: a signal came while the cache was filled.
+    """
+    pool, classes = material.pool, len(task.classes)
+    reading = frame.reading(config, config.data)
+    columns = None
+    if material.cached:
+        columns = fill_calls(
+            Path(config.cache),
+            method,
+            networks,
+            pool,
+            material.view,
+            material.order.used(material.steps),
+            Store(config.views.store),
+            Filling(runtime, console, config.optim.batch_size, stop=stop, **reading),
+        )
+    return Job(
+        method=method,
+        parties={p.name: networks[p.source] for p in method.parties},
+        plan=material.order,
+        loader=training_loader(
+            pool, material.view, columns=columns, pin=runtime.device.type == "cuda", **reading
+        ),
+        optim=config.optim,
+        steps=material.steps,
+        classes=classes,
+        seed=config.seed,
+        evaluate=_evaluation(config, task, data, runtime, reading),
+        selection=task.selection,
+        evaluate_every=config.evaluate_steps or config.evaluate_every * material.order.steps_per_epoch,
+        row_weight=class_weights(pool.labels, classes) if task.weighted else None,
+        save_steps=config.save_steps,
+        save_minutes=config.save_minutes,
+        log_every=config.log_every,
+    )
+
+
+def _evaluation(
+    config: StudentSection, task: Classification, data: Data, runtime: Runtime, reading: dict[str, Any]
+) -> Callable[[Any], dict[str, float]]:
+    validation = data.split("validation")
+    validation = validation.take(validation.labelled())
+    targets = torch.from_numpy(validation.labels)
+    batch = max(1, config.optim.batch_size // runtime.world_size)
+
+    def evaluate(network: Any) -> dict[str, float]:
+        return task.measure(outputs(network, validation, runtime, batch_size=batch, **reading), targets)
+
+    return evaluate
