@@ -3,15 +3,23 @@
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # also for the processes that tests start
+# Also of the processes that tests start. Toys gain nothing from a second thread, and a fork would lose it.
+os.environ["OMP_NUM_THREADS"] = "1"
 
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
 
-
 # Files that start real commands and jobs, longest first: begun last, one would run alone at the end.
-LONG_FILES = ("test_pipeline.py", "test_examples.py", "test_kills.py", "test_two_processes.py", "test_store.py")
+LONG_FILES = (
+    "test_pipeline.py",
+    "test_examples.py",
+    "test_kills.py",
+    "test_two_processes.py",
+    "test_store.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -35,3 +43,53 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
         splits[name] = chosen
     datasets.DatasetDict(splits).save_to_disk(str(folder))
     return folder
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Checkpoints of two toy networks for 32 pixels and 1000 classes, random but fixed."""
+    import timm
+    import torch
+    from safetensors.torch import save_file
+
+    folder, found = tmp_path_factory.mktemp("my weights"), {}
+    for name, size in (("test_vit", {"img_size": 32}), ("test_resnet", {})):
+        torch.manual_seed(0)
+        found[name] = folder / f"{name}.safetensors"
+        save_file(timm.create_model(name, **size).state_dict(), found[name])
+    return found
+
+
+@pytest.fixture(scope="session")
+def probed(
+    pictures: Path, weights: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
+    """Artifact of a toy network by its name: its checkpoint with a head fitted on the pictures."""
+    from toolbox import QUIET
+
+    from kdcli.config import resolve
+    from kdcli.stages import probe
+
+    folder = tmp_path_factory.mktemp("probed")
+
+    @cache
+    def teacher(name: str) -> Path:
+        options = {
+            "teacher": name,
+            "weights": str(weights[name]),
+            "image_size": 32,
+            "data.source": str(pictures),
+            "grid.epochs": 2,
+            "grid.solver": "sgd",
+            "out": str(folder / name),
+            "cache": str(folder / "cache"),
+        }
+        return probe.run(probe.plan(resolve(probe.Config, options=options), QUIET), QUIET).path
+
+    return teacher
+
+
+@pytest.fixture(scope="session")
+def teacher(probed: Callable[[str], Path]) -> Path:
+    """A probed toy ViT."""
+    return probed("test_vit")

@@ -11,15 +11,14 @@ import os
 import pickle
 import re
 import shutil
-import struct
 import sys
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from toolbox import Payload, flip, png
 
 from kdcli import cli
 from kdcli.launch import StopSignal
@@ -87,18 +86,7 @@ def parquet(file: Path, cells: list[dict[str, Any]], labels: list[str]) -> Path:
     return file
 
 
-def chunk(kind: bytes, data: bytes) -> bytes:
-    """One chunk of a PNG."""
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
-BOMB = (
-    b"\x89PNG\r\n\x1a\n"
-    + chunk(b"IHDR", struct.pack(">IIBBBBB", 20000, 20000, 8, 0, 0, 0, 0))
-    + chunk(b"IDAT", zlib.compress(bytes(1000)))
-    + chunk(b"IEND", b"")
-)
-
+BOMB = png(20_000, 20_000, 8, 0, bytes(1000))
 STUDENT = ["--student", "test_vit", "--from-scratch", "--image-size", "32", "--seed", "1"]
 STUDENT += ["--max-steps", "2", "--batch-size", "8"]
 SUPERVISED = ["distill", "--method", "supervised", *STUDENT]
@@ -212,25 +200,14 @@ def test_half_written_artifact(bench: Bench) -> None:
 def test_a_flipped_bit_in_the_weights(bench: Bench) -> None:
     shutil.copytree(bench.root / "teacher", bench.root / "flipped")
     file = bench.root / "flipped" / "model.safetensors"
-    data = bytearray(file.read_bytes())
-    data[-100] ^= 1
-    file.write_bytes(data)
+    flip(file, -100)
+    data = file.read_bytes()
     arguments = [*DISTILL, "--data", "data", "--teacher", "flipped"]
     bench.refuses(arguments, 3, r"flipped/model.safetensors is damaged: its sha256 differs")
     file.write_bytes(data[:-100])
     bench.refuses(arguments, 3, r"flipped/model.safetensors is damaged: [\d,]+ bytes instead of [\d,]+")
     file.unlink()
     bench.refuses(arguments, 3, "flipped/model.safetensors is missing")
-
-
-class Payload:
-    """Makes a file when it is unpickled."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-
-    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        return Path.touch, (self.file,)
 
 
 @pytest.mark.parametrize("name", ["w.pth", "w.pt", "w.bin", "w.safetensors"])

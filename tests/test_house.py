@@ -161,8 +161,9 @@ DATA = "--data --labels-per-class --class-balance --on-bad-image"
 OPTIONS = {
     "probe": f"{RUN} {DATA} --views --teacher --weights --image-size --head --features --protocol --epochs "
     "--batch-size",
-    "distill": f"{RUN} {DATA} --views --extra --extra-ratio --teacher --via --student --weights --from-scratch --image-size "
-    "--method --alpha --temperature --opt --lr --weight-decay --epochs --max-steps --batch-size",
+    "distill": f"{RUN} {DATA} --views --extra --extra-ratio --teacher --via --student --weights "
+    "--from-scratch --image-size --method --alpha --temperature --opt --lr --weight-decay --epochs --max-steps "
+    "--batch-size",
     "eval": f"{RUN} {DATA} --teacher --split --require --cost --batch-size",
 }
 OPTIMISER = (
@@ -185,8 +186,8 @@ KEYS = {
         "grid": "lr weight_decay l2 solver epochs batch_size momentum patience",
     },
     "distill": {
-        "": f"{RUN_KEYS} teacher teacher_mean via student weights from_scratch image_size drop_path evaluate_every "
-        "evaluate_steps save_steps save_minutes log_every",
+        "": f"{RUN_KEYS} teacher teacher_mean via student weights from_scratch image_size drop_path "
+        "evaluate_every evaluate_steps save_steps save_minutes log_every",
         "data": f"extra extra_ratio {DATA_KEYS}",
         "views": VIEW_KEYS,
         "method": "name alpha temperature",

@@ -60,8 +60,6 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# Where a PNG keeps an orientation; the standard lets these chunks follow the pixels.
-_PNG_ORIENTATION = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
 
 
 def decode(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.Image:
@@ -90,22 +88,6 @@ def decode(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.Image:
             rgb = rgb.transpose(upright)
         rgb.info = {}
         return rgb
-
-
-def dimensions(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> tuple[int, int]:
-    """Return (width, height) of the upright picture from its header, under the same protections as `decode`.
-
-    Pixels are not decoded, so that a truncated file may pass here; the one exception is a PNG with metadata
-    behind its pixels, which Pillow reaches only through them. Arguments and errors are those of `decode`.
-    """
-    with _decoder_errors():
-        image = _open(data, max_pixels)
-        if image.format == "PNG" and any(data.find(key, data.find(b"IDAT")) >= 0 for key in _PNG_ORIENTATION):
-            image.load()
-        width, height = image.size
-        # Pillow swaps a TIFF's size by its own tag, and only by that, when it reads the header.
-        swapped = _orientation(image) >= 5 and _ORIENTATION not in getattr(image, "tag_v2", {})
-        return (height, width) if swapped else (width, height)
 
 
 @contextmanager
@@ -147,7 +129,7 @@ def _open(data: bytes, max_pixels: int) -> ImageFile.ImageFile:
         if width * height > limit:
             raise BadImageError(
                 f"picture too large: {what}{width} x {height} = {width * height:,} pixels, more than the "
-                f"{limit:,} allowed (--max-pixels)"
+                f"{limit:,} allowed (--set data.max_pixels=N)"
             )
     return image
 

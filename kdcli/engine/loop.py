@@ -167,8 +167,7 @@ class _Run:
         job = self.job
         first = self.progress.step
         clock = time.monotonic()
-        if first == begin:
-            self._commit_if_due(first)  # a signal during start-up
+        self._commit_if_due(first)  # a signal during start-up
         for step, batch in zip(range(first, end), job.loader(self._my_keys(first, end))):
             for module in prepared.values():
                 module.train()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from toolbox import Payload
 
 from kdcli.artifacts import manifest as manifests
 from kdcli.artifacts import model as models
@@ -173,15 +174,10 @@ def test_a_member_that_leads_outside(tmp_path: Path) -> None:
 
 
 # -- tensors -------------------------------------------------------------------------------------------------
-class Payload:
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return eval, ("__import__('pathlib').Path('executed').touch()",)
-
-
 def test_a_pickle_is_never_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "plain.safetensors").write_bytes(pickle.dumps(Payload()))
-    torch.save({"w": Payload()}, tmp_path / "torch.safetensors")
+    (tmp_path / "plain.safetensors").write_bytes(pickle.dumps(Payload(Path("executed"))))
+    torch.save({"w": Payload(Path("executed"))}, tmp_path / "torch.safetensors")
     for name in ("plain", "torch"):
         with pytest.raises(InputError, match=rf"{name}\.safetensors is not a readable safetensors file"):
             read_tensors(tmp_path / f"{name}.safetensors")

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import timm
 import torch
+from toolbox import QUIET
 
 from kdcli.config import resolve
-from kdcli.console import Console
 from kdcli.data.batches import Pool
 from kdcli.data.cache import Store
 from kdcli.data.sources import open_data
@@ -21,8 +21,6 @@ from kdcli.engine.runtime import open_runtime
 from kdcli.models.build import input_spec
 from kdcli.models.network import Network
 from kdcli.sections import DataSection, RunSection, ViewSection
-
-QUIET = Console(silent=True)
 
 
 @pytest.fixture(scope="module")
@@ -91,14 +89,11 @@ def test_whatever_decides_the_outputs_is_in_the_key(field, request_):
     else:
         other = {"recipe": {"size": 31}, "store": Store("fp16"), "taps": ("logits", "pooled")}[field]
         assert dataclasses.replace(request_, **{field: other}).key("no") != before
-    assert dataclasses.replace(request_, views=5).key("no") == request_.key(
-        "no"
-    )  # more views, the same cache
+    assert dataclasses.replace(request_, views=5).key("no") == request_.key("no")
 
 
 def test_two_writers_take_turns(pool, request_, filling, tmp_path):
     """Both are asked for the same rows; each row is computed once, and both read all of them."""
-    torch.set_num_threads(1)
     children = []
     for number in range(2):
         pid = os.fork()

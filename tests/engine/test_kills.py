@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_resume import QUIET, finished, make_plan, teacher  # noqa: F401 - teacher is a fixture
+from test_resume import finished, make_plan
+from toolbox import QUIET
 
 from kdcli.artifacts import manifest as manifests
 from kdcli.artifacts.store import Output
@@ -86,7 +87,7 @@ def inside_a_commit(out: Path) -> bool:
     return bool(drafts) or len([n for n in names if n.startswith("state-")]) > 1
 
 
-def sweep(kills: int, pictures: Path, teacher: Path, folder: Path) -> dict[str, int]:  # noqa: F811
+def sweep(kills: int, pictures: Path, teacher: Path, folder: Path) -> dict[str, int]:
     torch.set_num_threads(1)
     rng = random.Random(0)
     whole = make_plan("cached", pictures, teacher, folder / "whole", save_steps=1)
@@ -119,14 +120,14 @@ def sweep(kills: int, pictures: Path, teacher: Path, folder: Path) -> dict[str, 
     return counts
 
 
-def test_kills(pictures, teacher, tmp_path):  # noqa: F811
+def test_kills(pictures, teacher, tmp_path):
     counts = sweep(4, pictures, teacher, tmp_path)
     assert counts["kills"] >= 4
     assert counts["finished"] >= 1
 
 
 @pytest.mark.long
-def test_two_hundred_kills(pictures, teacher, tmp_path, capsys):  # noqa: F811
+def test_two_hundred_kills(pictures, teacher, tmp_path, capsys):
     counts = sweep(200, pictures, teacher, tmp_path)
     with capsys.disabled():
         print(f"\n{counts}")

@@ -1,25 +1,15 @@
 """Other people's checkpoints: what is read, what is refused, and that nothing is ever run."""
 
-import os
 import pickle
 import random
 from pathlib import Path
 
 import pytest
 import torch
+from toolbox import Payload
 
 from kdcli.errors import InputError
 from kdcli.models.legacy import first_line, read_weights
-
-
-class Payload:
-    """Creates a file when unpickled."""
-
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return os.mkdir, (str(self.mark),)
 
 
 def test_a_payload_is_refused_and_not_run(tmp_path: Path) -> None:

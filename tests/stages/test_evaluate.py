@@ -3,35 +3,19 @@
 import json
 
 import pytest
-import timm
 import torch
-from safetensors.torch import save_file
+from toolbox import QUIET, facts
 
 from kdcli.config import resolve
-from kdcli.console import Console
 from kdcli.errors import InputError, UsageError
 from kdcli.models.build import build
-from kdcli.stages import evaluate, probe
-
-QUIET = Console(silent=True)
+from kdcli.stages import evaluate
 
 
 @pytest.fixture(scope="module")
-def models(pictures, tmp_path_factory):
+def models(probed):
     """Two probed toys."""
-    folder, found = tmp_path_factory.mktemp("models"), []
-    for name, size in (("test_vit", {"img_size": 32}), ("test_resnet", {})):
-        torch.manual_seed(0)
-        save_file(timm.create_model(name, **size).state_dict(), folder / f"{name}.safetensors")
-        options = {"teacher": name, "weights": str(folder / f"{name}.safetensors"), "image_size": 32}
-        options |= {
-            "data.source": str(pictures),
-            "grid.epochs": 2,
-            "out": str(folder / name),
-            "cache": str(folder / "c"),
-        }
-        found.append(str(probe.run(probe.plan(resolve(probe.Config, options=options), QUIET), QUIET).path))
-    return found
+    return [str(probed(name)) for name in ("test_vit", "test_resnet")]
 
 
 @pytest.fixture
@@ -108,7 +92,7 @@ def test_report_of_two_models_against_a_teacher(models, run):
     page = (result.path / "report.html").read_text()
     assert page.count("<svg") >= 3
     assert "http://" not in page.replace("http://www.w3.org", "")
-    assert json.loads((result.path / "kdcli.json").read_text())["kind"] == "report"
+    assert facts(result.path)["kind"] == "report"
 
 
 def test_gates(models, run):

@@ -1,32 +1,19 @@
 """probe in process on real pictures: grid, layouts, selection, live protocol, keeping a head."""
 
-import json
 from pathlib import Path
 
 import pytest
 import timm
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from toolbox import QUIET, facts
 
 from kdcli.artifacts import manifest as manifests
 from kdcli.config import resolve
-from kdcli.console import Console
 from kdcli.errors import InputError, Preempted, UsageError
 from kdcli.models.build import build
+from kdcli.models.network import FEATURES
 from kdcli.stages import probe
-
-QUIET = Console(silent=True)
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    """Checkpoints of toy networks, random but fixed."""
-    folder, found = tmp_path_factory.mktemp("weights"), {}
-    for name, size in (("test_vit", {"img_size": 32}), ("test_resnet", {})):
-        torch.manual_seed(0)
-        found[name] = folder / f"{name}.safetensors"
-        save_file(timm.create_model(name, **size).state_dict(), found[name])
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -47,10 +34,6 @@ def plan(weights, pictures, tmp_path_factory):
         return probe.plan(resolve(probe.Config, options=options), QUIET)
 
     return make
-
-
-def facts(path: Path) -> dict:
-    return json.loads((path / "kdcli.json").read_text())
 
 
 def some_views(size: int = 32) -> torch.Tensor:
@@ -78,20 +61,11 @@ def test_other_features_go_to_head_file(plan, tmp_path):
     assert "head.safetensors" in manifest["files"]
     network = build(str(made)).eval()
     head = load_file(made / "head.safetensors")
-    parts = network.features(some_views(), ["last4+avg"])
-    x = torch.cat([parts[k] for k in ("back4", "back3", "back2", "pooled", "avg") if k in parts], dim=1)
-    assert x.shape[1] == head["linear.weight"].shape[1]
     with torch.no_grad():
-        expected = (
-            torch.cat([parts[p] for p in _order()], dim=1) @ head["linear.weight"].T + head["linear.bias"]
-        )
+        parts = network.features(some_views(), ["last4+avg"])
+        x = torch.cat([parts[name] for name in FEATURES["last4+avg"]], dim=1)
+        expected = x @ head["linear.weight"].T + head["linear.bias"]
         torch.testing.assert_close(network(some_views()), expected)
-
-
-def _order():
-    from kdcli.models.network import FEATURES
-
-    return FEATURES["last4+avg"]
 
 
 def test_manifest_has_the_whole_grid_and_the_backbone_is_unchanged(plan, weights, tmp_path):

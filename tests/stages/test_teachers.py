@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections import Counter
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from toolbox import QUIET, facts
 
 from kdcli.config import resolve
 from kdcli.console import Console
@@ -18,7 +18,6 @@ from kdcli.errors import InputError, UsageError
 from kdcli.models.build import build
 from kdcli.stages import Result, distill
 
-QUIET = Console(silent=True)
 Options = dict[str, Any]
 
 
@@ -55,17 +54,13 @@ def plan(base: Options, tmp_path: Path) -> Any:
     return make
 
 
-def manifest(path: Path) -> Any:
-    return json.loads((path / "kdcli.json").read_text())
-
-
 @pytest.mark.parametrize("views", ["2", "live"])
 def test_two_teachers_are_their_mean(views: str, plan: Any, teachers: list[str], tmp_path: Path) -> None:
     """A mean of the teachers' logits as one teacher gives the same student, cached or live."""
     fp32 = {"views.count": views, "views.store": "fp32", "method.alpha": 1.0}
     out = distill.run(plan(teacher=teachers, **fp32), QUIET).path
-    assert [p["role"] for p in manifest(out)["parents"]] == ["student", "teacher1", "teacher2"]
-    assert [p["path"] for p in manifest(out)["parents"][1:]] == teachers
+    assert [p["role"] for p in facts(out)["parents"]] == ["student", "teacher1", "teacher2"]
+    assert [p["path"] for p in facts(out)["parents"][1:]] == teachers
 
     class Both(torch.nn.Module):
         """The two, one after the other."""
@@ -105,7 +100,7 @@ def test_a_chain_of_assistants(plan: Any, teachers: list[str], tmp_path: Path) -
     out = distill.run(chain, QUIET).path
     assert out == tmp_path / "out"
     links = [tmp_path / "out-via-1", tmp_path / "out-via-2", out]
-    parents = [{p["role"]: p["path"] for p in manifest(link)["parents"]} for link in links]
+    parents = [{p["role"]: p["path"] for p in facts(link)["parents"]} for link in links]
     assert [p["student"] for p in parents] == ["test_vit2", "test_efficientnet", "test_resnet"]
     assert [p["teacher"] for p in parents] == [teachers[0], *map(str, links[:2])]
     before = [(link / "kdcli.json").stat().st_mtime_ns for link in links]
