@@ -162,8 +162,8 @@ OPTIONS = {
     "probe": f"{RUN} {DATA} --views --teacher --weights --image-size --head --features --protocol --epochs "
     "--batch-size",
     "distill": f"{RUN} {DATA} --views --extra --extra-ratio --teacher --via --student --weights "
-    "--from-scratch --image-size --method --alpha --temperature --opt --lr --weight-decay --epochs --max-steps "
-    "--batch-size",
+    "--from-scratch --image-size --method --alpha --temperature --opt --lr --weight-decay --epochs "
+    "--max-steps --batch-size",
     "eval": f"{RUN} {DATA} --teacher --split --require --cost --batch-size",
 }
 OPTIMISER = (
