@@ -28,6 +28,7 @@ RANKS = (
     ("methods",),
     ("engine",),
     ("stages",),
+    ("commands",),
     ("cli",),
 )
 RANK = {room: rank for rank, rooms in enumerate(RANKS) for room in rooms}

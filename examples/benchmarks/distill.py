@@ -32,9 +32,9 @@ from torch.nn import functional as F
 
 from kdcli.config import resolve
 from kdcli.console import Console
-from kdcli.data.batches import Plan as Order
-from kdcli.data.batches import Pool, training_loader
+from kdcli.data.batches import training_loader
 from kdcli.data.cache import Store
+from kdcli.data.order import Order, Pool
 from kdcli.data.views import EvaluationCut
 from kdcli.engine.cache import Filling, Request, fill
 from kdcli.engine.runtime import open_runtime

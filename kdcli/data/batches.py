@@ -1,15 +1,8 @@
-"""Batches without state: which samples and views step k holds is a function of (seed, k), so any step can be
-resumed.
-
-A stream repeats its samples in a new order each epoch; a batch takes the next samples of each stream.
-Batches are always full and run on over the end of an epoch: every sample is seen once per epoch, none is
-dropped or repeated.
-"""
+"""Loads batches of views: pictures decoded and cut in loader processes, with what a cache holds of them."""
 
 from __future__ import annotations
 
 import atexit
-import math
 import multiprocessing
 import signal
 import threading
@@ -18,166 +11,19 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from fractions import Fraction
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from kdcli.artifacts.model import InputSpec
+from kdcli.data.order import Key, Pool
 from kdcli.data.samples import Samples
-from kdcli.data.views import EvaluationCut, TrainingView, mix
+from kdcli.data.views import EvaluationCut, TrainingView
 from kdcli.errors import EnvironmentFault, InputError, KdcliError
 
-Key = tuple[int, int]  # (index of the sample, view number)
-_ORDERS_KEPT = 4  # two streams, each around the end of an epoch
 _CHECK_S = 2.0  # how often the loader processes are looked after while a batch is awaited
-
-
-@dataclass(frozen=True)
-class Pool:
-    """Samples of one or several sources side by side."""
-
-    parts: tuple[Samples, ...]
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_ends", np.cumsum([len(p) for p in self.parts]))
-
-    @property
-    def ends(self) -> np.ndarray:
-        """[parts] number of samples up to the end of each part."""
-        return vars(self)["_ends"]
-
-    def __len__(self) -> int:
-        return sum(len(p) for p in self.parts)
-
-    @property
-    def ids(self) -> np.ndarray:
-        """[N] uint64."""
-        return np.concatenate([p.ids for p in self.parts])
-
-    @property
-    def labels(self) -> np.ndarray:
-        """[N] int64, -1 for unlabelled."""
-        return np.concatenate([p.labels for p in self.parts])
-
-    def locate(self, index: int) -> tuple[Samples, int]:
-        """The part that holds sample ``index`` and its place there."""
-        part = int(np.searchsorted(self.ends, index, side="right"))
-        return self.parts[part], index - (int(self.ends[part - 1]) if part else 0)
-
-
-class Plan:
-    """Which (sample, view) keys each global batch holds.
-
-    Args:
-        labels: [N] labels of the pool, -1 for unlabelled.
-        batch_size: global batch.
-        seed: of the order.
-        views: number of fixed views, or None for a new view each epoch (live).
-        labelled_fraction: share of labelled samples in each batch; None to draw all alike.
-        extra_ratio: extra samples per real one in each batch; None to draw all alike.
-        real: how many samples at the beginning are real; None where none are extra.
-        balance: draw classes evenly, with replacement; unlabelled samples keep their share.
-    """
-
-    def __init__(
-        self,
-        labels: np.ndarray,
-        batch_size: int,
-        seed: int,
-        views: int | None,
-        labelled_fraction: float | None = None,
-        balance: bool = False,
-        *,
-        extra_ratio: float | None = None,
-        real: int | None = None,
-    ) -> None:
-        self.labels, self.batch_size, self.seed, self.views, self.balance = (
-            labels,
-            batch_size,
-            seed,
-            views,
-            balance,
-        )
-        everything, first, share = np.arange(len(labels)), labels >= 0, labelled_fraction
-        if extra_ratio is not None:
-            first, share = everything < (len(labels) if real is None else real), 1 / (1 + extra_ratio)
-        self.streams = [everything]
-        self.share = Fraction(1)  # of the first stream; the second has the rest
-        if share is not None and first.any() and not first.all():
-            self.share = Fraction(share).limit_denominator(1_000_000)
-            both = [everything[first], everything[~first]]
-            self.streams = both if self.share < 1 else both[:1]
-        self._orders: dict[tuple[int, int], np.ndarray] = {}
-
-    @property
-    def steps_per_epoch(self) -> float:
-        """Steps in which as many samples are drawn as the pool holds."""
-        return len(self.labels) / self.batch_size
-
-    def keys(self, step: int) -> list[Key]:
-        """The global batch of ``step``."""
-        keys: list[Key] = []
-        for number, rows in enumerate(self.streams):
-            for position in range(self._taken(step, number), self._taken(step + 1, number)):
-                epoch, place = divmod(position, len(rows))
-                view = epoch if self.views is None else epoch % self.views
-                keys.append((int(rows[self._order(number, epoch)[place]]), view))
-        if len(self.streams) > 1:
-            order = np.random.default_rng(mix(self.seed, step, 3)).permutation(len(keys))
-            keys = [keys[i] for i in order]
-        return keys
-
-    def _taken(self, step: int, number: int) -> int:
-        """Samples of a stream in the first ``step`` batches; two streams add up to full batches."""
-        first = step * self.batch_size * self.share.numerator // self.share.denominator
-        return first if number == 0 else step * self.batch_size - first
-
-    def _order(self, number: int, epoch: int) -> np.ndarray:
-        """Order of a stream in an epoch; the last few are kept."""
-        if (number, epoch) not in self._orders:
-            if len(self._orders) >= _ORDERS_KEPT:
-                del self._orders[next(iter(self._orders))]
-            rng = np.random.default_rng(mix(self.seed, epoch, number))
-            labels = self.labels[self.streams[number]]
-            self._orders[number, epoch] = (
-                _balanced(labels, rng) if self.balance else rng.permutation(len(labels))
-            )
-        return self._orders[number, epoch]
-
-    def used(self, steps: int) -> np.ndarray:
-        """[views, N] mask of the fixed views that the first ``steps`` batches hold."""
-        assert self.views is not None
-        mask = np.zeros((self.views, len(self.labels)), bool)
-        for number, rows in enumerate(self.streams):
-            left = self._taken(steps, number)
-            for epoch in range(math.ceil(left / len(rows))):
-                mask[epoch % self.views, rows[self._order(number, epoch)[:left]]] = True
-                left -= len(rows)
-                if mask[:, rows].all():
-                    break
-        return mask
-
-    def labelled_in(self, step: int) -> int:
-        """How many labelled rows the global batch of ``step`` holds: what row means divide by."""
-        return sum(self.labels[index] >= 0 for index, _ in self.keys(step))
-
-
-def _balanced(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Rows drawn with replacement so that every class present is equally likely."""
-    if (labels < 0).all():
-        return rng.permutation(len(labels))
-    classes, inverse, counts = np.unique(labels, return_inverse=True, return_counts=True)
-    known = classes >= 0
-    share = np.where(known, counts[known].sum() / known.sum(), counts)
-    weights = (share / counts)[inverse]
-    return rng.choice(len(labels), len(labels), p=weights / weights.sum())
-
-
-# -- loading -------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -364,9 +210,3 @@ def evaluation_loader(
 def training_loader(pool: Pool, view: TrainingView, **options: Any) -> Loader:
     """Loader of training views."""
     return Loader(pool, view, **options)
-
-
-def in_order(count: int, batch_size: int, rank: int = 0, world_size: int = 1) -> list[list[Key]]:
-    """Keys of one pass without augmentation: this rank's every ``world_size``-th sample, in batches."""
-    mine = [(i, 0) for i in range(rank, count, world_size)]
-    return [mine[i : i + batch_size] for i in range(0, len(mine), batch_size)]

@@ -25,8 +25,9 @@ from torch import Tensor
 from kdcli.artifacts.manifest import Manifest, digest
 from kdcli.artifacts.store import open_output, write_bytes
 from kdcli.console import Console
-from kdcli.data.batches import Key, Loader, Pool
+from kdcli.data.batches import Loader
 from kdcli.data.cache import SEGMENT, Cache, Columns, Store
+from kdcli.data.order import Key, Pool
 from kdcli.data.views import TrainingView
 from kdcli.engine.runtime import Runtime, watching
 from kdcli.errors import Preempted

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdcli.data.batches import Plan, Pool, training_loader
+from kdcli.data.batches import training_loader
 from kdcli.data.cache import Store
+from kdcli.data.order import Order, Pool
 from kdcli.data.samples import Samples
 from kdcli.data.views import TrainingView
 from kdcli.engine.cache import Filling, Request, fill
@@ -72,7 +73,7 @@ def live_features(
     """
     if filling.runtime.world_size > 1:
         raise UsageError("--protocol dinov2 runs on one process; the cached protocol runs on many.")
-    order = Plan(samples.labels, filling.batch_size, seed, views=None)
+    order = Order(samples.labels, filling.batch_size, seed, views=None)
     loader = training_loader(Pool((samples,)), view, **filling.reading)
     device = filling.runtime.device
     with filling.console.progress("heads", steps, "steps") as bar, evaluating(network):

@@ -344,8 +344,7 @@ def _part(
     if not x.sum(dtype=torch.float32).isfinite():  # one cheap pass; only a suspect is looked at row by row
         bad = torch.cat([some[~x[some].isfinite().all(1)] for some in rows.split(4096)])
         if len(bad):
-            where = (
-                f"in {len(bad):,} of {len(rows):,} labelled rows, first row {int(bad[0])}: see the pictures"
-            )
-            raise InputError(f"{part} features {name!r} hold NaN or Inf {where}, extract in fp32, not fp16.")
+            rows_hit = f"{len(bad):,} of {len(rows):,} labelled rows, the first {int(bad[0])}"
+            advice = "see the pictures, extract in fp32, not fp16"
+            raise InputError(f"{part} features {name!r} hold NaN or Inf in {rows_hit}: {advice}.")
     return _Part(x, y.to(device), rows)

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from kdcli.data.batches import evaluation_loader, in_order
+from kdcli.data.batches import evaluation_loader
+from kdcli.data.order import in_order
 from kdcli.data.samples import Samples
 from kdcli.engine.runtime import Runtime
 from kdcli.metrics.efficiency import evaluating

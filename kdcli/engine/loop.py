@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from kdcli.artifacts.model import read_tensors
 from kdcli.artifacts.store import Output, remove, write_tensors
 from kdcli.console import Console, Progress
-from kdcli.data.batches import Key, Loader, Plan
+from kdcli.data.batches import Loader
+from kdcli.data.order import Key, Order
 from kdcli.data.views import mix as hash_of
 from kdcli.engine import state
 from kdcli.engine.micro import MicroBatches
@@ -42,7 +43,7 @@ class Job:
     Attributes:
         method: as pruned by the plan.
         parties: its networks by name, on the device.
-        plan: which samples each step holds.
+        order: which samples each step holds.
         loader: makes batches of keys.
         optim: optimiser, schedule, batch.
         steps: in all.
@@ -60,7 +61,7 @@ class Job:
 
     method: Method
     parties: dict[str, nn.Module]
-    plan: Plan
+    order: Order
     loader: Loader
     optim: OptimSection
     steps: int
@@ -107,7 +108,7 @@ class _Run:
         self.progress = state.Progress()
         self.found = output.last_state()
         self.saved_at = time.monotonic()
-        self.micro = MicroBatches(job.plan, job.optim, job.classes, job.row_weight, job.seed)
+        self.micro = MicroBatches(job.order, job.optim, job.classes, job.row_weight, job.seed)
 
     def _build_ema(self) -> Any:
         if not self.job.optim.ema:
@@ -132,7 +133,7 @@ class _Run:
         modules = {turn.name: TurnModule(turn, job.parties) for turn in phase.turns}
         self.optimizers = {name: build_optimizer(m.trained, job.optim) for name, m in modules.items()}
         self.schedules = {
-            name: build_schedule(o, job.optim, end - begin, job.plan.steps_per_epoch)
+            name: build_schedule(o, job.optim, end - begin, job.order.steps_per_epoch)
             for name, o in self.optimizers.items()
         }
         self.trained = {p.name: job.parties[p.name] for p in job.method.parties if p.role == "trained"}
@@ -181,7 +182,7 @@ class _Run:
             self.progress.seconds, clock = self.progress.seconds + now - clock, now
             if (step + 1) % job.log_every == 0 or step + 1 == end:
                 self._record(
-                    {"step": step + 1, "epoch": round((step + 1) / job.plan.steps_per_epoch, 4), **row}
+                    {"step": step + 1, "epoch": round((step + 1) / job.order.steps_per_epoch, 4), **row}
                 )
             if self._evaluation_due(step):
                 self._evaluate()
@@ -191,7 +192,7 @@ class _Run:
     def _my_keys(self, first: int, end: int) -> Iterator[list[Key]]:
         per = self.job.optim.batch_size // self.runtime.world_size
         start = per * self.runtime.rank
-        return _Lazy(lambda: (self.job.plan.keys(k)[start : start + per] for k in range(first, end)))  # type: ignore[return-value]
+        return _Lazy(lambda: (self.job.order.keys(k)[start : start + per] for k in range(first, end)))  # type: ignore[return-value]
 
     def _turn(self, name: str, module: Any, micro: list[Any], step: int, begin: int) -> dict[str, float]:
         """One backward and one optimiser step; returns the terms averaged over processes."""
@@ -203,7 +204,7 @@ class _Run:
         for i, (part, share) in enumerate(micro):
             last = i == len(micro) - 1
             with contextlib.nullcontext() if last else accelerator.no_sync(module):
-                terms = module(part, share, step / job.plan.steps_per_epoch)
+                terms = module(part, share, step / job.order.steps_per_epoch)
                 accelerator.backward(terms["loss"])
             for key, value in terms.items():
                 totals[key] = totals.get(key, 0) + value.detach().float()
@@ -237,7 +238,7 @@ class _Run:
                 return
         optimizer.zero_grad()
         self._commit()
-        indices = [index for index, _ in self.job.plan.keys(step)[:4]]
+        indices = [index for index, _ in self.job.order.keys(step)[:4]]
         what = "loss" if not math.isfinite(loss) else "gradient"
         raise Diverged(
             f"the {what} became {loss if what == 'loss' else norm} in step {step + 1} (samples {indices} "

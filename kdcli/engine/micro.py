@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kdcli.data.batches import Plan
 from kdcli.data.mixing import both_labelled, mixed
+from kdcli.data.order import Order
 from kdcli.data.views import mix
 from kdcli.engine.runtime import Runtime
 from kdcli.sections import OptimSection
@@ -21,14 +21,14 @@ class MicroBatches:
     """Splits a process's part of a batch.
 
     Attributes:
-        plan: which samples each step holds.
+        order: which samples each step holds.
         optim: batch size, accumulation, mixing.
         classes: C, for mixed targets.
         row_weight: [C] factors of the supervised loss per class, or None.
         seed: of mixing.
     """
 
-    plan: Plan
+    order: Order
     optim: OptimSection
     classes: int
     row_weight: Tensor | None
@@ -80,6 +80,6 @@ class MicroBatches:
     def _labelled_in(self, step: int, size: int) -> int:
         """Labelled rows of the global batch, known to every process without asking the others."""
         if not self.mixes:
-            return self.plan.labelled_in(step)
-        labels = torch.tensor([self.plan.labels[index] >= 0 for index, _ in self.plan.keys(step)])
+            return self.order.labelled_in(step)
+        labels = torch.tensor([self.order.labels[index] >= 0 for index, _ in self.order.keys(step)])
         return int(sum(both_labelled(part).sum() for part in labels.split(size)))

@@ -169,6 +169,7 @@ class Network(nn.Module):
             reset_classifier(self.body, len(classes))
             linear = classifier(self.body)
         else:
+            reset_classifier(self.body, 0)  # else an unused one would be trained and saved
             self.head = FeatureHead(feature, weight.shape[1], len(classes)).to(weight.device)
             linear = self.head.linear
         with torch.no_grad():

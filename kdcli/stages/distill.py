@@ -250,7 +250,7 @@ def _export(
 ) -> None:
     """Write the best student as the artifact and the last one beside it, and commit."""
     from kdcli.engine.loop import LOG
-    from kdcli.models.build import save
+    from kdcli.models.save import save
 
     config, material, progress = plan.config, plan.material, outcome.progress
     best = progress.best

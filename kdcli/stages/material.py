@@ -9,9 +9,8 @@ from functools import cached_property
 from pathlib import Path
 
 from kdcli.console import Console
-from kdcli.data.batches import Plan as Order
-from kdcli.data.batches import Pool
 from kdcli.data.cache import Store
+from kdcli.data.order import Order, Pool
 from kdcli.data.samples import Data
 from kdcli.data.views import TrainingView
 from kdcli.engine.budget import affordable_views, bytes_per_view, fixed_views

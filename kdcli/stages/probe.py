@@ -251,7 +251,7 @@ def _export(
 ) -> None:
     """Write backbone and head, with the whole grid in the manifest, and commit."""
     from kdcli.engine.heads import best
-    from kdcli.models.build import save
+    from kdcli.models.save import save
 
     keep = save(network, output.partial)
     manifest = Manifest("model", "probe", plan.target.identity, plan.target.parents)

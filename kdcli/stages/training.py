@@ -68,7 +68,7 @@ def training_job(
     return Job(
         method=method,
         parties={p.name: networks[p.source] for p in method.parties},
-        plan=material.order,
+        order=material.order,
         loader=training_loader(
             pool, material.view, columns=columns, pin=runtime.device.type == "cuda", **reading
         ),

@@ -1,4 +1,4 @@
-"""Which samples a step holds is a function of (seed, step); what a loader meets is said clearly."""
+"""Any number of loader processes gives the same batches; what they meet is said clearly."""
 
 from __future__ import annotations
 
@@ -9,18 +9,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
 from kdcli.artifacts.model import InputSpec
-from kdcli.data.batches import Loader, Plan, Pool, evaluation_loader, in_order, training_loader
+from kdcli.data.batches import Loader, evaluation_loader, training_loader
+from kdcli.data.order import Order, Pool, in_order
 from kdcli.data.samples import Samples
 from kdcli.data.views import TrainingView
 from kdcli.errors import BadImageError, EnvironmentFault, InputError, KdcliError
@@ -59,141 +57,6 @@ def whole(picture: Image.Image, view: int, sample_id: int) -> torch.Tensor:
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
 
 
-def rows(plan: Plan, first: int, last: int) -> list[int]:
-    return [index for step in range(first, last) for index, _ in plan.keys(step)]
-
-
-# -- the plan ------------------------------------------------------------------------------------------------
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    count=st.integers(1, 30),
-    batch=st.integers(1, 20),
-    views=st.integers(1, 4),
-    steps=st.integers(0, 12),
-    labels=st.sampled_from(["all", "some"]),
-    balance=st.booleans(),
-)
-def test_used_views_are_those_of_the_keys(
-    count: int, batch: int, views: int, steps: int, labels: str, balance: bool
-) -> None:
-    y = np.where(np.arange(count) % 3, np.arange(count) % 2, -1 if labels == "some" else 0)
-    plan = Plan(y, batch, 5, views, 0.5 if labels == "some" else None, balance)
-    naive = np.zeros((views, count), bool)
-    for step in range(steps):
-        for index, view in plan.keys(step):
-            naive[view, index] = True
-    np.testing.assert_array_equal(plan.used(steps), naive)
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    count=st.integers(1, 40),
-    batch=st.integers(1, 50),
-    views=st.sampled_from([None, 1, 3]),
-    seed=st.integers(0, 9),
-)
-def test_every_sample_comes_once_per_epoch(count: int, batch: int, views: int | None, seed: int) -> None:
-    plan = Plan(np.zeros(count, np.int64), batch, seed, views)
-    keys = [key for step in range(3 * count) for key in plan.keys(step)][: 5 * count]
-    for epoch in range(5 if len(keys) == 5 * count else 3 * batch):
-        part = keys[epoch * count : (epoch + 1) * count]
-        assert sorted(index for index, _ in part) == list(range(count))
-        assert {view for _, view in part} == {epoch if views is None else epoch % views}
-    assert all(len(plan.keys(step)) == batch for step in range(5))
-    assert plan.steps_per_epoch == count / batch
-
-
-def test_any_step_can_be_asked_for_alone() -> None:
-    labels = np.arange(50) % 4 - 1
-    for options in (
-        {},
-        {"labelled_fraction": 0.3},
-        {"balance": True},
-        {"labelled_fraction": 0.3, "balance": True},
-    ):
-        straight = Plan(labels, 7, 3, None, **options)
-        expected = [straight.keys(step) for step in range(60)]
-        jumping = Plan(labels, 7, 3, None, **options)
-        for step in np.random.default_rng(0).permutation(60).tolist():
-            assert jumping.keys(step) == expected[step]
-            assert Plan(labels, 7, 3, None, **options).keys(step) == expected[step]
-            assert jumping.labelled_in(step) == sum(labels[i] >= 0 for i, _ in expected[step])
-        assert Plan(labels, 7, 4, None, **options).keys(0) != expected[0]
-
-
-def test_epochs_differ_in_order() -> None:
-    plan = Plan(np.zeros(30, np.int64), 30, 0, None)
-    orders = [tuple(rows(plan, epoch, epoch + 1)) for epoch in range(6)]
-    assert len(set(orders)) == 6
-    assert orders[0] != tuple(range(30))
-
-
-@pytest.mark.parametrize("fraction", [0.5, 0.3, 0.1, 1 / 3, 0.07, 0.9, 1.0])
-@pytest.mark.parametrize("batch", [1, 7, 128])
-def test_the_labelled_fraction_is_exact_over_time(fraction: float, batch: int) -> None:
-    labels = np.where(np.arange(90) % 9 < 2, 0, -1)  # 20 labelled, 70 not
-    plan = Plan(labels, batch, 0, None, fraction)
-    labelled = 0
-    for step in range(200):
-        keys = plan.keys(step)
-        assert len(keys) == batch
-        labelled += plan.labelled_in(step)
-        assert abs(labelled - fraction * batch * (step + 1)) < 1
-    late = 10**9  # no rounding far out
-    assert len(plan.keys(late)) == batch
-    assert abs(plan.labelled_in(late) - fraction * batch) <= 1
-    drawn = Counter(rows(plan, 0, 200))
-    for stream in (labels >= 0, labels < 0):
-        times = [drawn[i] for i in np.flatnonzero(stream)]
-        assert max(times) - min(times) <= 1
-
-
-def test_a_fraction_without_two_kinds_changes_nothing() -> None:
-    for labels in (np.zeros(10, np.int64), np.full(10, -1)):
-        plan = Plan(labels, 4, 0, None, 0.25)
-        assert sorted(rows(plan, 0, 5)) == sorted([*range(10), *range(10)])
-
-
-def test_labelled_rows_are_spread_over_the_micro_batches() -> None:
-    plan = Plan(np.where(np.arange(100) < 50, 0, -1), 32, 0, None, 0.5)
-    first = sum(plan.labels[i] >= 0 for step in range(100) for i, _ in plan.keys(step)[:16])
-    assert abs(first / 1600 - 0.5) < 0.05
-
-
-def test_balance_draws_classes_evenly() -> None:
-    labels = np.array([0] * 900 + [1] * 90 + [2] * 10)
-    plan = Plan(labels, 100, 0, None, balance=True)
-    counts = np.bincount(labels[rows(plan, 0, 100)])
-    assert abs(counts / counts.sum() - 1 / 3).max() < 0.02
-    mixed = Plan(np.concatenate([labels, np.full(1000, -1)]), 100, 0, None, balance=True)
-    drawn = mixed.labels[rows(mixed, 0, 100)]
-    shares = np.array([(drawn == label).mean() for label in (-1, 0, 1, 2)])
-    assert abs(shares - [1 / 2, 1 / 6, 1 / 6, 1 / 6]).max() < 0.02
-    split = Plan(mixed.labels, 100, 0, None, 0.5, balance=True)
-    unlabelled = Counter(i for i in rows(split, 0, 20) if mixed.labels[i] < 0)
-    assert set(unlabelled.values()) == {1}  # one epoch of them, none twice
-
-
-def test_balance_is_quick() -> None:
-    plan = Plan(np.arange(300_000) % 1000, 256, 0, None, balance=True)
-    plan.keys(0)
-    start = time.perf_counter()
-    plan.keys(1)
-    assert time.perf_counter() - start < 0.1
-
-
-@pytest.mark.parametrize("world", [1, 2, 3])
-def test_in_order_covers_all_once(world: int) -> None:
-    for count in (1, 2, 10, 11):
-        parts = [in_order(count, 4, rank, world) for rank in range(world)]
-        indices = [index for part in parts for batch in part for index, view in batch if view == 0]
-        assert sorted(indices) == list(range(count))
-        assert all(len(batch) <= 4 for part in parts for batch in part)
-    assert in_order(5, 2) == [[(0, 0), (1, 0)], [(2, 0), (3, 0)], [(4, 0)]]
-
-
 def test_a_pool_lays_its_parts_side_by_side(samples: Samples) -> None:
     other = made(5, "extra", start=100)
     pool = Pool((samples, other))
@@ -201,9 +64,6 @@ def test_a_pool_lays_its_parts_side_by_side(samples: Samples) -> None:
     assert [pool.locate(i) for i in (0, 19, 20, 24)] == [(samples, 0), (samples, 19), (other, 0), (other, 4)]
     assert pool.ids.tolist() == [*samples.ids.tolist(), *other.ids.tolist()]
     assert pool.labels.tolist() == [*samples.labels.tolist(), *other.labels.tolist()]
-
-
-# -- the loader ----------------------------------------------------------------------------------------------
 
 
 class Column:
@@ -215,10 +75,10 @@ class Column:
 
 def loaded(samples: Samples, workers: int, **section: object) -> list[dict[str, torch.Tensor]]:
     pool = Pool((samples,))
-    plan = Plan(pool.labels, 6, 0, None)
+    order = Order(pool.labels, 6, 0, None)
     cut = TrainingView(ViewSection(**section), 10, 0)  # type: ignore[arg-type]
     loader = training_loader(pool, cut, max_pixels=1000, workers=workers, timeout=120, columns=Column())
-    return list(loader([plan.keys(step) for step in range(9)]))
+    return list(loader([order.keys(step) for step in range(9)]))
 
 
 def test_any_number_of_workers_gives_the_same_batches(samples: Samples) -> None:

@@ -12,8 +12,8 @@ import torch
 from toolbox import QUIET
 
 from kdcli.config import resolve
-from kdcli.data.batches import Pool
 from kdcli.data.cache import Store
+from kdcli.data.order import Pool
 from kdcli.data.sources import open_data
 from kdcli.data.views import TrainingView
 from kdcli.engine.cache import Filling, Request, fill

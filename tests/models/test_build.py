@@ -17,8 +17,9 @@ from kdcli.artifacts import model as artifacts
 from kdcli.artifacts.manifest import Manifest
 from kdcli.artifacts.store import open_output
 from kdcli.errors import InputError, UsageError
-from kdcli.models.build import ALIASES, build, input_spec, save
+from kdcli.models.build import ALIASES, build, input_spec
 from kdcli.models.network import Network
+from kdcli.models.save import save
 from kdcli.models.taps import tensor_of
 
 CLASSES = ["bag", "shoe", "shirt"]

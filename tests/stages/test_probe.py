@@ -59,6 +59,7 @@ def test_other_features_go_to_head_file(plan, tmp_path):
     manifest = facts(made)
     assert manifest["layout"] == "kdcli"
     assert "head.safetensors" in manifest["files"]
+    assert not [name for name in load_file(made / "model.safetensors") if name.startswith("head.")]
     network = build(str(made)).eval()
     head = load_file(made / "head.safetensors")
     with torch.no_grad():

@@ -1,0 +1,64 @@
+"""A network as files: weights and configuration for plain timm, and a head that timm has no place for."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from kdcli.artifacts import model as artifacts
+from kdcli.artifacts.store import write_bytes, write_tensors
+from kdcli.models.network import Network
+
+
+def save(network: Network, folder: Path, tensors: dict[str, Tensor] | None = None) -> list[str]:
+    """Write a network as a model directory; the caller commits it.
+
+    Args:
+        network: what to write.
+        folder: existing directory.
+        tensors: state dict to write instead of the network's own (the best step's).
+
+    Returns:
+        Names of the files written.
+    """
+    tensors = dict(network.state_dict()) if tensors is None else tensors
+    names = [artifacts.WEIGHTS, artifacts.CONFIG]
+    write_tensors(folder / artifacts.WEIGHTS, _below(tensors, "body."))
+    write_bytes(folder / artifacts.CONFIG, (json.dumps(_config(network), indent=1) + "\n").encode())
+    if network.head is not None:
+        write_tensors(folder / artifacts.HEAD, _below(tensors, "head."))
+        names.append(artifacts.HEAD)
+    return names
+
+
+def _config(network: Network) -> dict[str, Any]:
+    """``config.json`` of the artifact, as timm writes it, with our preprocessing and class names."""
+    from timm.models._hub import save_config_for_hf
+
+    spec = network.spec
+    data = {
+        "input_size": (3, *spec.size),
+        "mean": spec.mean,
+        "std": spec.std,
+        "interpolation": spec.interpolation,
+        "crop_pct": spec.crop,
+        "crop_mode": spec.crop_mode,
+    }
+    extra: dict[str, Any] = (
+        {"label_names": network.classes} if network.classes and network.head is None else {}
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "config.json")
+        save_config_for_hf(network.body, str(file), model_config=extra, data_config=data)
+        config = json.loads(file.read_text())
+    if network.head is not None:
+        config["kdcli_head"] = {"feature": network.head.feature}
+    return config
+
+
+def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
