@@ -254,10 +254,10 @@ def test_bad_input_is_refused_with_a_message() -> None:
     with pytest.raises(InputError, match="has the label 5, but 5 classes end at 4"):
         train(y=torch.where(y == 4, 5, y))
     with pytest.raises(
-        InputError, match=rf"training features 'wide' hold NaN or Inf in 1 of \d+.*row {row}:"
+        InputError, match=rf"training features 'wide' hold NaN or Inf in 1 of \d+.*the first {row}:"
     ):
         train(x=spoil(features, row, math.nan))
-    with pytest.raises(InputError, match=rf"validation features 'wide' hold NaN or Inf.*row {val_row}:"):
+    with pytest.raises(InputError, match=rf"validation features 'wide' hold NaN or Inf.*the first {val_row}:"):
         train(val_x=spoil(val_features, val_row, -math.inf))
     with pytest.raises(InputError, match="no features 'wide', only narrow"):
         train(x={"narrow": features["narrow"]})
