@@ -56,12 +56,18 @@ inputs, method_option, head_option, reading, training, outputs, running = (
 
 
 class Section(BaseModel):
-    """A group of fields; a bare value (``data: cars/`` in YAML) stands for its ``principal`` field."""
+    """A group of fields; a bare value (``data: cars/`` in YAML) stands for its ``principal`` field.
+
+    Attributes:
+        principal: name of that field.
+        flags: whether its fields' options are offered (a stage may use a section in a second role).
+    """
 
     model_config = ConfigDict(
         extra="forbid", validate_default=True, protected_namespaces=(), coerce_numbers_to_str=True
     )
     principal: typing.ClassVar[str | None] = None
+    flags: typing.ClassVar[bool] = True
 
 
 C = TypeVar("C", bound=Section)
@@ -74,7 +80,8 @@ def leaves(section: type[Section], prefix: str = "") -> Iterator[tuple[str, Any,
         if inspect.isclass(kind) and issubclass(kind, Section):
             yield from leaves(kind, f"{prefix}{name}.")
         else:
-            yield f"{prefix}{name}", field, typing.cast(dict[str, Any], field.json_schema_extra or {})
+            extra = typing.cast(dict[str, Any], field.json_schema_extra or {})
+            yield f"{prefix}{name}", field, extra if section.flags else {**extra, "flag": None}
 
 
 def resolve(

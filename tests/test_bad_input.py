@@ -154,7 +154,7 @@ CASES = {
     "batch that does not divide": (
         "{distill} --data data --set optim.accumulate=3",
         2,
-        r"--batch-size 8 does not divide by 3",
+        r"a batch of 8 does not divide by 3",
     ),
     "fp16 without CUDA": ("{distill} --data data --precision fp16 --device cpu", 4, "fp16"),
     "no weights": (

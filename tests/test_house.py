@@ -33,7 +33,7 @@ RANKS = (
 )
 RANK = {room: rank for rank, rooms in enumerate(RANKS) for room in rooms}
 # what stages share
-SHARED = {f"kdcli.stages{name}" for name in ("", ".frame", ".show", ".material", ".training")}
+SHARED = {f"kdcli.stages{name}" for name in ("", ".frame", ".show", ".material", ".training", ".finetune")}
 
 
 def module_name(file: Path) -> str:
@@ -160,8 +160,8 @@ def test_the_one_torch_load_reads_weights_only() -> None:
 RUN = "--out --overwrite --cache --seed -n,--num-processes --device --precision --workers --track"
 DATA = "--data --labels-per-class --class-balance --on-bad-image"
 OPTIONS = {
-    "probe": f"{RUN} {DATA} --views --teacher --weights --image-size --head --features --protocol --epochs "
-    "--batch-size",
+    "probe": f"{RUN} {DATA} --views --teacher --weights --image-size --head --finetune --features --protocol "
+    "--epochs --batch-size",
     "distill": f"{RUN} {DATA} --views --extra --extra-ratio --teacher --via --student --weights "
     "--from-scratch --image-size --method --alpha --temperature --opt --lr --weight-decay --epochs "
     "--max-steps --batch-size",
@@ -181,9 +181,10 @@ DATA_KEYS = (
 VIEW_KEYS = "count size scale ratio hflip vflip color_jitter auto_augment erase store interpolation"
 KEYS = {
     "probe": {
-        "": f"{RUN_KEYS} teacher weights image_size head features protocol",
+        "": f"{RUN_KEYS} teacher weights image_size head finetune features protocol",
         "data": DATA_KEYS,
         "views": VIEW_KEYS,
+        "optim": OPTIMISER,
         "grid": "lr weight_decay l2 solver epochs batch_size momentum patience",
     },
     "distill": {

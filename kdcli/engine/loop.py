@@ -86,6 +86,18 @@ class Outcome:
     best: dict[str, Tensor] | None
     rate: float = 0.0
 
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Those on validation of the best step, or of the last where there is no best."""
+        chosen = self.progress.best["metrics"] if self.progress.best else self.progress.last
+        return {f"validation/{name}": value for name, value in chosen.items()}
+
+    @property
+    def selection(self) -> str:
+        """How those weights were chosen."""
+        best, steps = self.progress.best, self.progress.step
+        return f"best on validation, step {best['step']} of {steps}" if best else f"last step ({steps})"
+
 
 def train(job: Job, output: Output, runtime: Runtime, console: Console, stop: Any = None) -> Outcome:
     """Run all phases of a method, resuming from the last committed state of ``output``.

@@ -22,7 +22,6 @@ from kdcli.artifacts.manifest import Manifest
 from kdcli.config import Section, inputs, method_option
 from kdcli.console import Console, duration, size
 from kdcli.errors import UsageError
-from kdcli.launch import world_size
 from kdcli.sections import StudentSection
 from kdcli.stages import Result, frame, show
 
@@ -168,7 +167,7 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
         return _chain(config, console, unless_complete)
     entry = methods.entry(config.method.name)
     frame.require(config.student, "--student")
-    _refuse_uneven(config)
+    frame.refuse_uneven(config.optim, config.processes)
     arguments = methods.arguments(
         config.method.name, config.method.model_dump(exclude={"name"}, exclude_none=True)
     )
@@ -194,14 +193,6 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
     method = without_zero_terms(methods.function(config.method.name)(task, **arguments))
     material = gather(config, data, extra, task, method, console)
     return Plan(config, target, data, task, method, arguments, material)
-
-
-def _refuse_uneven(config: Config) -> None:
-    parts = max(world_size(), config.processes) * config.optim.accumulate
-    if config.optim.batch_size % parts:
-        raise UsageError(
-            f"--batch-size {config.optim.batch_size} does not divide by {parts} (processes × accumulate)."
-        )
 
 
 def run(plan: Plan | Chain, console: Console, *, stop: Any = None, command: str = "") -> Result:
@@ -253,11 +244,9 @@ def _export(
     from kdcli.models.save import save
 
     config, material, progress = plan.config, plan.material, outcome.progress
-    best = progress.best
     (output.partial / "last").mkdir(exist_ok=True)
     save(student, output.partial / "last", outcome.last)
     keep = save(student, output.partial, outcome.best or outcome.last)
-    chosen = best["metrics"] if best else progress.last
     parents = [p for p in plan.target.parents if p["role"].rstrip("0123456789") in material.networks]
     manifest = Manifest("model", "distill", plan.target.identity, parents)
     manifest.facts = frame.facts(
@@ -266,11 +255,9 @@ def _export(
         task=plan.task.name,
         layout=student.layout,
         classes=list(plan.task.classes),
-        metrics={f"validation/{k}": v for k, v in chosen.items()},
+        metrics=outcome.metrics,
         metrics_last={f"validation/{k}": v for k, v in progress.last.items()},
-        selection=f"best on validation, step {best['step']} of {material.steps}"
-        if best
-        else f"last step ({material.steps})",
+        selection=outcome.selection,
         data=plan.data.describe(),
         method={"name": plan.method.name, **plan.arguments},
         views=material.order.views or "live",

@@ -12,7 +12,7 @@ from kdcli.artifacts import store
 from kdcli.config import identity
 from kdcli.errors import InputError, UsageError
 from kdcli.launch import world_size
-from kdcli.sections import DataSection, RunSection
+from kdcli.sections import DataSection, OptimSection, RunSection
 
 if TYPE_CHECKING:
     from kdcli.data.samples import Data
@@ -69,6 +69,16 @@ def require(value: Any, flag: str) -> Any:
     if value in (None, "", []):
         raise UsageError(f"{flag} is required.")
     return value
+
+
+def refuse_uneven(optim: OptimSection, processes: int) -> None:
+    """Raise UsageError for a global batch that does not divide into micro-batches of one size."""
+    parts = max(world_size(), processes) * optim.accumulate
+    if optim.batch_size % parts:
+        raise UsageError(
+            f"a batch of {optim.batch_size} does not divide by {parts} (processes × accumulate): change "
+            "optim.batch_size or optim.accumulate."
+        )
 
 
 def labelled(config: DataSection, *splits: str) -> Data:

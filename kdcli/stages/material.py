@@ -74,8 +74,18 @@ def gather(
     task: Classification,
     method: Method,
     console: Console,
+    networks: dict[str, Network] | None = None,
 ) -> Material:
     """Build the networks, lay the sources side by side and choose views and steps.
+
+    Args:
+        config: all that decides them.
+        data: splits and classes.
+        extra: unlabelled pictures.
+        task: whose classes the networks tell apart.
+        method: whose parties they are.
+        console: warns.
+        networks: by role, where they stand already.
 
     Raises:
         UsageError: ``--extra`` for an objective without a teacher; options that contradict one another.
@@ -88,9 +98,10 @@ def gather(
             raise UsageError("--extra-ratio needs --extra.")
     taught = "teacher" in {party.name for party in method.parties}
     pool = _pool(data, extra, taught)
-    networks = {"student": build_student(config, task)}
-    if taught:
-        networks["teacher"] = _teacher(config, task, data, console)
+    if networks is None:
+        networks = {"student": build_student(config, task)}
+        if taught:
+            networks["teacher"] = _teacher(config, task, data, console)
     largest = max(network.spec.size[0] for network in networks.values())
     view = TrainingView(config.views, config.views.size or largest, config.seed)
     optim, store = config.optim, Store(config.views.store)

@@ -15,18 +15,20 @@ from __future__ import annotations
 import copy
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from kdcli.artifacts.manifest import Manifest
 from kdcli.config import Section, head_option, inputs, option, training
 from kdcli.console import Console
 from kdcli.errors import InputError, UsageError, nearest
-from kdcli.sections import DataSection, RunSection, ViewSection
+from kdcli.sections import DataSection, OptimSection, RunSection, StudentSection, TrainingData, ViewSection
 from kdcli.stages import Result, frame, show
 
 if TYPE_CHECKING:
+    from kdcli.artifacts.store import Output
     from kdcli.data.samples import Data
     from kdcli.engine.heads import HeadResult, HeadSpec
+    from kdcli.engine.loop import Outcome
     from kdcli.engine.runtime import Runtime
     from kdcli.models.network import Network
 
@@ -47,6 +49,14 @@ class GridSection(Section):
     patience: int | None = option(5, "Epochs without gain after which a head stops.", ge=1)
 
 
+class FinetuneSection(OptimSection):
+    """How backbone and head learn together with --finetune."""
+
+    flags: ClassVar[bool] = False  # --epochs and --batch-size are the heads'
+    lr: float = option(5e-5, "Learning rate at the global batch size.", gt=0)
+    epochs: float = option(10, "Passes over the training pictures.", gt=0)
+
+
 class Config(RunSection):
     """Fit the best linear head on a frozen backbone: a task-specific teacher."""
 
@@ -60,9 +70,23 @@ class Config(RunSection):
     protocol: Literal["cached", "dinov2"] = head_option(
         "cached", "cached fixed views, or live as published.", "--protocol"
     )
+    finetune: bool = head_option(
+        False, "Then train backbone and head together (optim.*), live views.", "--finetune"
+    )
     data: DataSection = DataSection()
     views: ViewSection = ViewSection(count="1")
     grid: GridSection = GridSection()
+    optim: FinetuneSection = FinetuneSection()
+
+    def finetuning(self) -> StudentSection:
+        """The same run as one of a student that is there already."""
+        return StudentSection(
+            **{name: getattr(self, name) for name in RunSection.model_fields},
+            student=self.teacher,
+            data=TrainingData(**self.data.model_dump()),
+            views=self.views.model_copy(update={"count": "live"}),
+            optim=OptimSection(**self.optim.model_dump()),
+        )
 
 
 @dataclass
@@ -104,9 +128,10 @@ class Plan:
         """Show the plan on stderr."""
         show.network(console, "teacher", self.network)
         if self.data is not None:
+            tune = f", then all of it for {self.config.optim.epochs:g} epochs" if self.config.finetune else ""
             heads = f"{len(self.specs)} SGD heads and {self._lbfgs_count} by L-BFGS"
             console.note(f"reads    {self.config.data.source}: {show.splits(self.data)}")
-            console.note(f"trains   {heads} on {', '.join(self.features)}")
+            console.note(f"trains   {heads} on {', '.join(self.features)}{tune}")
         else:
             console.note(f"keeps    the trained classifier of {len(self.network.classes or [])} classes")
         console.note(f"writes   {self.target.path}")
@@ -130,6 +155,10 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
     frame.require(config.teacher, "--teacher")
     if not config.views.count.isdigit() or int(config.views.count) < 1:
         raise UsageError(f"--views: probe caches a number of fixed views, got '{config.views.count}'.")
+    if config.finetune:
+        if config.head == "keep":
+            raise UsageError("--finetune trains a fitted head further; leave out --head keep.")
+        frame.refuse_uneven(config.optim, config.processes)
     parents = [frame.parent("teacher", str(config.teacher), config.weights)]
     data = frame.labelled(config.data, "train", "validation") if config.head == "fit" else None
     prints = {"data": data.fingerprint} if data else {}
@@ -169,6 +198,7 @@ def run(plan: Plan, console: Console, *, stop: Any = None, command: str = "") ->
             return Result(path, frame.summary(path))
         network = copy.deepcopy(plan.network).to(runtime.device)
         results: list[HeadResult] = []
+        outcome: Outcome | None = None
         if plan.data is not None:
             results = _fit(plan, network, runtime, console, stop)
             winner = best(results)
@@ -176,8 +206,13 @@ def run(plan: Plan, console: Console, *, stop: Any = None, command: str = "") ->
             console.note(
                 f"best of {len(results)} heads: {winner.spec.name}, validation top-1 {winner.top1:.4f}"
             )
+            if plan.config.finetune:
+                from kdcli.stages.finetune import finetune
+
+                config = plan.config.finetuning()
+                outcome = finetune(network, config, plan.data, output, runtime, console, stop)
         if runtime.main:
-            _export(plan, network, results, output, runtime, command)
+            _export(plan, network, results, outcome, output, runtime, command)
         runtime.barrier()
     return Result(path, frame.summary(path))
 
@@ -247,13 +282,20 @@ def _fit(plan: Plan, network: Network, runtime: Runtime, console: Console, stop:
 
 
 def _export(
-    plan: Plan, network: Network, results: list[HeadResult], output: Any, runtime: Runtime, command: str
+    plan: Plan,
+    network: Network,
+    results: list[HeadResult],
+    outcome: Outcome | None,
+    output: Output,
+    runtime: Runtime,
+    command: str,
 ) -> None:
     """Write backbone and head, with the whole grid in the manifest, and commit."""
     from kdcli.engine.heads import best
+    from kdcli.engine.loop import LOG
     from kdcli.models.save import save
 
-    keep = save(network, output.partial)
+    keep = save(network, output.partial, (outcome.best or outcome.last) if outcome else None)
     manifest = Manifest("model", "probe", plan.target.identity, plan.target.parents)
     chosen: dict[str, Any] = {}
     if results:
@@ -263,6 +305,12 @@ def _export(
             "selection": f"best of {len(results)} heads on validation: {winner.spec.name}",
             "grid": [{**asdict(r.spec), "top1": r.top1, "nll": r.nll, "epoch": r.epoch} for r in results],
         }
+    cost = {"teacher_forwards": len(plan.data.split("train")) * plan.views if plan.data else 0}
+    if outcome:
+        keep.append(LOG)
+        chosen["head"] = {"metrics": chosen["metrics"], "selection": chosen["selection"]}
+        chosen |= {"metrics": outcome.metrics, "selection": f"finetuned, {outcome.selection}"}
+        cost["finetune_steps"] = outcome.progress.step
     manifest.facts = frame.facts(
         plan.config,
         command,
@@ -271,7 +319,7 @@ def _export(
         classes=network.classes,
         **chosen,
         data=plan.data.describe() if plan.data else None,
-        cost={"teacher_forwards": len(plan.data.split("train")) * plan.views if plan.data else 0},
+        cost=cost,
         **runtime.describe(),
     )
     output.commit(manifest, keep)

@@ -10,12 +10,16 @@ from torch import Tensor
 class Task(Protocol):
     """What methods and stages ask of a task."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """As in manifests."""
+
+    @property
+    def selection(self) -> str:
+        """The metric that model selection goes by."""
 
     def supervised(self, call: str) -> Any:
         """The term that learns from labels, over the logits of ``call``."""
 
     def measure(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
-        """Metrics of one split; ``selection`` names the one that model selection goes by."""
-
-    selection: str
+        """Metrics of one split."""

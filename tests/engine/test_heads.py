@@ -257,7 +257,9 @@ def test_bad_input_is_refused_with_a_message() -> None:
         InputError, match=rf"training features 'wide' hold NaN or Inf in 1 of \d+.*the first {row}:"
     ):
         train(x=spoil(features, row, math.nan))
-    with pytest.raises(InputError, match=rf"validation features 'wide' hold NaN or Inf.*the first {val_row}:"):
+    with pytest.raises(
+        InputError, match=rf"validation features 'wide' hold NaN or Inf.*the first {val_row}:"
+    ):
         train(val_x=spoil(val_features, val_row, -math.inf))
     with pytest.raises(InputError, match="no features 'wide', only narrow"):
         train(x={"narrow": features["narrow"]})

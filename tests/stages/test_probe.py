@@ -6,7 +6,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file
-from toolbox import QUIET, facts
+from toolbox import QUIET, facts, rows
 
 from kdcli.artifacts import manifest as manifests
 from kdcli.config import resolve
@@ -152,3 +152,41 @@ def test_stopped_features_are_kept(plan, tmp_path):
 def test_refusals(plan, tmp_path, more, error, message):
     with pytest.raises(error, match=message):
         plan("test_vit", tmp_path / "out", **more)
+
+
+def test_finetuning_trains_backbone_and_head(plan, weights, pictures, tmp_path):
+    more = {"finetune": True, "optim.max_steps": 3, "optim.batch_size": 8, "optim.lr": 1e-3}
+    made = probe.run(plan("test_resnet", tmp_path / "out", features="timm", **more), QUIET).path
+    before, after = load_file(weights["test_resnet"]), load_file(made / "model.safetensors")
+    assert not torch.equal(before["conv1.0.weight"], after["conv1.0.weight"])
+    manifest = facts(made)
+    assert manifest["selection"].startswith("finetuned, best on validation, step ")
+    assert manifest["head"]["selection"].startswith("best of ")
+    assert manifest["cost"]["finetune_steps"] == 3
+    assert [row["step"] for row in rows(made) if "loss" in row] == [3]
+    assert timm.create_model(f"local-dir:{made}", pretrained=True).num_classes == len(manifest["classes"])
+
+
+def test_finetuning_goes_on_where_it_stopped(plan, tmp_path):
+    class Stop:
+        left = 2
+
+        @property
+        def requested(self):
+            self.left -= 1
+            return "SIGTERM" if self.left < 0 else None
+
+    more = {"finetune": True, "optim.max_steps": 4, "optim.batch_size": 8, "features": "pooled"}
+    whole = probe.run(plan("test_vit", tmp_path / "whole", **more), QUIET).path
+    with pytest.raises(Preempted, match="stopped after step 2 of 4"):
+        probe.run(plan("test_vit", tmp_path / "cut", **more), QUIET, stop=Stop())
+    resumed = probe.run(plan("test_vit", tmp_path / "cut", **more), QUIET).path
+    name = "model.safetensors"
+    assert (resumed / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_finetuning_needs_a_fitted_head(plan, tmp_path):
+    with pytest.raises(UsageError, match="--finetune trains a fitted head further; leave out --head keep"):
+        plan("test_vit", tmp_path / "out", finetune=True, head="keep")
+    with pytest.raises(UsageError, match="a batch of 9 does not divide by 2"):
+        plan("test_vit", tmp_path / "out", finetune=True, **{"optim.batch_size": 9, "optim.accumulate": 2})
