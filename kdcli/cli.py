@@ -11,6 +11,7 @@ import json
 import os
 import shlex
 import sys
+import time
 import traceback
 import typing
 from collections.abc import Sequence
@@ -26,6 +27,7 @@ from kdcli.launch import StopSignal, adopt_slurm, is_worker, launch, rank
 from kdcli.stages import Result
 
 _PLATFORMS = ("linux", "darwin")
+_PATIENCE_S = 5.0
 
 
 def main(arguments: Sequence[str] | None = None) -> typing.NoReturn:
@@ -62,6 +64,8 @@ def run(arguments: list[str], answer: TextIO, stop: StopSignal) -> int:
         work = app(arguments, standalone_mode=False, prog_name="kdcli")
         return work() if callable(work) else int(work or 0)
     except errors.KdcliError as error:
+        if _said_by_another(stop):
+            return error.exit_code
         if error.exit_code == errors.KdcliError.exit_code:  # a bug: say where
             for note in getattr(error, "__notes__", ()):
                 console.warn(note)
@@ -92,6 +96,21 @@ _OUT_OF_MEMORY = (
     "out of memory. Lower --batch-size, or split the batch with --set optim.accumulate=2 (the result stays "
     "the same but for batch statistics); --precision bf16 and smaller views (--set views.size=…) help too."
 )
+
+
+def _said_by_another(stop: StopSignal) -> bool:
+    """Whether this is not the first process of a job, and the job is ended while it waits a little.
+
+    What all processes meet (a wrong option, a missing file) the first one says; what only this one meets
+    (its own disk, its own memory) it has to say itself.
+    """
+    if not is_worker() or rank() == 0:
+        return False
+    until = time.monotonic() + _PATIENCE_S
+    with stop.watching():
+        while stop.requested is None and time.monotonic() < until:
+            time.sleep(0.05)
+    return stop.requested is not None
 
 
 def _usage(error: TyperException) -> str:

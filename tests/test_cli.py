@@ -307,6 +307,24 @@ def test_exit_codes(
     assert ("Traceback" in text) is (code == 1)
 
 
+@pytest.mark.parametrize("ended", [True, False])
+def test_what_all_processes_meet_is_said_once(
+    ended: bool,
+    toy: Callable[..., Toy],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The second process is silent where the job is ended meanwhile, and speaks where it fails alone."""
+    toy(raising(errors.InputError("the data are gone.")))
+    for key, value in {"KDCLI_WORKER": "1", "RANK": "1", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.setattr(cli, "_PATIENCE_S", 0.1)
+    stop = StopSignal()
+    stop.requested = "SIGTERM" if ended else None
+    assert run(["distill"], stop) == (3, "")
+    assert ("the data are gone" in capsys.readouterr().err) is not ended
+
+
 def test_the_table_of_exit_codes() -> None:
     codes = {kind.__name__: kind.exit_code for kind in vars(errors).values() if isinstance(kind, type)
              and issubclass(kind, errors.KdcliError)}  # fmt: skip
