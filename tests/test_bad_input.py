@@ -96,9 +96,6 @@ DISTILL = ["distill", "--teacher", "teacher", *STUDENT]
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Data and a teacher, made once."""
-    import torch
-
-    torch.set_num_threads(1)
     root = tmp_path_factory.mktemp("bad-input")
     folder(root / "data")
     before = Path.cwd()

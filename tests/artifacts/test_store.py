@@ -38,11 +38,6 @@ FILES = {"kdcli.json", "model.safetensors", "config.json", "last"}
 STEPS = 2
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)  # a forked child has none of the parent's threads
-
-
 def run(
     out: Path,
     identity: dict[str, Any] = IDENTITY,

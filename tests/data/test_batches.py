@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -23,14 +22,6 @@ from kdcli.data.samples import Samples
 from kdcli.data.views import TrainingView
 from kdcli.errors import BadImageError, EnvironmentFault, InputError, KdcliError
 from kdcli.sections import ViewSection
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def picture(number: int) -> bytes:

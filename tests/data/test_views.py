@@ -7,7 +7,6 @@ import importlib.util
 import random
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -43,14 +42,6 @@ def photographs() -> list[Image.Image]:
 @pytest.fixture(scope="module")
 def photograph(photographs: list[Image.Image]) -> Image.Image:
     return photographs[0].resize((80, 60))
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def view(size: int = 32, seed: int = 0, **fields: object) -> TrainingView:

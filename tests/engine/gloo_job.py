@@ -188,7 +188,6 @@ def resume(folder: Path, pictures: Path, stops: list[int]) -> None:
 
 def main() -> None:
     folder, pictures = Path(sys.argv[1]), Path(sys.argv[2])
-    torch.set_num_threads(1)
     runtime = open_runtime(resolve(RunSection, options={"device": "cpu"}), find_unused=True)
     compare_gradients(runtime, folder)
     resume(folder, pictures, list(range(30)) if "every" in sys.argv else [0, 1, 8, 29])

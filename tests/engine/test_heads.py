@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -32,15 +31,6 @@ GRID = [
     for lr in (1e-3, 0.03, 0.3, 1.0)
     for decay in (0.0, 0.05)
 ]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Toy sizes: a second thread only waits."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def make(n: int = 150, m: int = 80, seed: int = 0) -> Data:

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 from test_resume import finished, make_plan
 from toolbox import QUIET
 
@@ -71,7 +70,6 @@ def reporting(plan: distill.Plan) -> Callable[[Callable[[int], None]], None]:
             report(step)
 
         Output.new_state = new_state
-        torch.set_num_threads(1)
         distill.run(plan, QUIET)
 
     return body
@@ -88,7 +86,6 @@ def inside_a_commit(out: Path) -> bool:
 
 
 def sweep(kills: int, pictures: Path, teacher: Path, folder: Path) -> dict[str, int]:
-    torch.set_num_threads(1)
     rng = random.Random(0)
     whole = make_plan("cached", pictures, teacher, folder / "whole", save_steps=1)
     started = time.monotonic()

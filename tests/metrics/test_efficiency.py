@@ -10,14 +10,6 @@ from kdcli.metrics import efficiency
 from kdcli.metrics.efficiency import flops, latency, parameters, peak_memory, throughput
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 class Attention(nn.Module):
     """Self-attention over [B, N, 16] with two heads, as a network may write it."""
 
