@@ -84,9 +84,8 @@ def from_os_error(error: OSError, path: Path | str, wanted_bytes: int | None = N
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         size = f" ({wanted_bytes:,} bytes wanted)" if wanted_bytes else ""
         return EnvironmentFault(
-            f"no space left on the disk while writing {place}{size}. Free some space and run the same "
-            "command "
-            "again: it continues from the last committed step."
+            f"no space left on the disk while writing {place}{size}. Free some space and run the "
+            "same command again: it continues from the last committed step."
         )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return EnvironmentFault(

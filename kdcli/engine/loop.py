@@ -254,10 +254,8 @@ class _Run:
         what = "loss" if not math.isfinite(loss) else "gradient"
         raise Diverged(
             f"the {what} became {loss if what == 'loss' else norm} in step {step + 1} (samples {indices} "
-            "and others "
-            f"of its batch). The state after step {step} is kept. Lower --lr, raise optim.warmup or clip "
-            "with "
-            "optim.clip_grad, and start anew with --overwrite."
+            f"and others of its batch). The state after step {step} is kept. Lower --lr, raise optim.warmup "
+            "or clip with optim.clip_grad, and start anew with --overwrite."
         )
 
     # -- evaluation, log, commits ----------------------------------------------------------------------------
