@@ -80,7 +80,7 @@ def run(arguments: list[str], answer: TextIO, stop: StopSignal) -> int:
         console.error("interrupted. The same command continues from the last committed step.")
         return 130
     except Exception as error:
-        if _is_out_of_memory(error):
+        if errors.is_out_of_memory(error):
             console.error(_OUT_OF_MEMORY)
             return errors.EnvironmentFault.exit_code
         if isinstance(error, OSError) and error.errno in errors.DISK_FAULTS:
@@ -93,8 +93,9 @@ def run(arguments: list[str], answer: TextIO, stop: StopSignal) -> int:
 
 
 _OUT_OF_MEMORY = (
-    "out of memory. Lower --batch-size, or split the batch with --set optim.accumulate=2 (the result stays "
-    "the same but for batch statistics); --precision bf16 and smaller views (--set views.size=…) help too."
+    "out of memory. Lower --batch-size, or split the batch with --auto-batch or --set optim.accumulate=2 "
+    "(the result stays the same but for batch statistics); --precision bf16 and smaller views "
+    "(--set views.size=…) help too."
 )
 
 
@@ -119,14 +120,6 @@ def _usage(error: TyperException) -> str:
         name = str(error.option_name)
         return f"unknown option '{name}'.{errors.nearest(name, error.possibilities or ())}"
     return error.format_message()
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Whether Python, CUDA (by name: torch is not imported here) or torch's CPU allocator ran out."""
-    names = (type(error).__name__, str(error))
-    return (
-        isinstance(error, MemoryError) or "OutOfMemoryError" in names or "can't allocate memory" in names[1]
-    )
 
 
 def _reserve_stdout() -> TextIO:

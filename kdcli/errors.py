@@ -92,3 +92,13 @@ def from_os_error(error: OSError, path: Path | str, wanted_bytes: int | None = N
             f"cannot access {place}: {error.strerror}. Mend its rights or choose another."
         )
     return EnvironmentFault(f"{place}: {error.strerror or error}")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether Python, CUDA (by name: torch is not imported here) or torch's CPU allocator ran out."""
+    text = str(error)
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in text
+    )

@@ -76,6 +76,7 @@ class OptimSection(Section):
     max_steps: int | None = training(None, "Stop after so many steps, the schedule too.", "--max-steps", ge=1)
     batch_size: int = training(128, "Over all processes and micro-batches.", "--batch-size", ge=1)
     accumulate: int = option(1, "Micro-batches per step.", ge=1)
+    auto_batch: bool = training(False, "Split batches further until a step fits into memory.", "--auto-batch")
     clip_grad: float | None = option(1.0, "Largest gradient norm.", gt=0)
     ema: float = option(0.0, "Decay of the exponential moving average of weights; 0 for none.", ge=0, lt=1)
     label_smoothing: float = option(0.0, "Of the supervised loss.", ge=0, lt=1)

@@ -164,12 +164,12 @@ OPTIONS = {
     "--epochs --batch-size",
     "distill": f"{RUN} {DATA} --views --extra --extra-ratio --teacher --via --student --weights "
     "--from-scratch --image-size --method --alpha --temperature --opt --lr --weight-decay --epochs "
-    "--max-steps --batch-size",
+    "--max-steps --batch-size --auto-batch",
     "eval": f"{RUN} {DATA} --teacher --split --require --cost --batch-size",
 }
 OPTIMISER = (
     "opt lr weight_decay momentum betas layer_decay schedule warmup min_lr milestones decay_epochs "
-    "decay_rate epochs max_steps batch_size accumulate clip_grad ema label_smoothing mixup cutmix"
+    "decay_rate epochs max_steps batch_size accumulate auto_batch clip_grad ema label_smoothing mixup cutmix"
 )
 RUN_KEYS = (
     "out overwrite cache seed processes device precision workers worker_timeout deterministic threads track"

@@ -11,92 +11,28 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kdcli.artifacts.model import read_tensors
 from kdcli.artifacts.store import Output, remove, write_tensors
 from kdcli.console import Console, Progress
-from kdcli.data.batches import Loader
-from kdcli.data.order import Key, Order
+from kdcli.data.order import Key
 from kdcli.data.views import mix as hash_of
 from kdcli.engine import state
+from kdcli.engine.fitting import micro_batches_that_fit
+from kdcli.engine.job import Job, Outcome
 from kdcli.engine.micro import MicroBatches
 from kdcli.engine.optim import build_optimizer, build_schedule
 from kdcli.engine.runtime import Runtime, watching
 from kdcli.engine.turn import TurnModule
 from kdcli.errors import Diverged, Preempted
-from kdcli.sections import OptimSection
-from kdcli.words import Method
 
 LOG = "metrics.jsonl"
 _OVERFLOWS = 25
-
-
-@dataclass
-class Job:
-    """Everything the loop needs, and nothing it has to look up.
-
-    Attributes:
-        method: as pruned by the plan.
-        parties: its networks by name, on the device.
-        order: which samples each step holds.
-        loader: makes batches of keys.
-        optim: optimiser, schedule, batch.
-        steps: in all.
-        classes: number of classes, for mixed targets.
-        evaluate: metrics of the exported network, or None without a validation split.
-        selection: the metric that chooses the best step.
-        evaluate_every: steps between evaluations.
-        row_weight: [C] factors of the supervised loss per class, or None.
-        save_steps: commit state every so many steps; None to go by time.
-        save_minutes: commit state so often.
-        log_every: steps between rows of the log.
-        track: receives each log row.
-        seed: of everything random.
-    """
-
-    method: Method
-    parties: dict[str, nn.Module]
-    order: Order
-    loader: Loader
-    optim: OptimSection
-    steps: int
-    classes: int
-    seed: int
-    evaluate: Callable[[nn.Module], dict[str, float]] | None = None
-    selection: str = "top1"
-    evaluate_every: float = math.inf
-    row_weight: Tensor | None = None
-    save_steps: int | None = None
-    save_minutes: float = 5.0
-    log_every: int = 10
-    track: Callable[[dict[str, Any]], None] | None = None
-
-
-@dataclass
-class Outcome:
-    """What training left: the exported network's weights at the last and (on the first process) best step."""
-
-    progress: state.Progress
-    last: dict[str, Tensor]
-    best: dict[str, Tensor] | None
-    rate: float = 0.0
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        """Those on validation of the best step, or of the last where there is no best."""
-        chosen = self.progress.best["metrics"] if self.progress.best else self.progress.last
-        return {f"validation/{name}": value for name, value in chosen.items()}
-
-    @property
-    def selection(self) -> str:
-        """How those weights were chosen."""
-        best, steps = self.progress.best, self.progress.step
-        return f"best on validation, step {best['step']} of {steps}" if best else f"last step ({steps})"
 
 
 def train(job: Job, output: Output, runtime: Runtime, console: Console, stop: Any = None) -> Outcome:
@@ -181,6 +117,8 @@ class _Run:
         first = self.progress.step
         clock = time.monotonic()
         self._commit_if_due(first)  # a signal during start-up
+        if job.optim.auto_batch:
+            self._split_to_fit(prepared, first)
         for step, batch in zip(range(first, end), job.loader(self._my_keys(first, end))):
             for module in prepared.values():
                 module.train()
@@ -200,6 +138,33 @@ class _Run:
                 self._evaluate()
             bar.update(step + 1, loss=row["loss"], **self._shown())
             self._commit_if_due(step + 1)
+
+    def _split_to_fit(self, prepared: dict[str, Any], step: int) -> None:
+        """Choose the number of micro-batches by trial; a resumed run keeps what it found first."""
+        job, batch = self.job, next(iter(self.job.loader(self._my_keys(step, step + 1))))
+
+        def trial(accumulate: int) -> None:
+            self._split(accumulate)
+            part, share = self.micro(batch, step, self.runtime)[0]
+            try:
+                for module in prepared.values():
+                    with self.runtime.accelerator.no_sync(module):
+                        self.runtime.accelerator.backward(module(part, share, 0.0)["loss"])
+            finally:
+                for optimizer in self.steppers.values():
+                    optimizer.zero_grad()
+
+        rows = job.optim.batch_size // self.runtime.world_size
+        if not self.progress.accumulate:
+            found = micro_batches_that_fit(trial, job.optim.accumulate, rows, self.runtime)
+            if found > job.optim.accumulate:
+                self.console.note(f"each batch is split into {found} to fit into memory")
+            self.progress.accumulate = found
+        self._split(self.progress.accumulate)
+
+    def _split(self, accumulate: int) -> None:
+        optim = self.job.optim.model_copy(update={"accumulate": accumulate})
+        self.micro = replace(self.micro, optim=optim)
 
     def _my_keys(self, first: int, end: int) -> Iterator[list[Key]]:
         per = self.job.optim.batch_size // self.runtime.world_size

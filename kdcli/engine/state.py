@@ -33,6 +33,7 @@ class Progress:
         best: ``{"step", "value", "metrics", "file"}`` of the best evaluation, or None.
         last: metrics of the latest evaluation.
         skipped: fp16 overflow steps in a row.
+        accumulate: micro-batches per step where they were found by trial, else 0.
     """
 
     step: int = 0
@@ -41,6 +42,7 @@ class Progress:
     best: dict[str, Any] | None = None
     last: dict[str, Any] = field(default_factory=dict)
     skipped: int = 0
+    accumulate: int = 0
 
 
 def save(

@@ -28,7 +28,7 @@ from kdcli.stages import Result, frame, show
 if TYPE_CHECKING:
     from kdcli.artifacts.store import Output
     from kdcli.data.samples import Data
-    from kdcli.engine.loop import Outcome
+    from kdcli.engine.job import Outcome
     from kdcli.engine.runtime import Runtime
     from kdcli.models.network import Network
     from kdcli.stages.material import Material
@@ -262,6 +262,7 @@ def _export(
         method={"name": plan.method.name, **plan.arguments},
         views=material.order.views or "live",
         global_batch=config.optim.batch_size,
+        accumulate=progress.accumulate or config.optim.accumulate,
         lr=config.optim.lr,
         steps=progress.step,
         seconds=round(progress.seconds, 4),

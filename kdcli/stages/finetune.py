@@ -11,7 +11,8 @@ from typing import Any
 from kdcli.artifacts.store import Output
 from kdcli.console import Console
 from kdcli.data.samples import Data
-from kdcli.engine.loop import Outcome, train
+from kdcli.engine.job import Outcome
+from kdcli.engine.loop import train
 from kdcli.engine.runtime import Runtime
 from kdcli.methods.supervised import supervised
 from kdcli.models.network import Network

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from torch import nn
+
 from kdcli.console import Console
 from kdcli.data.cache import Store
 from kdcli.data.order import Order, Pool
@@ -18,7 +20,7 @@ from kdcli.errors import UsageError
 from kdcli.models.build import build
 from kdcli.models.ensemble import Ensemble
 from kdcli.models.network import Network
-from kdcli.sections import StudentSection
+from kdcli.sections import OptimSection, StudentSection
 from kdcli.stages import frame
 from kdcli.tasks.classification import Classification
 from kdcli.words import Method
@@ -91,6 +93,7 @@ def gather(
         UsageError: ``--extra`` for an objective without a teacher; options that contradict one another.
         InputError: networks that cannot be built or know other classes.
     """
+    optim = config.optim
     if config.data.extra_ratio is not None:
         if config.data.labelled_fraction is not None:
             raise UsageError("--extra-ratio and data.labelled_fraction both fill batches: give one.")
@@ -102,9 +105,11 @@ def gather(
         networks = {"student": build_student(config, task)}
         if taught:
             networks["teacher"] = _teacher(config, task, data, console)
+    if optim.auto_batch:
+        _refuse_to_split(optim, method, networks["student"])
     largest = max(network.spec.size[0] for network in networks.values())
     view = TrainingView(config.views, config.views.size or largest, config.seed)
-    optim, store = config.optim, Store(config.views.store)
+    store = Store(config.views.store)
     steps = optim.max_steps or math.ceil(optim.epochs * len(pool) / optim.batch_size)
     views = fixed_views(
         config.views.count,
@@ -125,6 +130,18 @@ def gather(
         real=len(pool.parts[0]),
     )
     return Material(pool, order, view, networks, steps, bytes_per_view(len(task.classes), store))
+
+
+def _refuse_to_split(optim: OptimSection, method: Method, student: Network) -> None:
+    """--auto-batch promises the same result however a batch is split."""
+    terms = [term for phase in method.phases for turn in phase.turns for term in turn.terms]
+    why = next((f"{t.name} relates the rows of a micro-batch" for t in terms if t.scope == "batch"), "")
+    if optim.mixup or optim.cutmix:
+        why = "mixup and CutMix pair the pictures of a micro-batch"
+    if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in student.modules()):
+        why = f"{student.name} has batch norms, whose statistics are those of a micro-batch"
+    if why:
+        raise UsageError(f"--auto-batch: {why}. Set optim.accumulate yourself.")
 
 
 def _pool(data: Data, extra: Sequence[Data], taught: bool) -> Pool:

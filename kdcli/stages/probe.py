@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from kdcli.artifacts.store import Output
     from kdcli.data.samples import Data
     from kdcli.engine.heads import HeadResult, HeadSpec
-    from kdcli.engine.loop import Outcome
+    from kdcli.engine.job import Outcome
     from kdcli.engine.runtime import Runtime
     from kdcli.models.network import Network
 

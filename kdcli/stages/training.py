@@ -14,7 +14,7 @@ from kdcli.data.cache import Store
 from kdcli.data.samples import Data
 from kdcli.engine.cache import Filling, fill_calls
 from kdcli.engine.inference import outputs
-from kdcli.engine.loop import Job
+from kdcli.engine.job import Job
 from kdcli.engine.runtime import Runtime
 from kdcli.models.network import Network
 from kdcli.sections import StudentSection
