@@ -33,7 +33,7 @@ RANKS = (
 )
 RANK = {room: rank for rank, rooms in enumerate(RANKS) for room in rooms}
 # what stages share
-SHARED = {f"kdcli.stages{name}" for name in ("", ".frame", ".show", ".material", ".training")}
+SHARED = {f"kdcli.stages{name}" for name in ("", ".assess", ".frame", ".show", ".material", ".training")}
 
 
 def module_name(file: Path) -> str:
