@@ -33,7 +33,10 @@ RANKS = (
 )
 RANK = {room: rank for rank, rooms in enumerate(RANKS) for room in rooms}
 # what stages share
-SHARED = {f"kdcli.stages{name}" for name in ("", ".frame", ".show", ".material", ".training", ".finetune")}
+SHARED = {
+    f"kdcli.stages{name}"
+    for name in ("", ".assess", ".frame", ".show", ".material", ".training", ".finetune")
+}
 
 
 def module_name(file: Path) -> str:

@@ -204,6 +204,7 @@ class Data:
         splits: ``train``, ``validation``, ``test`` as far as they exist.
         licence: what the data says of itself.
         skipped: ids (hex) of corrupt pictures left out.
+        task: what its labels are for, a key of :data:`kdcli.tasks.TASKS`.
     """
 
     source: str
@@ -211,6 +212,7 @@ class Data:
     splits: dict[str, Samples]
     licence: str = ""
     skipped: tuple[str, ...] = ()
+    task: str = "classification"
 
     def split(self, name: str) -> Samples:
         """The split ``name``; raises InputError listing those that exist."""

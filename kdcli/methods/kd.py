@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from kdcli.losses.logits import kl_divergence
 from kdcli.tasks import Task
-from kdcli.words import Call, Method, Party, Phase, Term, Turn
+from kdcli.words import Call, Method, Party, Phase, Turn
 
 
 def kd(
@@ -26,13 +25,7 @@ def kd(
     asks for T² so that the two gradients keep their relation when T changes. Unlabelled pictures enter the
     teacher term only.
     """
-    teach = Term(
-        "kl",
-        kl_divergence,
-        ("s.logits", "~t.logits"),
-        weight=kd,
-        keywords={"temperature": temperature, "t_squared": t_squared},
-    )
+    teach = replace(task.taught("s", "t", temperature=temperature, t_squared=t_squared), weight=kd)
     turn = Turn(
         "student",
         trains=("student",),

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from kdcli.engine.runtime import Runtime
     from kdcli.models.network import Network
     from kdcli.stages.material import Material
-    from kdcli.tasks.classification import Classification
+    from kdcli.tasks import Task
     from kdcli.words import Method
 
 
@@ -66,7 +66,7 @@ class Plan:
     config: Config
     target: frame.Target
     data: Data
-    task: Classification
+    task: Task
     method: Method
     arguments: dict[str, Any]
     material: Material
@@ -184,12 +184,10 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
         return Result(target.path, frame.summary(target.path))
 
     from kdcli.stages.material import gather
-    from kdcli.tasks.classification import Classification
+    from kdcli.tasks import task_of
     from kdcli.words import without_zero_terms
 
-    task = Classification(
-        tuple(data.classes or ()), config.optim.label_smoothing, config.data.class_balance == "loss"
-    )
+    task = task_of(data, config.data, config.optim, config.views)
     method = without_zero_terms(methods.function(config.method.name)(task, **arguments))
     material = gather(config, data, extra, task, method, console)
     return Plan(config, target, data, task, method, arguments, material)

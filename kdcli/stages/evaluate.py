@@ -23,8 +23,6 @@ from kdcli.sections import DataSection, RunSection
 from kdcli.stages import Result, frame
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from kdcli.data.samples import Data, Samples
     from kdcli.engine.runtime import Runtime
     from kdcli.models.network import Network
@@ -161,17 +159,15 @@ def _short(name: str, names: list[str]) -> str:
 
 
 def _report(plan: Plan, runtime: Runtime, console: Console) -> dict[str, Any]:
-    import torch
+    from kdcli.stages import assess
+    from kdcli.tasks import task_of
 
-    targets = torch.from_numpy(plan.samples.labels)
-    found = {name: _logits(plan, net, name, runtime, console) for name, net in plan.networks.items()}
-    teacher = next((found[name] for name, net in plan.networks.items() if net is plan.teacher), None)
-    if plan.teacher is not None and teacher is None:
-        teacher = _logits(plan, plan.teacher, "teacher", runtime, console)
-    models = [
-        _model(plan, name, network, found[name], targets, teacher, runtime)
-        for name, network in plan.networks.items()
-    ]
+    config = plan.config
+    task = task_of(plan.data, config.data)
+    reading = frame.reading(config, config.data)
+    setting = assess.Setting(task, plan.samples, runtime, config.batch_size, reading)
+    found = assess.rows(setting, plan.networks, plan.teacher, console)
+    models = [_model(plan, name, net, found[name], runtime) for name, net in plan.networks.items()]
     return {
         "title": f"{plan.config.split} split of {plan.config.data.source}",
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -187,48 +183,16 @@ def _report(plan: Plan, runtime: Runtime, console: Console) -> dict[str, Any]:
     }
 
 
-def _logits(plan: Plan, network: Network, name: str, runtime: Runtime, console: Console) -> Tensor:
-    from kdcli.engine.inference import outputs
-
-    config = plan.config
-    with console.progress(name, len(plan.samples), "pictures") as bar:
-        return outputs(
-            network.to(runtime.device),
-            plan.samples,
-            runtime,
-            batch_size=config.batch_size,
-            progress=bar.update,
-            **frame.reading(config, config.data),
-        )
-
-
 def _model(
-    plan: Plan,
-    name: str,
-    network: Network,
-    logits: Tensor,
-    targets: Tensor,
-    teacher: Tensor | None,
-    runtime: Runtime,
+    plan: Plan, name: str, network: Network, found: dict[str, Any], runtime: Runtime
 ) -> dict[str, Any]:
-    from kdcli.metrics.agreement import agreement
-    from kdcli.metrics.classification import classification_metrics, confusion, reliability
-
+    """One model's part of the report: what the task measured, its training, its cost."""
     facts = frame.model_facts(network.name)
-    row: dict[str, Any] = {
-        "name": name,
-        "path": network.name,
-        "metrics": classification_metrics(logits, targets),
-        "reliability": reliability(logits, targets),
-        "confusion": confusion(logits, targets, len(plan.data.classes or [])).tolist(),
-        "curves": _curves(Path(network.name)),
-    }
+    row = {"name": name, "path": network.name, **found, "curves": _curves(Path(network.name))}
     if "selection" in facts:
         row["selection"] = facts["selection"]
     if plan.config.cost:
         row["cost"] = _cost(plan.config, network, runtime)
-    if teacher is not None and plan.teacher is not None:
-        row["teacher"] = {"name": plan.teacher.name, **agreement(logits, teacher, targets)}
     return row
 
 

@@ -19,7 +19,7 @@ from kdcli.models.network import Network
 from kdcli.sections import StudentSection
 from kdcli.stages.material import gather
 from kdcli.stages.training import training_job
-from kdcli.tasks.classification import Classification
+from kdcli.tasks import task_of
 
 
 def finetune(
@@ -36,9 +36,7 @@ def finetune(
     Raises:
         Diverged, Preempted: the last good state is kept, the same command continues from it.
     """
-    task = Classification(
-        tuple(data.classes or ()), config.optim.label_smoothing, config.data.class_balance == "loss"
-    )
+    task = task_of(data, config.data, config.optim, config.views)
     method = supervised(task)
     networks = {"student": network.requires_grad_(True)}
     material = gather(config, data, (), task, method, console, networks)

@@ -22,7 +22,7 @@ from kdcli.models.ensemble import Ensemble
 from kdcli.models.network import Network
 from kdcli.sections import OptimSection, StudentSection
 from kdcli.stages import frame
-from kdcli.tasks.classification import Classification
+from kdcli.tasks import Task
 from kdcli.words import Method
 
 
@@ -73,7 +73,7 @@ def gather(
     config: StudentSection,
     data: Data,
     extra: Sequence[Data],
-    task: Classification,
+    task: Task,
     method: Method,
     console: Console,
     networks: dict[str, Network] | None = None,
@@ -153,7 +153,7 @@ def _pool(data: Data, extra: Sequence[Data], taught: bool) -> Pool:
     return Pool((train.take(train.labelled()),))  # no term would see the others
 
 
-def build_student(config: StudentSection, task: Classification) -> Network:
+def build_student(config: StudentSection, task: Task) -> Network:
     """The student before training. Raises InputError if it cannot be built."""
     return build(
         str(config.student),
@@ -166,7 +166,7 @@ def build_student(config: StudentSection, task: Classification) -> Network:
     )
 
 
-def _teacher(config: StudentSection, task: Classification, data: Data, console: Console) -> Network:
+def _teacher(config: StudentSection, task: Task, data: Data, console: Console) -> Network:
     """The teacher, or several as one, with the classes in the data's order."""
     for name in config.teacher:
         if frame.split_hash(name, "validation") not in ("", data.split("validation").fingerprint):

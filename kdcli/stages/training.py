@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from kdcli.console import Console
 from kdcli.data.batches import training_loader
 from kdcli.data.cache import Store
 from kdcli.data.samples import Data
 from kdcli.engine.cache import Filling, fill_calls
-from kdcli.engine.inference import outputs
 from kdcli.engine.job import Job
 from kdcli.engine.runtime import Runtime
 from kdcli.models.network import Network
 from kdcli.sections import StudentSection
-from kdcli.stages import frame
+from kdcli.stages import assess, frame
 from kdcli.stages.material import Material
-from kdcli.tasks.classification import Classification, class_weights
+from kdcli.tasks import Task
 from kdcli.words import Method
 
 
@@ -29,7 +27,7 @@ def training_job(
     material: Material,
     method: Method,
     networks: Mapping[str, Network],
-    task: Classification,
+    task: Task,
     data: Data,
     runtime: Runtime,
     console: Console,
@@ -79,7 +77,7 @@ def training_job(
         evaluate=_evaluation(config, task, data, runtime, reading),
         selection=task.selection,
         evaluate_every=config.evaluate_steps or config.evaluate_every * material.order.steps_per_epoch,
-        row_weight=class_weights(pool.labels, classes) if task.weighted else None,
+        row_weight=task.row_weight(pool.labels),
         save_steps=config.save_steps,
         save_minutes=config.save_minutes,
         log_every=config.log_every,
@@ -87,14 +85,9 @@ def training_job(
 
 
 def _evaluation(
-    config: StudentSection, task: Classification, data: Data, runtime: Runtime, reading: dict[str, Any]
+    config: StudentSection, task: Task, data: Data, runtime: Runtime, reading: dict[str, Any]
 ) -> Callable[[Any], dict[str, float]]:
     validation = data.split("validation")
     validation = validation.take(validation.labelled())
-    targets = torch.from_numpy(validation.labels)
     batch = max(1, config.optim.batch_size // runtime.world_size)
-
-    def evaluate(network: Any) -> dict[str, float]:
-        return task.measure(outputs(network, validation, runtime, batch_size=batch, **reading), targets)
-
-    return evaluate
+    return partial(assess.metrics, assess.Setting(task, validation, runtime, batch, reading))

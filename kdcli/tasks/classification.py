@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from kdcli.errors import InputError
-from kdcli.losses.logits import cross_entropy
+from kdcli.losses.logits import cross_entropy, kl_divergence
 from kdcli.words import Term
+
+if TYPE_CHECKING:
+    from kdcli.data.samples import Data
+    from kdcli.sections import DataSection, OptimSection, ViewSection
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,16 @@ class Classification:
     label_smoothing: float = 0.0
     weighted: bool = False
     name: str = "classification"
+    head: str = ""
     selection: str = "top1"
+
+    @classmethod
+    def of(
+        cls, data: Data, section: DataSection, optim: OptimSection | None, views: ViewSection | None
+    ) -> Classification:
+        """The task of some data; see :func:`kdcli.tasks.task_of`."""
+        smoothing = optim.label_smoothing if optim else 0.0
+        return cls(tuple(data.classes or ()), smoothing, section.class_balance == "loss")
 
     def supervised(self, call: str) -> Term:
         """Cross-entropy on the labelled rows of a batch."""
@@ -40,11 +53,14 @@ class Classification:
             "ce", cross_entropy, (f"{call}.logits", "target", *weight), keywords=keywords, rows="labelled"
         )
 
-    def measure(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
-        """Metrics of logits [N, C] against class numbers [N]."""
-        from kdcli.metrics.classification import classification_metrics
+    def taught(self, student: str, teacher: str, *, temperature: float, t_squared: bool) -> Term:
+        """KL between softened logits, on all rows of a batch."""
+        keywords = {"temperature": temperature, "t_squared": t_squared}
+        return Term("kl", kl_divergence, (f"{student}.logits", f"~{teacher}.logits"), keywords=keywords)
 
-        return classification_metrics(outputs, targets)
+    def row_weight(self, labels: np.ndarray) -> Tensor | None:
+        """Factors that even out the classes, where asked for."""
+        return class_weights(labels, len(self.classes)) if self.weighted else None
 
 
 def class_weights(labels: np.ndarray, classes: int) -> Tensor:

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from kdcli.errors import InputError
-from kdcli.losses.logits import cross_entropy
+from kdcli.losses.logits import cross_entropy, kl_divergence
+from kdcli.metrics.classification import classification_metrics
 from kdcli.tasks.classification import Classification, class_weights, permutation
 
 DATA = ["cat", "dog", "eel"]
@@ -76,8 +77,14 @@ def test_the_supervised_term_reads_what_it_needs() -> None:
     assert full.keywords == {"label_smoothing": 0.1}
 
 
-def test_measure_has_the_metric_that_selects() -> None:
-    task = Classification(tuple(DATA))
+def test_the_taught_term_detaches_the_teacher() -> None:
+    term = Classification(tuple(DATA)).taught("s", "t2", temperature=2.0, t_squared=False)
+    assert (term.name, term.loss, term.rows) == ("kl", kl_divergence, None)
+    assert term.args == ("s.logits", "~t2.logits")
+    assert term.keywords == {"temperature": 2.0, "t_squared": False}
+
+
+def test_the_selecting_metric_is_measured() -> None:
     logits = torch.tensor([[2.0, 1, 0], [0, 3, 1], [5, 0, 1], [0, 0, 9]])
-    found = task.measure(logits, torch.tensor([0, 1, 2, 2]))
-    assert found[task.selection] == pytest.approx(0.75)
+    found = classification_metrics(logits, torch.tensor([0, 1, 2, 2]))
+    assert found[Classification(tuple(DATA)).selection] == pytest.approx(0.75)

@@ -1,0 +1,96 @@
+"""What a task measures of networks over a split: figures for selection, rows for a report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdcli.console import Console
+from kdcli.data.samples import Samples
+from kdcli.engine import inference
+from kdcli.engine.runtime import Runtime
+from kdcli.models.network import Network
+from kdcli.tasks import Task
+
+
+@dataclass(frozen=True)
+class Setting:
+    """On what, and how, networks are measured.
+
+    Attributes:
+        task: whose metrics.
+        samples: labelled pictures.
+        runtime: device and processes.
+        batch_size: of one process.
+        reading: how loaders read pictures.
+    """
+
+    task: Task
+    samples: Samples
+    runtime: Runtime
+    batch_size: int
+    reading: dict[str, Any]
+
+
+def metrics(setting: Setting, network: Any) -> dict[str, float]:
+    """Figures of one network, ``task.selection`` among them."""
+    return _TABLE[setting.task.name][0](setting, network)
+
+
+def rows(
+    setting: Setting, networks: Mapping[str, Network], teacher: Network | None, console: Console
+) -> dict[str, dict[str, Any]]:
+    """Parts of a report (see :mod:`kdcli.report.page`) by the networks' names; each network runs once."""
+    return _TABLE[setting.task.name][1](setting, networks, teacher, console)
+
+
+# -- classification ------------------------------------------------------------------------------------------
+
+
+def _class_logits(
+    setting: Setting, network: Network, console: Console | None = None, name: str = ""
+) -> Tensor:
+    options: dict[str, Any] = {"batch_size": setting.batch_size, **setting.reading}
+    if console is None:
+        return inference.outputs(network, setting.samples, setting.runtime, **options)
+    with console.progress(name, len(setting.samples), "pictures") as bar:
+        network = network.to(setting.runtime.device)
+        return inference.outputs(network, setting.samples, setting.runtime, progress=bar.update, **options)
+
+
+def _class_metrics(setting: Setting, network: Network) -> dict[str, float]:
+    from kdcli.metrics.classification import classification_metrics
+
+    return classification_metrics(_class_logits(setting, network), torch.from_numpy(setting.samples.labels))
+
+
+def _class_rows(
+    setting: Setting, networks: Mapping[str, Network], teacher: Network | None, console: Console
+) -> dict[str, dict[str, Any]]:
+    from kdcli.metrics.agreement import agreement
+    from kdcli.metrics.classification import classification_metrics, confusion, reliability
+
+    targets = torch.from_numpy(setting.samples.labels)
+    found = {name: _class_logits(setting, net, console, name) for name, net in networks.items()}
+    taught = next((found[name] for name, net in networks.items() if net is teacher), None)
+    if teacher is not None and taught is None:
+        taught = _class_logits(setting, teacher, console, "teacher")
+    parts: dict[str, dict[str, Any]] = {}
+    for name, logits in found.items():
+        parts[name] = {
+            "metrics": classification_metrics(logits, targets),
+            "reliability": reliability(logits, targets),
+            "confusion": confusion(logits, targets, len(setting.task.classes)).tolist(),
+        }
+        if teacher is not None and taught is not None:
+            parts[name]["teacher"] = {"name": teacher.name, **agreement(logits, taught, targets)}
+    return parts
+
+
+_TABLE: dict[str, tuple[Callable[..., dict[str, float]], Callable[..., dict[str, dict[str, Any]]]]] = {
+    "classification": (_class_metrics, _class_rows),
+}
