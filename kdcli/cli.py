@@ -184,7 +184,13 @@ def _execute(
     return 0
 
 
-_PIPED = ("models", "teacher", "student", "data.source")  # what an upstream stage may have written
+_PIPED = (
+    "models",
+    "teacher",
+    "student",
+    "data.source",
+    "data.extra",
+)  # what an upstream stage may have written
 
 
 def _from_pipe(given: dict[str, Any]) -> tuple[dict[str, Any], str | None]:

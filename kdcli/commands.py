@@ -152,10 +152,14 @@ def _typed(field: Any, extra: dict[str, Any], default: Any) -> tuple[Any, Any]:
     return str | None, typer.Option(None, *flags, metavar=metavar, **common)
 
 
+_METAVAR = 30  # longer lists of choices stand in the help, beside the option
+
+
 def _metavar(annotation: Any) -> str:
     for candidate in (annotation, *typing.get_args(annotation)):
         if typing.get_origin(candidate) is typing.Literal:
-            return "|".join(typing.get_args(candidate))
+            choices = "|".join(typing.get_args(candidate))
+            return choices if len(choices) <= _METAVAR else "NAME"
         if candidate in (int, float):
             return "N" if candidate is int else "X"
     return "TEXT"

@@ -10,18 +10,28 @@ from pydantic import field_validator
 from kdcli.config import Section, inputs, option, outputs, reading, running, training
 
 
-class DataSection(Section):
-    """Where the pictures come from and how they are split."""
+class SourceSection(Section):
+    """Where pictures come from and which of them are read."""
 
     principal: typing.ClassVar[str | None] = "source"
     source: str | None = inputs(None, "Folder, parquet, save_to_disk, hub id, example:NAME or -.", "--data")
     train: str = option("train", "Name of the training split.")
+    image_column: str | None = option(None, "Column of the pictures (found by type).")
+    on_bad_image: Literal["stop", "skip"] = reading(
+        "stop", "What to do at a corrupt picture.", "--on-bad-image"
+    )
+    max_bad_fraction: float = option(0.01, "Skip at most this part of the pictures.", ge=0, le=1)
+    max_pixels: int = option(50_000_000, "Refuse larger pictures (decompression bombs).", ge=1, le=89_478_485)
+
+
+class DataSection(SourceSection):
+    """Labelled pictures and how they are split."""
+
     validation: str | None = option(None, "Name of the validation split; carved from train if there is none.")
     test: str = option("test", "Name of the test split, never used for training or selection.")
     validation_fraction: float = option(0.1, "Part of train carved for validation.", gt=0, lt=1)
     split_seed: int = option(0, "Seed of the carving, independent of --seed.")
     group_by: str | None = option(None, "Column whose equal values stay in one split.")
-    image_column: str | None = option(None, "Column of the pictures (found by type).")
     label_column: str | None = option(None, "Column of the labels (found by type).")
     class_order: Literal["names", "same"] = option("names", "How labels of teacher and data match.")
     labels_per_class: int | None = reading(
@@ -31,11 +41,6 @@ class DataSection(Section):
     class_balance: Literal["none", "sampler", "loss"] = reading(
         "none", "Even out rare classes.", "--class-balance"
     )
-    on_bad_image: Literal["stop", "skip"] = reading(
-        "stop", "What to do at a corrupt picture.", "--on-bad-image"
-    )
-    max_bad_fraction: float = option(0.01, "Skip at most this part of the pictures.", ge=0, le=1)
-    max_pixels: int = option(50_000_000, "Refuse larger pictures (decompression bombs).", ge=1, le=89_478_485)
 
 
 class ViewSection(Section):
@@ -106,7 +111,7 @@ class RunSection(Section):
 class TrainingData(DataSection):
     """Labelled pictures as every stage has them, and more without labels."""
 
-    extra: list[str] = inputs([], "More pictures, for the teacher term only (repeatable).", "--extra")
+    extra: list[str] = inputs([], "More pictures, or -, for the teacher term only (repeatable).", "--extra")
     extra_ratio: float | None = reading(
         None, "Extra pictures per real one in a batch (default: as many as there are).", "--extra-ratio", ge=0
     )

@@ -93,3 +93,24 @@ def probed(
 def teacher(probed: Callable[[str], Path]) -> Path:
     """A probed toy ViT."""
     return probed("test_vit")
+
+
+@pytest.fixture(scope="session")
+def variations(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny image-variation model of random but fixed weights, 16 px, as a diffusers directory."""
+    from toolbox import variation_model
+
+    return variation_model(tmp_path_factory.mktemp("variations") / "weights")
+
+
+@pytest.fixture(scope="session")
+def image_mixer(variations: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, marked as Image Mixer's."""
+    import json
+    import shutil
+
+    folder = tmp_path_factory.mktemp("image-mixer") / "weights"
+    shutil.copytree(variations, folder)
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps({**index, "_class_name": "ImageMixerPipeline"}))
+    return folder

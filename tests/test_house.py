@@ -35,7 +35,7 @@ RANK = {room: rank for rank, rooms in enumerate(RANKS) for room in rooms}
 # what stages share
 SHARED = {
     f"kdcli.stages{name}"
-    for name in ("", ".assess", ".frame", ".show", ".material", ".training", ".finetune")
+    for name in ("", ".assess", ".frame", ".show", ".material", ".training", ".finetune", ".shards")
 }
 
 
@@ -165,6 +165,8 @@ DATA = "--data --labels-per-class --class-balance --on-bad-image"
 OPTIONS = {
     "probe": f"{RUN} {DATA} --views --teacher --weights --image-size --head --finetune --features --protocol "
     "--epochs --batch-size",
+    "synthesize": f"{RUN} --data --on-bad-image --weights --merge --mixer --sources --strengths --pad-tokens "
+    "--guidance --steps --scheduler --resolution --per-image --count --shard --batch-size",
     "distill": f"{RUN} {DATA} --views --extra --extra-ratio --teacher --via --student --weights "
     "--from-scratch --image-size --method --alpha --temperature --opt --lr --weight-decay --epochs "
     "--max-steps --batch-size --auto-batch",
@@ -177,9 +179,10 @@ OPTIMISER = (
 RUN_KEYS = (
     "out overwrite cache seed processes device precision workers worker_timeout deterministic threads track"
 )
+SOURCE_KEYS = "source train image_column on_bad_image max_bad_fraction max_pixels"
 DATA_KEYS = (
-    "source train validation test validation_fraction split_seed group_by image_column label_column "
-    "class_order labels_per_class labelled_fraction class_balance on_bad_image max_bad_fraction max_pixels"
+    f"{SOURCE_KEYS} validation test validation_fraction split_seed group_by label_column class_order "
+    "labels_per_class labelled_fraction class_balance"
 )
 VIEW_KEYS = "count size scale ratio hflip vflip color_jitter auto_augment erase store interpolation"
 KEYS = {
@@ -189,6 +192,12 @@ KEYS = {
         "views": VIEW_KEYS,
         "optim": OPTIMISER,
         "grid": "lr weight_decay l2 solver epochs batch_size momentum patience",
+    },
+    "synthesize": {
+        "": f"{RUN_KEYS} weights merge mixer sources alpha resolution per_image count shard batch_size "
+        "commit_images",
+        "data": f"{SOURCE_KEYS} min_side",
+        "sampling": "strengths pad_tokens guidance steps scheduler",
     },
     "distill": {
         "": f"{RUN_KEYS} teacher teacher_mean via student weights from_scratch image_size drop_path "
@@ -268,7 +277,11 @@ def test_no_work_is_left_in_notes() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["kdcli.methods", "kdcli.words", "kdcli.stages", "kdcli.cli", "kdcli.artifacts.manifest"]
+    "module",
+    [
+        *("kdcli.methods", "kdcli.words", "kdcli.stages", "kdcli.cli", "kdcli.artifacts.manifest"),
+        *("kdcli.synthesis", "kdcli.synthesis.sampling"),
+    ],
 )
 def test_tables_and_words_import_without_torch(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
@@ -276,10 +289,11 @@ def test_tables_and_words_import_without_torch(module: str) -> None:
     assert found.returncode == 0, found.stderr
 
 
-def test_every_method_of_the_table_exists() -> None:
+def test_every_method_and_mixer_of_the_tables_exists() -> None:
     from kdcli.methods import METHODS
+    from kdcli.synthesis import MIXERS
 
-    for name, entry in METHODS.items():
+    for name, entry in (*METHODS.items(), *MIXERS.items()):
         module, _, function = entry.target.partition(":")
         tree = ast.parse((ROOT / Path(*module.split("."))).with_suffix(".py").read_text())
         assert function in {n.name for n in tree.body if isinstance(n, ast.FunctionDef)}, name

@@ -195,6 +195,8 @@ def versions() -> dict[str, str]:
         "torch",
         "torchvision",
         "timm",
+        "transformers",
+        "diffusers",
         "accelerate",
         "datasets",
         "safetensors",

@@ -90,6 +90,15 @@ def decode(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.Image:
         return rgb
 
 
+def dimensions(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> tuple[int, int]:
+    """Stored (width, height), from the header alone: no pixel is decoded, no orientation applied.
+
+    Arguments and errors are those of `decode`; a truncated file may pass here.
+    """
+    with _decoder_errors():
+        return _open(data, max_pixels).size
+
+
 @contextmanager
 def _decoder_errors() -> Iterator[None]:
     """Turn whatever a decoder raises into BadImageError with a short reason.

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from kdcli.data.images import decode
+from kdcli.data.images import decode, dimensions
 from kdcli.data.loading import Raw, load, reason
 from kdcli.data.samples import UNLABELLED, Data, Samples, carve, cell_bytes, hide_labels, identify
 from kdcli.errors import BadImageError, InputError, nearest
-from kdcli.sections import DataSection
+from kdcli.sections import DataSection, SourceSection
 
 _LABEL_NAMES = ("label", "labels", "class", "category", "target", "fine_label", "y")
 _MOST_CLASSES = 1_000_000
@@ -50,7 +50,10 @@ def open_data(config: DataSection, *, need: tuple[str, ...] = ("train",)) -> Dat
             wanted[role] = next(iter(raw.tables))
     used = {name: raw.tables[name] for name in dict.fromkeys(wanted.values())}
     classes, label_column = _classes(raw, config)
-    samples = {name: _samples(name, t, config, raw, classes, label_column) for name, t in used.items()}
+    samples = {
+        name: _samples(name, table, config, raw, classes, label_column, config.group_by)
+        for name, table in used.items()
+    }
     data = Data(source, classes, {}, raw.licence)
     if config.on_bad_image == "skip":
         samples, skipped = _without_corrupt(samples, config)
@@ -67,22 +70,58 @@ def open_data(config: DataSection, *, need: tuple[str, ...] = ("train",)) -> Dat
     return replace(data, splits={role: replace(s, name=role) for role, s in splits.items()})
 
 
-def open_unlabelled(source: str, config: DataSection) -> Data:
+def open_train(config: SourceSection) -> Data:
+    """Open the training split alone, whole; its labels, if any, are never read.
+
+    Raises:
+        InputError: nothing readable there, no such split or column, a foreign image cell.
+    """
+    raw, name = load(config.source or ""), config.train
+    if name not in raw.tables:
+        if len(raw.tables) > 1:
+            raise InputError(
+                f"{config.source} has no split '{name}'; it has: {', '.join(raw.tables)}. Name one: --set "
+                "data.train=…"
+            )
+        name = next(iter(raw.tables))
+    return _unlabelled(raw, {"train": name}, config)
+
+
+def open_unlabelled(source: str, config: SourceSection) -> Data:
     """Open extra pictures whose labels, if any, are never read."""
-    raw = load(source)
-    plain = DataSection(
+    plain = SourceSection(
         source=source,
         on_bad_image=config.on_bad_image,
         max_bad_fraction=config.max_bad_fraction,
         max_pixels=config.max_pixels,
     )
-    samples = {name: _samples(name, t, plain, raw, None, None) for name, t in raw.tables.items()}
-    if len(samples) > 1 and plain.train in samples:
-        samples = {plain.train: samples[plain.train]}
+    raw = load(source)
+    names = [plain.train] if plain.train in raw.tables else list(raw.tables)
+    return _unlabelled(raw, {f"extra {name}": name for name in names}, plain)
+
+
+def refuse_small(samples: Samples, min_side: int, max_pixels: int) -> None:
+    """Raise InputError naming the row of a picture of fewer than ``min_side`` pixels a side, or a bad one."""
+    for i, row in enumerate(samples.rows):
+        try:
+            width, height = dimensions(samples.data(i), max_pixels=max_pixels)
+        except BadImageError:
+            samples.picture(i, max_pixels)  # says which
+            raise
+        if min(width, height) < min_side:
+            raise InputError(
+                f"{samples.name} row {int(row)}: a source of {width} x {height} pixels is too small "
+                f"(data.min_side={min_side}). Remove it, or lower --set data.min_side=…"
+            )
+
+
+def _unlabelled(raw: Raw, names: dict[str, str], config: SourceSection) -> Data:
+    """Splits by the role that they take, without labels."""
+    samples = {role: _samples(name, raw.tables[name], config, raw) for role, name in names.items()}
     skipped: tuple[str, ...] = ()
     if config.on_bad_image == "skip":
         samples, skipped = _without_corrupt(samples, config)
-    return Data(source, None, {f"extra {name}": s for name, s in samples.items()}, raw.licence, skipped)
+    return Data(config.source or "", None, samples, raw.licence, skipped)
 
 
 # -- columns -------------------------------------------------------------------------------------------------
@@ -92,7 +131,7 @@ def _validation_name(tables: Mapping[str, Any]) -> str | None:
     return next((name for name in ("validation", "val", "valid", "dev") if name in tables), None)
 
 
-def _named_column(table: Any, name: str, config: DataSection) -> str:
+def _named_column(table: Any, name: str, config: SourceSection) -> str:
     if name not in table.column_names:
         raise InputError(
             f"{config.source} has no column '{name}'; it has: {', '.join(table.column_names)}."
@@ -101,7 +140,7 @@ def _named_column(table: Any, name: str, config: DataSection) -> str:
     return name
 
 
-def _image_column(table: Any, config: DataSection) -> str:
+def _image_column(table: Any, config: SourceSection) -> str:
     import datasets
 
     if config.image_column:
@@ -172,7 +211,13 @@ def _classes(raw: Raw, config: DataSection) -> tuple[list[str] | None, str | Non
 
 
 def _samples(
-    name: str, table: Any, config: DataSection, raw: Raw, classes: list[str] | None, label_column: str | None
+    name: str,
+    table: Any,
+    config: SourceSection,
+    raw: Raw,
+    classes: list[str] | None = None,
+    label_column: str | None = None,
+    group_by: str | None = None,
 ) -> Samples:
     import datasets
 
@@ -183,8 +228,8 @@ def _samples(
     if label_column is not None and label_column in table.column_names:
         labels = _labels(table, label_column, classes or [], name)
     groups = None
-    if config.group_by:
-        groups = table[_named_column(table, config.group_by, config)][:]
+    if group_by:
+        groups = table[_named_column(table, group_by, config)][:]
     try:
         pictures = table.select_columns([column]).cast_column(column, datasets.Image(decode=False))
     except (TypeError, ValueError, NotImplementedError) as error:
@@ -228,7 +273,7 @@ def _refuse_empty_class(train: Samples, classes: list[str]) -> None:
 
 
 def _without_corrupt(
-    samples: dict[str, Samples], config: DataSection
+    samples: dict[str, Samples], config: SourceSection
 ) -> tuple[dict[str, Samples], tuple[str, ...]]:
     """Decode everything once and leave out what cannot be decoded (only with ``--on-bad-image skip``)."""
     kept, skipped, total = {}, [], sum(map(len, samples.values()))

@@ -14,6 +14,10 @@ STAGES: dict[str, tuple[str, str]] = {
         "kdcli.stages.probe",
         "Fit the best linear head on a frozen backbone: a task-specific teacher.",
     ),
+    "synthesize": (
+        "kdcli.stages.synthesize",
+        "Make new pictures of a training set: mixtures and variations.",
+    ),
     "distill": ("kdcli.stages.distill", "Train a student, with or without a teacher."),
     "eval": ("kdcli.stages.evaluate", "Measure models on one split: quality, calibration, cost, agreement."),
 }

@@ -12,7 +12,7 @@ from kdcli.artifacts import store
 from kdcli.config import identity
 from kdcli.errors import InputError, UsageError
 from kdcli.launch import world_size
-from kdcli.sections import DataSection, OptimSection, RunSection
+from kdcli.sections import DataSection, OptimSection, RunSection, SourceSection
 
 if TYPE_CHECKING:
     from kdcli.data.samples import Data
@@ -92,7 +92,7 @@ def labelled(config: DataSection, *splits: str) -> Data:
     return data
 
 
-def reading(config: RunSection, data: DataSection) -> dict[str, Any]:
+def reading(config: RunSection, data: SourceSection) -> dict[str, Any]:
     """How loaders read pictures, as their keyword arguments."""
     return {"max_pixels": data.max_pixels, "workers": config.workers, "timeout": config.worker_timeout}
 
@@ -127,7 +127,7 @@ def facts(config: RunSection, command: str, **more: Any) -> dict[str, Any]:
 def summary(path: Path) -> dict[str, Any]:
     """What ``--json`` says of a finished artifact."""
     manifest = manifests.read(path)
-    wanted = ("metrics", "selection", "steps", "seconds", "models")
+    wanted = ("metrics", "selection", "steps", "seconds", "models", "mixer", "images")
     return {
         "kind": manifest.kind,
         "hash": manifest.hash,

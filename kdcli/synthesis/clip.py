@@ -1,0 +1,81 @@
+"""CLIP's image encoder as the published pipelines use it: preprocessing, projection, no normalisation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kdcli.artifacts.model import InputSpec
+from kdcli.data.views import EvaluationCut
+
+TAP = "embedding"
+_MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+class SquashCut:
+    """Straight to a square, bicubic *without* antialiasing: what the image-variation model card asks for.
+
+    Called like a training view, whatever its number: float32 [3, size, size], about 0 to 1.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def recipe(self) -> dict[str, Any]:
+        """What decides its pixels."""
+        return {"squash": self.size, "antialias": False}
+
+    def __call__(self, picture: Any, view: int, sample_id: int) -> Tensor:
+        """The view of an RGB picture."""
+        from torchvision.transforms.v2.functional import pil_to_tensor
+
+        pixels = pil_to_tensor(picture).float().div(255)[None]
+        size = (self.size, self.size)
+        return F.interpolate(pixels, size, mode="bicubic", align_corners=False, antialias=False)[0]
+
+
+def cut(size: int, *, squash: bool) -> EvaluationCut | SquashCut:
+    """The preprocessing before normalisation: the model card's, or CLIP's own (resize, centre crop)."""
+    return SquashCut(size) if squash else EvaluationCut(_spec(size))
+
+
+def _spec(size: int) -> InputSpec:
+    return InputSpec((size, size), _MEAN, _STD, "bicubic", 1.0, "center")
+
+
+class ClipEncoder(nn.Module):
+    """A frozen encoder with what the cache of outputs asks of a network.
+
+    Attributes:
+        name: of the weights.
+        source: hash of the weights.
+        spec: size and normalisation.
+        classes: it has none.
+    """
+
+    def __init__(self, folder: Path, name: str, source: str) -> None:
+        from transformers import CLIPVisionModelWithProjection
+        from transformers.utils.logging import disable_progress_bar
+
+        disable_progress_bar()  # kdcli shows its own
+        super().__init__()
+        self.name, self.source, self.classes = name, source, None
+        self.body = CLIPVisionModelWithProjection.from_pretrained(
+            folder, subfolder="image_encoder", use_safetensors=True, local_files_only=True
+        )
+        self.spec = _spec(int(self.body.config.image_size))
+        self.requires_grad_(False).eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Projected embeddings [B, D] of cut pictures [B, 3, S, S], uint8 or float in 0..1."""
+        x = x.float().div(255) if x.dtype == torch.uint8 else x
+        mean, std = (x.new_tensor(v)[:, None, None] for v in (self.spec.mean, self.spec.std))
+        return self.body(pixel_values=(x - mean) / std).image_embeds
+
+    def tapped(self, x: Tensor, batch_size: int) -> dict[str, Tensor]:
+        """Embeddings as a cached tap, at a constant batch shape: a row does not depend on its neighbours."""
+        return {TAP: self(F.pad(x, (0,) * 7 + (batch_size - len(x),)))[: len(x)]}
