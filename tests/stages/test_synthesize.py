@@ -1,6 +1,7 @@
 """``kdcli synthesize`` from pictures to a dataset, and what it refuses."""
 
 import errno
+import importlib
 import io
 import json
 import os
@@ -146,6 +147,20 @@ def test_a_mixer_in_pixels_needs_no_weights(pictures, tmp_path):
     expected = np.asarray(cutmix(sources, draw.noise, size=(20, 20), alpha=1.0))
     assert np.array_equal(pixels(out)[17], expected)
     assert not (tmp_path / "cache").exists()
+
+
+def test_a_mixer_in_pixels_imports_no_diffusion_library(pictures, tmp_path, monkeypatch):
+    import kdcli.synthesis
+
+    for name in ("pipeline", "imagemixer", "clip"):  # else they would not be imported again
+        monkeypatch.delitem(sys.modules, f"kdcli.synthesis.{name}", raising=False)
+        monkeypatch.delattr(kdcli.synthesis, name, raising=False)
+    monkeypatch.delitem(sys.modules, "kdcli.engine.mixing", raising=False)
+    for library in ("diffusers", "transformers"):
+        monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(ImportError):
+        importlib.import_module("kdcli.synthesis.pipeline")
+    assert facts(make(pictures, tmp_path / "out", mixer="cutmix", count=4))["images"] == 4
 
 
 def test_labels_and_text_are_never_read(pictures, mixed, variations, tmp_path):
