@@ -144,3 +144,21 @@ def variation_model(folder: Path) -> Path:
         requires_safety_checker=False,
     ).save_pretrained(folder)
     return folder
+
+
+def synthesis_plan(pictures: Path, out: Path, **options: Any) -> Any:
+    """A plan of ``kdcli synthesize``, 40 pictures in few steps, its cache beside its output."""
+    from kdcli.config import resolve
+    from kdcli.stages import synthesize
+
+    given = {"data.source": str(pictures), "count": 40, "out": str(out), "cache": str(out.parent / "cache")}
+    if options.get("mixer") not in ("mixup", "cutmix"):
+        given["sampling.steps"] = 3
+    return synthesize.plan(resolve(synthesize.Config, options={**given, **options}), QUIET)
+
+
+def synthetic(artifact: Path) -> list[dict[str, Any]]:
+    """Rows of a synthetic dataset as plain datasets reads them, pictures as stored."""
+    import datasets
+
+    return list(datasets.load_from_disk(str(artifact)).cast_column("image", datasets.Image(decode=False)))

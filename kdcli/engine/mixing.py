@@ -1,4 +1,7 @@
-"""What turns draws into pictures: a function of source pixels, or a diffusion model fed with embeddings."""
+"""What turns draws into pictures: a function of source pixels, or a diffusion model fed with embeddings.
+
+The libraries of diffusion models are imported only where one is used.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +20,7 @@ from kdcli.data.cache import Cache, Store
 from kdcli.data.order import Pool
 from kdcli.data.samples import Samples
 from kdcli.engine.cache import Filling, Request, fill
-from kdcli.synthesis import clip, pipeline
 from kdcli.synthesis.draws import Draw
-from kdcli.synthesis.imagemixer import padded, scaled
 from kdcli.synthesis.sampling import SamplingSection
 from kdcli.synthesis.weights import Weights
 
@@ -85,6 +86,10 @@ def from_tokens(
     Raises:
         Preempted: a signal came while the sources were encoded.
     """
+    from kdcli.synthesis import pipeline
+    from kdcli.synthesis.clip import TAP
+    from kdcli.synthesis.imagemixer import padded, scaled
+
     embeddings = embedded(weights, samples, draws, cache, filling)
     device, dtype = filling.runtime.device, pipeline.DTYPES[filling.runtime.accelerator.mixed_precision]
     model = pipeline.load(weights.folder, sampling.scheduler, dtype, device)
@@ -94,7 +99,7 @@ def from_tokens(
         for draw in draws:
             batch[draw.number % batch_size] = draw
         keys = [(int(samples.ids[i]), 0) for draw in batch for i in draw.sources]
-        found = embeddings.read(keys)[clip.TAP].unflatten(0, (batch_size, -1))
+        found = embeddings.read(keys)[TAP].unflatten(0, (batch_size, -1))
         pixels = pipeline.sample(
             model,
             padded(mixer(scaled(found, sampling.strengths)), sampling.pad_tokens or 0),
@@ -112,6 +117,8 @@ def embedded(
     weights: Weights, samples: Samples, draws: Iterable[Draw], cache: Path, filling: Filling
 ) -> Cache:
     """The image embeddings of all sources that the draws name, computed where the cache lacks them."""
+    from kdcli.synthesis import clip
+
     filling = replace(filling, batch_size=_ENCODED * filling.runtime.world_size)
     used = np.zeros((1, len(samples)), bool)
     used[0, [i for draw in draws for i in draw.sources]] = True

@@ -33,7 +33,7 @@ def load(folder: Path, scheduler: str, dtype: torch.dtype, device: torch.device)
     """
     import diffusers
 
-    reading = {"use_safetensors": True, "local_files_only": True, "torch_dtype": dtype}
+    reading = {"use_safetensors": True, "local_files_only": True, "dtype": dtype}
     unet = diffusers.UNet2DConditionModel.from_pretrained(folder, subfolder="unet", **reading)
     vae = diffusers.AutoencoderKL.from_pretrained(folder, subfolder="vae", **reading)
     name, options = SCHEDULERS[scheduler]

@@ -531,3 +531,24 @@ def test_threads_decode_the_same() -> None:
     with ThreadPoolExecutor(4) as pool:
         together = list(pool.map(lambda data: images.decode(data).tobytes(), files))
     assert together == [images.decode(data).tobytes() for data in files]
+
+
+# --- sizes
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF"])
+def test_dimensions_need_no_pixels(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encode(photograph(), kind)
+    loads: list[object] = []
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda image: loads.append(image))
+    assert images.dimensions(data) == (64, 64)
+    if kind != "TIFF":  # whose directory may be at the end
+        assert images.dimensions(data[: len(data) // 2]) == (64, 64)
+    assert loads == []
+
+
+def test_dimensions_are_refused_as_pixels_are() -> None:
+    with pytest.raises(errors.BadImageError, match=NOT_A_PICTURE):
+        images.dimensions(SVG)
+    with pytest.raises(errors.BadImageError, match="picture too large: 40 x 30 = 1,200 pixels"):
+        images.dimensions(encode(solid("RGB", 0, (40, 30))), max_pixels=1199)

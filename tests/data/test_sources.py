@@ -22,9 +22,9 @@ import pytest
 from PIL import Image
 
 from kdcli.data.samples import UNLABELLED, Data
-from kdcli.data.sources import open_data, open_unlabelled
-from kdcli.errors import InputError, UsageError
-from kdcli.sections import DataSection
+from kdcli.data.sources import open_data, open_train, open_unlabelled, refuse_small
+from kdcli.errors import BadImageError, InputError, UsageError
+from kdcli.sections import DataSection, SourceSection
 
 datasets = pytest.importorskip("datasets")
 
@@ -503,6 +503,31 @@ def test_extra_pictures_never_show_their_labels(tmp_path: Path) -> None:
     assert not data.split("extra train").labelled().any()
     flat = fill(tmp_path, {"flat": 4}) / "flat"
     assert sizes(open_unlabelled(str(flat), DataSection())) == {"extra train": 4}
+
+
+def test_the_training_split_alone(tmp_path: Path) -> None:
+    parts = {"training": table(20), "test": table(20, start=50)}
+    source = saved(tmp_path / "d", datasets.DatasetDict(parts))
+    data = open_train(SourceSection(source=source, train="training"))
+    assert (data.classes, sizes(data)) == (None, {"train": 20})
+    assert not data.split("train").labelled().any()
+    with pytest.raises(
+        InputError, match=r"no split 'train'; it has: training, test\. Name one: --set data\.train"
+    ):
+        open_train(SourceSection(source=source))
+    only = saved(tmp_path / "only", datasets.DatasetDict({"all": table(5)}))
+    assert sizes(open_train(SourceSection(source=only))) == {"train": 5}
+
+
+def test_small_pictures_are_named(tmp_path: Path) -> None:
+    samples = open_train(SourceSection(source=saved(tmp_path / "d", table(20)))).split("train")
+    refuse_small(samples, 8, 64)
+    with pytest.raises(
+        InputError, match=r"train row 0: a source of 8 x 8 pixels is too small \(data\.min_side=9"
+    ):
+        refuse_small(samples, 9, 64)
+    with pytest.raises(BadImageError, match="train row 0: picture too large: 8 x 8"):
+        refuse_small(samples, 8, 63)
 
 
 # -- damaged pictures ----------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from kdcli.engine.runtime import Runtime, open_runtime
 from kdcli.engine.turn import TurnModule
 from kdcli.errors import Preempted
 from kdcli.sections import RunSection
-from kdcli.stages import distill
+from kdcli.stages import distill, synthesize
 from kdcli.words import Call, Derive, Term, Turn
 
 QUIET = Console(silent=True)
@@ -186,11 +186,23 @@ def resume(folder: Path, pictures: Path, stops: list[int]) -> None:
         (folder / "resume.json").write_text(json.dumps(results))
 
 
+def mix(folder: Path, pictures: Path) -> None:
+    """Forty pictures in pixels on two processes, one of which is told to stop."""
+    options = {"mixer": "cutmix", "data.source": str(pictures), "count": 40, "out": str(folder / "mixed")}
+    plan = synthesize.plan(resolve(synthesize.Config, options=options), QUIET)
+    try:
+        synthesize.run(plan, QUIET, stop=StopAfter(2, asks=torch.distributed.get_rank() == 1))
+    except Preempted:
+        assert len(list(folder.glob("mixed.partial/data-*.arrow"))) == 2, "a part of each process"
+        synthesize.run(plan, QUIET)
+
+
 def main() -> None:
     folder, pictures = Path(sys.argv[1]), Path(sys.argv[2])
     runtime = open_runtime(resolve(RunSection, options={"device": "cpu"}), find_unused=True)
     compare_gradients(runtime, folder)
     resume(folder, pictures, list(range(30)) if "every" in sys.argv else [0, 1, 8, 29])
+    mix(folder, pictures)
     torch.distributed.destroy_process_group()
 
 

@@ -5,8 +5,10 @@ import os
 from pathlib import Path
 
 import pytest
+from toolbox import QUIET, synthesis_plan, synthetic
 
 from kdcli.launch import launch
+from kdcli.stages import synthesize
 
 
 def job(folder: Path, pictures: Path, *more: str) -> Path:
@@ -49,3 +51,28 @@ def test_resume_at_every_step_on_two_processes(pictures, tmp_path):
     results = json.loads((job(tmp_path, pictures, "every") / "resume.json").read_text())
     assert len(results) == 30
     assert set(results.values()) == {"equal in 5 files"}
+
+
+def test_two_processes_make_the_same_pictures(found, pictures, tmp_path):
+    whole = synthesize.run(synthesis_plan(pictures, tmp_path / "whole", mixer="cutmix"), QUIET).path
+    assert len(list((found / "mixed").glob("data-*.arrow"))) > 2  # of two processes, before and after
+    assert synthetic(found / "mixed") == synthetic(whole)
+
+
+@pytest.mark.long
+def test_the_command_on_two_processes(pictures, variations, tmp_path):
+    plan = synthesis_plan(pictures, tmp_path / "whole", weights=str(variations))
+    whole, out = synthesize.run(plan, QUIET).path, tmp_path / "out"
+    arguments = ["synthesize", "--weights", str(variations), "--data", str(pictures), "--count", "40"]
+    arguments += [
+        "--steps",
+        "3",
+        "--device",
+        "cpu",
+        "--out",
+        str(out),
+        "--cache",
+        str(tmp_path / "its cache"),
+    ]
+    assert launch(arguments, 2) == 0
+    assert synthetic(out) == synthetic(whole)

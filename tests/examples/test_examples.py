@@ -13,12 +13,13 @@ import pytest
 from kdcli import methods
 from kdcli.config import Section, leaves, resolve
 from kdcli.errors import UsageError
-from kdcli.stages import STAGES, distill, evaluate, probe
+from kdcli.stages import STAGES, distill, evaluate, probe, synthesize
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = sorted((ROOT / "examples").glob("*.sh"))
 CONFIGS: dict[str, type[Section]] = {
     "probe": probe.Config,
+    "synthesize": synthesize.Config,
     "distill": distill.Config,
     "eval": evaluate.Config,
 }

@@ -160,6 +160,11 @@ def test_preprocessing_for_variations_is_the_model_card_s():
     assert cut.recipe() != clip.cut(224, squash=False).recipe()
 
 
+def test_parts_are_loaded_in_the_precision(variations):
+    model = pipeline.load(variations, "ddim", torch.bfloat16, CPU)
+    assert {p.dtype for part in (model.unet, model.vae) for p in part.parameters()} == {torch.bfloat16}
+
+
 def test_not_a_number_is_refused(variations, embeddings):
     model = pipeline.load(variations, "ddim", torch.float32, CPU)
     with torch.no_grad():
