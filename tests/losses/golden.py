@@ -4,6 +4,7 @@ one seed, rounded to six decimals. ``agree`` holds a loss against a naive loop."
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -75,6 +76,12 @@ def _close(value: Tensor, expected: Any, rel: float) -> None:
     assert value.dtype in (torch.float32, torch.bool, torch.int64)
     wanted = torch.tensor(expected, dtype=torch.float64)
     torch.testing.assert_close(value.detach().double(), wanted, rtol=rel, atol=1e-6)
+
+
+def soften(row: list[float], temperature: float = 1.0) -> list[float]:
+    """softmax(row / T) over Python floats."""
+    powers = [math.exp(v / temperature) for v in row]
+    return [p / sum(powers) for p in powers]
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from golden import GOLDEN, agree, draw, inputs, labels, near
+from golden import GOLDEN, agree, draw, inputs, labels, near, soften
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -159,11 +159,6 @@ def test_gradient_reaches_the_teacher_unless_detached(inputs: dict[str, Tensor])
     (gradient,) = torch.autograd.grad(kl_divergence(s, t), t)
     assert gradient.abs().sum() > 0
     assert not kl_divergence(s, t.detach()).requires_grad
-
-
-def soften(row: list[float], temperature: float) -> list[float]:
-    powers = [math.exp(v / temperature) for v in row]
-    return [p / sum(powers) for p in powers]
 
 
 def naive_kl(q: list[float], p: list[float]) -> float:

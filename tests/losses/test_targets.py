@@ -7,16 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from golden import agree, draw, labels
+from golden import agree, draw, labels, soften
 from torch.nn import functional as F
 
 from kdcli.losses.logits import cross_entropy, kl_divergence
 from kdcli.losses.targets import ensemble_logits, kd_pt, kd_sim, kd_topk, rescaling_weight, smoothed, split
-
-
-def soften(row: list[float], temperature: float = 1.0) -> list[float]:
-    powers = [math.exp(v / temperature) for v in row]
-    return [p / sum(powers) for p in powers]
 
 
 def test_split_takes_the_true_class_out() -> None:
