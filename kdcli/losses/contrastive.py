@@ -19,7 +19,7 @@ from kdcli.losses.products import cosines
 
 
 def view_table(representations: Tensor) -> Tensor:
-    """Cosines of each augmented view with each upright one, [B·(V − 1), B]. Relation between rows.
+    """Cosines of each augmented view with each upright one, [B·(V − 1), B].
 
     Args:
         representations: [B, V, D] after the projection head.
@@ -48,7 +48,8 @@ def least_wrong(teacher_scores: Tensor, target: Tensor, *, ratio: float = 1.0) -
     """Rows to transfer, [R] of booleans: where the teacher ranks the truth first, and the least wrong others.
 
     Of the wrong rows the first int(ratio·number) by the truth's rank are kept. Ties, of scores in a row and
-    of ranks between rows, go to the lower index, so the choice does not depend on the device.
+    of ranks between rows, go to the lower index, so the choice does not depend on the device. It is
+    relative to the rows that are given (scope ``batch``).
 
     Args:
         teacher_scores: [R, K] logits or cosines.

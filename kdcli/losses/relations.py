@@ -1,9 +1,9 @@
 """Losses between the relations that student and teacher see among the rows of a batch (scope ``batch``).
 
-They compare [B, B] tables, so widths may differ, and what they see is the batch they are given: with several
-processes or micro-batches, gather the rows first. All compute in fp32, also under autocast, where distances
-between rows with a common offset would otherwise be noise. Features of more than two dimensions are
-flattened. Published weights (RepDistiller): RKD 25 and 50, SP 3000, CC 0.02, PKT 30000.
+All but ``cc`` compare what does not depend on the width, so widths may differ. They see the batch they are
+given: with several processes or micro-batches, gather the rows first. All compute in fp32, also under
+autocast, where distances between rows with a common offset would otherwise be noise. Features of more than
+two dimensions are flattened. Published weights (RepDistiller): RKD 25 and 50, SP 3000, CC 0.02, PKT 30000.
 """
 
 from __future__ import annotations

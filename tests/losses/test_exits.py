@@ -79,6 +79,7 @@ def test_thresholds_at_their_ends() -> None:
     assert early_exit(logits, [math.log(5) + 1e-5] * 3, measure="entropy").tolist() == [0] * 10
     assert early_exit(logits, [0.0] * 3, measure="entropy").tolist() == [2] * 10
     assert early_exit(logits[:1], [1.0]).tolist() == [0] * 10
+    assert early_exit(torch.zeros(2, 1, 2), [0.5, 1.0]).tolist() == [0]  # sure enough is at least the limit
 
 
 def test_every_exit_needs_a_threshold() -> None:
