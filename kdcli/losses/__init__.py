@@ -1,1 +1,1 @@
-"""Losses: pure functions of tensors to a scalar, in fp32, that import nothing but torch."""
+"""Losses, and what they are taught by: pure functions of tensors, in fp32, that import nothing but torch."""
