@@ -191,7 +191,10 @@ def test_no_arguments_show_the_help(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["distil"], "unknown command 'distil'. Did you mean 'distill'? Commands: probe, synthesize, distill, eval."),
+        (
+            ["distil"],
+            "unknown command 'distil'. Did you mean 'distill'? Commands: probe, synthesize, distill, eval.",
+        ),
         (["distill", "--techer", "x"], "unknown option '--techer'. Did you mean '--teacher'?"),
         (["distill", "stray"], "Got unexpected extra argument(s) (stray)"),
         (["distill", "--teacher"], "Option '--teacher' requires an argument."),
