@@ -207,7 +207,10 @@ KEYS = {
         "method": "name alpha temperature",
         "optim": OPTIMISER,
     },
-    "eval": {"": f"{RUN_KEYS} models teacher split require cost batch_size repeats", "data": DATA_KEYS},
+    "eval": {
+        "": f"{RUN_KEYS} models teacher split require cost batch_size window stride repeats",
+        "data": DATA_KEYS,
+    },
 }
 
 

@@ -39,12 +39,13 @@ class Segmentation:
         """The task of some data; see :func:`kdcli.tasks.task_of`."""
         refused = {
             "optim.mixup and optim.cutmix": optim is not None and bool(optim.mixup or optim.cutmix),
+            "views.store=topK": views is not None and views.store.startswith("top"),
             "views.auto_augment": views is not None and bool(views.auto_augment),
         }
         if section.class_balance != "none":
             raise UsageError("--class-balance evens out pictures by their class; a mask has many.")
         if odd := [option for option, given in refused.items() if given]:
-            raise UsageError(f"segmentation has no {odd[0]}: it would part pictures from their masks.")
+            raise UsageError(f"segmentation has no {odd[0]}: pixels would part from their classes.")
         return cls(tuple(data.classes or ()), optim.label_smoothing if optim else 0.0)
 
     def supervised(self, call: str) -> Term:

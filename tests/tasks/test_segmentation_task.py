@@ -29,7 +29,8 @@ def test_terms_and_names() -> None:
     ("data", "optim", "views", "message"),
     [
         ({"class_balance": "loss"}, {}, {}, "--class-balance evens out pictures"),
-        ({}, {"mixup": 0.2}, {}, r"no optim\.mixup and optim\.cutmix: it would part"),
+        ({}, {"mixup": 0.2}, {}, r"no optim\.mixup and optim\.cutmix: pixels would part"),
+        ({}, {}, {"store": "top5"}, r"no views\.store=topK"),
         ({}, {}, {"auto_augment": "rand-m9"}, r"no views\.auto_augment"),
     ],
 )
