@@ -77,11 +77,6 @@ def grid_size(body: Any, feature: str, size: tuple[int, int]) -> tuple[int, int]
     return math.ceil(size[0] / stride), math.ceil(size[1] / stride)
 
 
-def synchronised(head: nn.Module) -> nn.Module:
-    """The head with batch norms that see the batches of all processes (CUDA; torch has none for CPUs)."""
-    return nn.SyncBatchNorm.convert_sync_batchnorm(head)
-
-
 def is_vit(body: Any) -> bool:
     """Whether this is a plain ViT, whose blocks' tokens can be read one by one."""
     return (

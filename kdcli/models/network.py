@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from kdcli.artifacts.model import InputSpec
 from kdcli.errors import InputError
-from kdcli.models.dense import DenseHead, assembled_grid, feature_maps, grid_size, grid_width, is_vit
+from kdcli.models.dense import GRIDS, DenseHead, assembled_grid, feature_maps, grid_size, grid_width, is_vit
 from kdcli.models.taps import Recorder
 
 _LAYOUT = torch.channels_last  # a tenth to a third faster for CNNs on a CPU, nothing for ViTs
@@ -130,8 +130,10 @@ class Network(nn.Module):
         """Whether this is a plain ViT with a class token, whose blocks can be read one by one."""
         return getattr(self.body, "cls_token", None) is not None and is_vit(self.body)
 
-    def feature_names(self) -> list[str]:
-        """Features a head can read here: DINOv2's four on a ViT, pooled stages on other networks."""
+    def feature_names(self, task: str = "classification") -> list[str]:
+        """Features a head can read here: DINOv2's four on a ViT, pooled stages on others; grids of masks."""
+        if task == "segmentation":
+            return list(GRIDS)
         return list(FEATURES) if self.has_class_token else ["pooled", "last4"]
 
     def features(self, x: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
@@ -185,6 +187,11 @@ class Network(nn.Module):
         head = DenseHead(feature, grid_width(self.body, feature), len(classes))
         self.head, self.classes = head.to(device=like.device, dtype=like.dtype), list(classes)
         return head
+
+    def synchronise(self) -> None:
+        """Let the head's batch norms see the batches of all processes; CUDA only, torch has none for CPUs."""
+        if self.head is not None:
+            self.head = nn.SyncBatchNorm.convert_sync_batchnorm(self.head)
 
     @property
     def logit_count(self) -> int:

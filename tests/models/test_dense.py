@@ -14,7 +14,7 @@ from kdcli.artifacts.manifest import Manifest
 from kdcli.artifacts.store import open_output
 from kdcli.errors import InputError
 from kdcli.models.build import build
-from kdcli.models.dense import GRIDS, DenseHead, feature_maps, grid_size, grid_width, synchronised
+from kdcli.models.dense import GRIDS, DenseHead, feature_maps, grid_size, grid_width
 from kdcli.models.ensemble import Ensemble
 from kdcli.models.network import Network
 from kdcli.models.save import save
@@ -164,10 +164,12 @@ def test_teachers_of_other_grids_have_a_mean(mean: str) -> None:
 
 
 def test_several_processes_share_their_statistics() -> None:
-    head = network().head
-    converted = synchronised(head)
-    assert isinstance(converted.norm, nn.SyncBatchNorm)
-    assert converted.state_dict().keys() == head.state_dict().keys()
+    made = network("test_resnet")
+    names = list(made.state_dict())
+    made.synchronise()
+    assert isinstance(made.head.norm, nn.SyncBatchNorm)
+    assert not any(isinstance(m, nn.SyncBatchNorm) for m in made.body.modules())
+    assert list(made.state_dict()) == names
 
 
 def test_taps_of_a_network_with_this_head() -> None:

@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from toolbox import QUIET, facts, rows
 
 from kdcli.config import resolve
-from kdcli.errors import InputError, Preempted, UsageError
+from kdcli.errors import Diverged, InputError, Preempted, UsageError
 from kdcli.models.build import build
-from kdcli.stages import Result, distill, evaluate
+from kdcli.stages import Result, distill, evaluate, probe
 
 STEPS = 8
 
@@ -53,6 +53,28 @@ def alone(train: Callable[..., distill.Plan], tmp_path_factory: pytest.TempPathF
     out = tmp_path_factory.mktemp("alone") / "out"
     more = {"method.name": "supervised", "optim.max_steps": 60, "optim.lr": 3e-3}
     return distill.run(train(out, **more), QUIET).path
+
+
+@pytest.fixture(scope="module")
+def heads(masks_data: Path, weights: dict[str, Path], cache: Path) -> Callable[..., probe.Plan]:
+    def make(out: Path, name: str = "test_resnet", **more: Any) -> probe.Plan:
+        options = {
+            "teacher": name,
+            "weights": str(weights[name]),
+            "image_size": 32,
+            "data.source": str(masks_data),
+            "grid.epochs": 6,
+            "grid.batch_size": 16,
+            "grid.lr": [1e-3, 1e-2],
+            "out": str(out),
+            "cache": str(cache),
+            **more,
+        }
+        found = probe.plan(resolve(probe.Config, options=options), QUIET)
+        assert isinstance(found, probe.Plan)
+        return found
+
+    return make
 
 
 def measured(models: list[Path], source: Path, out: Path, **more: Any) -> Result:
@@ -120,6 +142,82 @@ def test_division_into_micro_batches_and_extra_pictures(
     assert int((plan.material.pool.labels == 0).sum()) == 20
     out = distill.run(plan, QUIET).path
     assert all(torch.isfinite(t).all() for t in load_file(out / "head.safetensors").values())
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_resnet"])
+def test_probe_keeps_the_best_head_of_its_grid(
+    name: str, heads: Callable[..., probe.Plan], weights: dict[str, Path], masks_data: Path, tmp_path: Path
+) -> None:
+    plan = heads(tmp_path / "o", name)
+    assert [(s.feature, s.lr) for s in plan.specs] == [
+        (f, lr) for f in ("grid", "grid4") for lr in (1e-3, 1e-2)
+    ]
+    out = probe.run(plan, QUIET).path
+    manifest = facts(out)
+    assert (manifest["task"], manifest["classes"]) == ("segmentation", ["0", "1", "2", "3"])
+    scores = [row["miou"] for row in manifest["grid"]]
+    assert manifest["metrics"] == {"validation/miou": max(scores)}
+    winner = manifest["grid"][scores.index(max(scores))]
+    made = build(str(out)).eval()
+    assert made.head.feature == winner["feature"]
+    before, after = load_file(weights[name]), load_file(out / "model.safetensors")
+    assert all(torch.equal(before[k], v) for k, v in after.items())  # frozen, batch norms too
+    assert set(load_file(out / "head.safetensors")) >= {"norm.running_mean", "linear.weight"}
+    found = measured([out], masks_data, tmp_path / "r", split="validation").summary["models"][0]["metrics"]
+    assert found["miou"] == pytest.approx(max(scores), abs=0.1)  # at 64 pixels, where selection was at 32
+
+
+def test_a_head_does_not_depend_on_the_others_of_its_grid(
+    heads: Callable[..., probe.Plan], tmp_path: Path
+) -> None:
+    usual = {"views.count": "2", "grid.epochs": 2}
+    whole = facts(probe.run(heads(tmp_path / "a", **usual), QUIET).path)["grid"]
+    alone = facts(
+        probe.run(heads(tmp_path / "b", features="grid4", **usual, **{"grid.lr": [1e-2]}), QUIET).path
+    )
+    assert alone["grid"] == [row for row in whole if (row["feature"], row["lr"]) == ("grid4", 1e-2)]
+
+
+def test_a_head_that_diverges_does_not_win(heads: Callable[..., probe.Plan], tmp_path: Path) -> None:
+    more = {"features": "grid", "grid.epochs": 3}
+    out = probe.run(heads(tmp_path / "a", **more, **{"grid.lr": [1e37, 1e-3]}), QUIET).path
+    assert facts(out)["selection"].endswith("lr=0.001 wd=0")
+    with pytest.raises(Diverged, match="all 1 heads diverged"):
+        probe.run(heads(tmp_path / "b", **more, **{"grid.lr": [1e37]}), QUIET)
+
+
+def test_a_probed_teacher_teaches(
+    heads: Callable[..., probe.Plan], train: Callable[..., distill.Plan], tmp_path: Path
+) -> None:
+    teacher = probe.run(heads(tmp_path / "t", "test_vit"), QUIET).path
+    out = distill.run(train(tmp_path / "s", teacher=[str(teacher), str(teacher)]), QUIET).path
+    assert facts(out)["cost"]["teacher_forwards"] > 0
+
+
+def test_a_probed_head_is_finetuned_with_its_backbone(
+    heads: Callable[..., probe.Plan], weights: dict[str, Path], tmp_path: Path
+) -> None:
+    more = {"finetune": True, "optim.max_steps": 3, "optim.batch_size": 8, "grid.epochs": 1}
+    out = probe.run(heads(tmp_path / "o", **more), QUIET).path
+    assert facts(out)["selection"].startswith("finetuned, best on validation")
+    before, after = load_file(weights["test_resnet"]), load_file(out / "model.safetensors")
+    assert not any(torch.equal(before[name], t) for name, t in after.items() if name.endswith("conv1.weight"))
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"protocol": "dinov2"}, "segmentation has no --protocol dinov2"),
+        ({"grid.solver": "lbfgs"}, "and no L-BFGS"),
+        ({"features": "pooled"}, r"no 'pooled'\..* has: grid, grid4"),
+        ({"data.class_balance": "loss"}, "--class-balance evens out pictures"),
+    ],
+)
+def test_what_probe_refuses(
+    more: dict[str, Any], message: str, heads: Callable[..., probe.Plan], tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        heads(tmp_path / "o", **more)
 
 
 class StopAfter:
