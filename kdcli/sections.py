@@ -33,6 +33,12 @@ class DataSection(SourceSection):
     split_seed: int = option(0, "Seed of the carving, independent of --seed.")
     group_by: str | None = option(None, "Column whose equal values stay in one split.")
     label_column: str | None = option(None, "Column of the labels (found by type).")
+    task: Literal["auto", "classification", "segmentation"] = option(
+        "auto", "What is learned; auto: segmentation where there is a mask column."
+    )
+    mask_column: str | None = option(None, "Column of the masks (found by name).")
+    class_names: list[str] | None = option(None, "Names of the masks' classes, by number (default: numbers).")
+    void: int = option(255, "Value of the masks' pixels that belong to no class.", ge=0, le=255)
     class_order: Literal["names", "same"] = option("names", "How labels of teacher and data match.")
     labels_per_class: int | None = reading(
         None, "Labels kept per class; the rest is hidden.", "--labels-per-class", ge=1

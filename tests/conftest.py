@@ -46,6 +46,24 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def masks_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """48 training and 16 test pictures of 64 pixels with exact masks of four classes, as a saved dataset."""
+    import datasets
+    from toolbox import encode, scenes
+
+    folder = tmp_path_factory.mktemp("masks") / "saved"
+    splits = {}
+    for seed, (name, count) in enumerate({"train": 48, "test": 16}.items()):
+        cells = [
+            [{"bytes": encode(part), "path": None} for part in pair] for pair in scenes(count, seed=seed)
+        ]
+        table = datasets.Dataset.from_dict({"image": [c[0] for c in cells], "mask": [c[1] for c in cells]})
+        splits[name] = table.cast_column("image", datasets.Image()).cast_column("mask", datasets.Image())
+    datasets.DatasetDict(splits).save_to_disk(str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Checkpoints of two toy networks for 32 pixels and 1000 classes, random but fixed."""
     import timm

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from toolbox import Payload, flip, png
 
 from kdcli import cli
@@ -184,6 +185,33 @@ def test_cuda_without_a_gpu(bench: Bench) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     bench.refuses([*DISTILL, "--data", "data", "--device", "cuda"], 4, "cuda")
+
+
+# -- masks ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (Image.new("L", (28, 14), 1), r"train row 4: its mask has 28 x 14 pixels, its picture 28 x 28"),
+        (Image.new("L", (28, 28), 7), r"train row 4: its mask has the value 7, outside the 2 classes"),
+        (
+            Image.new("RGB", (28, 28)),
+            r"train row 4: its mask: mode RGB, .* Convert its colours to",
+        ),
+    ],
+)
+def test_a_mask_that_is_none(bench: Bench, mask: Image.Image, message: str) -> None:
+    place, lines = bench.root / "masks" / "train", []
+    place.mkdir(parents=True)
+    for i, data in enumerate(pictures(0, 12)):
+        (place / f"{i:02}.png").write_bytes(data)
+        (mask if i == 4 else Image.new("L", (28, 28), i % 2)).save(place / f"m{i:02}.png")
+        lines.append(f'{{"file_name": "{i:02}.png", "mask_file_name": "m{i:02}.png"}}')
+    (place / "metadata.jsonl").write_text("\n".join(lines))
+    more = ["--data", "masks", "--set", "data.class_names=[ground, thing]"]
+    bench.refuses([*SUPERVISED, *more], 3, message)
+    assert {p.name for p in bench.root.iterdir()} <= {"data", "teacher", "masks"}
 
 
 # -- artifacts -----------------------------------------------------------------------------------------------

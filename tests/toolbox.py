@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from kdcli.console import Console
 
 QUIET = Console(silent=True)
+EXAMPLE = Path(__file__).parents[1] / "examples" / "data" / "fashion-mnist"
 
 
 def encode(image: Image.Image | np.ndarray, kind: str = "PNG", **options: object) -> bytes:
@@ -55,6 +56,36 @@ def sample_photographs() -> dict[str, Image.Image]:
     return {  # through arrays, which leaves the files' metadata behind
         name: Image.fromarray(np.asarray(Image.open(folder / name))) for name in ("china.jpg", "flower.jpg")
     }
+
+
+def scenes(count: int, size: int = 64, seed: int = 0) -> list[tuple[Image.Image, Image.Image]]:
+    """Pictures with exact masks: one or two Fashion-MNIST pieces, in colour, on a part of a photograph.
+
+    Classes: 0 background, 1 T-shirt, 2 trouser, 3 bag; 255 (void) is a line of one pixel around each piece.
+    """
+    import pyarrow.parquet
+
+    table = pyarrow.parquet.read_table(EXAMPLE / "train.parquet").slice(0, 600).to_pylist()
+    number = {0: 1, 1: 2, 8: 3}
+    pieces = [(row["image"]["bytes"], number[row["label"]]) for row in table if row["label"] in number]
+    grounds, rng, made = list(sample_photographs().values()), np.random.default_rng(seed), []
+    for i in range(count):
+        ground = grounds[i % 2]
+        x, y = (int(rng.integers(0, side - 200)) for side in ground.size)
+        image = ground.crop((x, y, x + 200, y + 200)).resize((size, size))
+        mask = Image.new("L", image.size, 0)
+        for _ in range(1 + i % 2):
+            data, label = pieces[int(rng.integers(len(pieces)))]
+            side = int(rng.integers(size // 2, size * 3 // 4))
+            grey = Image.open(io.BytesIO(data)).resize((side, side))
+            alpha = grey.point(lambda value: 255 * (value > 32))
+            tint = Image.merge("RGB", [grey.point(lambda v, f=f: int(v * f)) for f in rng.uniform(0.3, 1, 3)])
+            at = tuple(int(v) for v in rng.integers(0, size - side, 2))
+            image.paste(tint, at, alpha)
+            mask.paste(255, at, alpha.filter(ImageFilter.MaxFilter(3)))
+            mask.paste(label, at, alpha)
+        made.append((image, mask))
+    return made
 
 
 class Payload:

@@ -37,18 +37,22 @@ class _Views(Dataset):
     """Decodes and cuts views; a cache adds the teacher's columns for the same (sample, view)."""
 
     def __init__(
-        self, pool: Pool, cut: Callable[..., torch.Tensor], max_pixels: int, columns: Any = None
+        self, pool: Pool, cut: Callable[..., Any], max_pixels: int, columns: Any = None, masks: bool = False
     ) -> None:
         self.pool, self.cut, self.max_pixels, self.columns = pool, cut, max_pixels, columns
+        self.masks = masks
         self.ids, self.labels = pool.ids, pool.labels
 
     def __getitems__(self, keys: list[Key]) -> list[Any]:
         try:
+            views = [self._view(index, view) for index, view in keys]
             batch: dict[str, Any] = {
-                "x": torch.stack([self._view(index, view) for index, view in keys]),
+                "x": torch.stack([x for x, *_ in views]),
                 "y": torch.from_numpy(self.labels[[index for index, _ in keys]]),
                 "index": torch.tensor([index for index, _ in keys]),
             }
+            if self.masks:
+                batch["mask"] = torch.stack([mask for _, mask in views])
             if self.columns is not None:
                 batch |= self.columns.read([(int(self.ids[index]), view) for index, view in keys])
             return [batch]
@@ -61,10 +65,14 @@ class _Views(Dataset):
     def __getitem__(self, key: Key) -> Any:
         return self.__getitems__([key])[0]
 
-    def _view(self, index: int, view: int) -> torch.Tensor:
+    def _view(self, index: int, view: int) -> tuple[torch.Tensor, ...]:
+        """The picture's view and, where wanted, its mask's."""
         part, place = self.pool.locate(index)
         try:
-            return self.cut(part.picture(place, self.max_pixels), view, int(self.ids[index]))
+            picture, number = part.picture(place, self.max_pixels), int(self.ids[index])
+            if not self.masks:
+                return (self.cut(picture, view, number),)
+            return self.cut(picture, view, number, part.mask(place, picture.size, self.max_pixels))
         except KdcliError:
             raise
         except Exception as error:  # a bug of ours or of an augmentation: say where it can be seen again
@@ -92,19 +100,22 @@ class Loader:
     def __init__(
         self,
         pool: Pool,
-        cut: Callable[..., torch.Tensor],
+        cut: Callable[..., Any],
         *,
         max_pixels: int,
         workers: int = 0,
         timeout: float = 300,
         columns: Any = None,
         pin: bool = False,
+        masks: bool = False,
     ) -> None:
-        self._dataset = _Views(pool, cut, max_pixels, columns)
+        self._dataset = _Views(pool, cut, max_pixels, columns, masks)
         self._workers, self._timeout, self._pin = workers, timeout, pin
 
     def __call__(self, keys: Sequence[list[Key]] | Iterator[list[Key]]) -> Iterator[dict[str, torch.Tensor]]:
         """Yield ``x`` uint8 [B,3,S,S], ``y`` int64 [B], ``index`` [B] and cache columns per list of keys.
+
+        With ``masks`` also ``mask`` uint8 [B,S,S].
 
         Raises:
             BadImageError, InputError: a picture that cannot be read, with its row.
@@ -208,5 +219,5 @@ def evaluation_loader(
 
 
 def training_loader(pool: Pool, view: TrainingView, **options: Any) -> Loader:
-    """Loader of training views."""
-    return Loader(pool, view, **options)
+    """Loader of training views, with masks where a source has them."""
+    return Loader(pool, view, masks=pool.masked, **options)

@@ -99,6 +99,35 @@ def dimensions(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> tuple[in
         return _open(data, max_pixels).size
 
 
+def decode_indices(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> np.ndarray:
+    """Decode the class numbers of a mask: uint8 [H, W], a palette's indices as they are.
+
+    Raises:
+        BadImageError: as `decode`; also colours, more than 8 bits, or a format that changes values.
+    """
+    with _decoder_errors():
+        image = _open(data, max_pixels)
+        if image.mode not in ("L", "P", "1"):
+            raise BadImageError(
+                f"mode {image.mode}, where a mask has one channel of 8-bit class numbers (a PNG of mode L or "
+                "P). Convert its colours to class numbers."
+            )
+        if image.format == "JPEG":
+            raise BadImageError("a mask as a JPEG has other values than were stored: save it as PNG.")
+        image.load()
+        if image.format == "PNG" and data.rfind(b"IEND") < 0:
+            raise BadImageError("damaged picture: the PNG is truncated (no IEND)")
+        return np.asarray(image).astype(np.uint8)
+
+
+def upright_size(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> tuple[int, int]:
+    """Width and height of what `decode` returns, from the header alone; raises BadImageError."""
+    with _decoder_errors():
+        image = _open(data, max_pixels)
+        width, height = image.size
+        return (height, width) if _orientation(image) >= 5 else (width, height)
+
+
 @contextmanager
 def _decoder_errors() -> Iterator[None]:
     """Turn whatever a decoder raises into BadImageError with a short reason.

@@ -47,6 +47,11 @@ class Pool:
         """[N] int64, -1 for unlabelled."""
         return np.concatenate([p.labels for p in self.parts])
 
+    @property
+    def masked(self) -> bool:
+        """Whether any part has masks."""
+        return any(p.mask_column is not None for p in self.parts)
+
     def locate(self, index: int) -> tuple[Samples, int]:
         """The part that holds sample ``index`` and its place there."""
         part = int(np.searchsorted(self.ends, index, side="right"))

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from kdcli.artifacts.manifest import digest
-from kdcli.data.images import decode
+from kdcli.data.images import decode, decode_indices, upright_size
+from kdcli.data.masks import VOID
 from kdcli.errors import BadImageError, InputError
 
 UNLABELLED = -1
@@ -37,6 +38,9 @@ class Samples:
         pictures: [N] uint64 hash of the stored bytes (equal for duplicates).
         labels: [N] int64 class numbers, -1 for unlabelled.
         groups: [N] values that stay together when splitting, or None.
+        mask_column: name of the column of masks, or None.
+        masks: [N] uint64 hash of each mask's stored bytes, 0 where there is none; None without masks.
+        void: the masks' value for pixels of no class.
     """
 
     name: str
@@ -48,6 +52,9 @@ class Samples:
     pictures: np.ndarray
     labels: np.ndarray
     groups: np.ndarray | None = None
+    mask_column: str | None = None
+    masks: np.ndarray | None = None
+    void: int = VOID
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -68,6 +75,40 @@ class Samples:
                 "--on-bad-image skip."
             ) from error
 
+    def size(self, index: int, max_pixels: int) -> tuple[int, int]:
+        """Width and height of a picture. Raises BadImageError naming the row."""
+        try:
+            return upright_size(self.data(index), max_pixels=max_pixels)
+        except BadImageError as error:
+            raise BadImageError(f"{self.name} row {int(self.rows[index])}: {error}") from error
+
+    def mask(self, index: int, size: tuple[int, int], max_pixels: int) -> np.ndarray:
+        """Class numbers uint8 [H, W] of a picture of ``size`` (width, height), ``VOID`` where void.
+
+        All zeros for an unlabelled picture, whose pixels all enter the teacher's term.
+
+        Raises:
+            BadImageError: it cannot be decoded, or holds no class numbers.
+            InputError: it has another size.
+        """
+        if self.mask_column is None or self.labels[index] == UNLABELLED:
+            return np.zeros(size[::-1], np.uint8)
+        row = int(self.rows[index])
+        where = f"{self.name} row {row}"
+        data = cell_bytes(self.table[row][self.mask_column], self.root, where)
+        try:
+            mask = decode_indices(data, max_pixels=max_pixels)
+        except BadImageError as error:
+            raise BadImageError(f"{where}: its mask: {error}") from error
+        if mask.shape != size[::-1]:
+            raise InputError(
+                f"{where}: its mask has {mask.shape[1]} x {mask.shape[0]} pixels, its picture "
+                f"{size[0]} x {size[1]}."
+            )
+        if self.void != VOID:
+            mask = np.where(mask == self.void, np.uint8(VOID), mask)
+        return mask
+
     def take(self, keep: np.ndarray, name: str | None = None) -> Samples:
         """The samples selected by a mask or index array."""
         return replace(
@@ -78,14 +119,18 @@ class Samples:
             pictures=self.pictures[keep],
             labels=self.labels[keep],
             groups=None if self.groups is None else self.groups[keep],
+            masks=None if self.masks is None else self.masks[keep],
         )
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the multiset of (picture, label), whatever their order."""
-        order = np.lexsort((self.labels, self.pictures))
+        """Hash of the multiset of (picture, label, mask), whatever their order."""
+        masks = () if self.masks is None else (self.masks,)
+        order = np.lexsort((*masks, self.labels, self.pictures))
         sha = hashlib.sha256(self.pictures[order].tobytes())
         sha.update(self.labels[order].astype(np.int64).tobytes())
+        for mask in masks:
+            sha.update(mask[order].tobytes())
         return sha.hexdigest()[:32]
 
     def labelled(self) -> np.ndarray:

@@ -13,6 +13,7 @@ import numpy as np
 
 from kdcli.data.images import decode, dimensions
 from kdcli.data.loading import Raw, load, reason
+from kdcli.data.masks import NAMES, VOID, class_names, mask_column, picture_columns
 from kdcli.data.samples import UNLABELLED, Data, Samples, carve, cell_bytes, hide_labels, identify
 from kdcli.errors import BadImageError, InputError, nearest
 from kdcli.sections import DataSection, SourceSection
@@ -49,22 +50,29 @@ def open_data(config: DataSection, *, need: tuple[str, ...] = ("train",)) -> Dat
                 raise InputError(f"{config.source} has no split '{name}'; it has: {', '.join(raw.tables)}.")
             wanted[role] = next(iter(raw.tables))
     used = {name: raw.tables[name] for name in dict.fromkeys(wanted.values())}
-    classes, label_column = _classes(raw, config)
-    samples = {
-        name: _samples(name, table, config, raw, classes, label_column, config.group_by)
-        for name, table in used.items()
-    }
-    data = Data(source, classes, {}, raw.licence)
+    mask = mask_column(next(iter(raw.tables.values())), config)
+    classes, label_column = (None, None) if mask else _classes(raw, config)
+    columns: dict[str, Any] = {"classes": classes, "label_column": label_column, "group_by": config.group_by}
+    columns |= {"mask": mask, "void": config.void}
+    samples = {name: _samples(name, table, config, raw, **columns) for name, table in used.items()}
+    data = Data(source, classes, {}, raw.licence, task="segmentation" if mask else "classification")
     if config.on_bad_image == "skip":
         samples, skipped = _without_corrupt(samples, config)
         data = replace(data, skipped=skipped)
+    if mask:
+        train = samples.get(config.train) or next(iter(samples.values()))
+        if config.train in raw.tables and config.train not in used and not config.class_names:
+            train = _samples(config.train, raw.tables[config.train], config, raw, **columns)
+        classes = class_names(samples, train, config.class_names, config.max_pixels)
+        data = replace(data, classes=classes)
     splits = {role: samples[name] for role, name in wanted.items()}
     if {"train", "validation"} & set(need) and names["validation"] is None and classes is not None:
         whole = samples[wanted["train" if "train" in wanted else "validation"]]
         train, validation = carve(whole, config.validation_fraction, config.split_seed)
         splits |= {role: s for role, s in (("train", train), ("validation", validation)) if role in need}
     if "train" in splits and classes is not None:
-        _refuse_empty_class(splits["train"], classes)
+        if not mask:
+            _refuse_empty_class(splits["train"], classes)
         if config.labels_per_class:
             splits["train"] = hide_labels(splits["train"], config.labels_per_class, config.split_seed)
     return replace(data, splits={role: replace(s, name=role) for role, s in splits.items()})
@@ -140,18 +148,12 @@ def _named_column(table: Any, name: str, config: SourceSection) -> str:
     return name
 
 
-def _image_column(table: Any, config: SourceSection) -> str:
-    import datasets
-
+def _image_column(table: Any, config: SourceSection, mask: str | None = None) -> str:
     if config.image_column:
         return _named_column(table, config.image_column, config)
-    by_type = [name for name, kind in table.features.items() if isinstance(kind, datasets.Image)]
-    by_shape = [
-        name
-        for name, kind in table.features.items()
-        if isinstance(kind, dict) and {"bytes", "path"} <= set(kind)
-    ]
-    found = by_type or by_shape
+    found = picture_columns(table)
+    if len(found) > 1:
+        found = [n for n in found if n.lower() not in NAMES and n != mask] or found
     if len(found) != 1:
         what = "several picture columns" if found else "no picture column"
         raise InputError(
@@ -218,31 +220,42 @@ def _samples(
     classes: list[str] | None = None,
     label_column: str | None = None,
     group_by: str | None = None,
+    mask: str | None = None,
+    void: int = VOID,
 ) -> Samples:
     import datasets
 
     if len(table) == 0:
         raise InputError(f"{config.source}: split '{name}' is empty.")
-    column = _image_column(table, config)
+    mask = mask if mask in table.column_names else None
+    column = _image_column(table, config, mask)
     labels = np.full(len(table), UNLABELLED, np.int64)
     if label_column is not None and label_column in table.column_names:
         labels = _labels(table, label_column, classes or [], name)
     groups = None
     if group_by:
         groups = table[_named_column(table, group_by, config)][:]
-    try:
-        pictures = table.select_columns([column]).cast_column(column, datasets.Image(decode=False))
-    except (TypeError, ValueError, NotImplementedError) as error:
-        kind = table.features[column]
-        raise InputError(f"column '{column}' holds no pictures ({kind}): {reason(error)}.") from error
-    hashes = []
+    pictures = table.select_columns([column, mask] if mask else [column])
+    for found in pictures.column_names:
+        try:
+            pictures = pictures.cast_column(found, datasets.Image(decode=False))
+        except (TypeError, ValueError, NotImplementedError) as error:
+            kind = table.features[found]
+            raise InputError(f"column '{found}' holds no pictures ({kind}): {reason(error)}.") from error
+    hashes, masks = [], np.zeros(len(table), np.uint64)
     for start in range(0, len(pictures), 512):
-        for offset, cell in enumerate(pictures[start : start + 512][column]):
-            hashes.append(hashlib.sha256(cell_bytes(cell, raw.root, f"{name} row {start + offset}")).digest())
+        part = pictures[start : start + 512]
+        for row, cell in enumerate(part[column], start):
+            hashes.append(hashlib.sha256(cell_bytes(cell, raw.root, f"{name} row {row}")).digest())
+        for row, cell in enumerate(part[mask] if mask else (), start):
+            if cell is not None and any(cell.values()):  # else unlabelled
+                sha = hashlib.sha256(cell_bytes(cell, raw.root, f"{name} row {row}, its mask"))
+                masks[row], labels[row] = int.from_bytes(sha.digest()[:8], "big"), 0
     ids, shas = identify(hashes)
     if groups is not None:  # a picture without a group is one by itself
         groups = np.array([f"picture {sha}" if g is None else f"group {g}" for g, sha in zip(groups, shas)])
-    return Samples(name, pictures, column, raw.root, np.arange(len(pictures)), ids, shas, labels, groups)
+    samples = Samples(name, pictures, column, raw.root, np.arange(len(pictures)), ids, shas, labels, groups)
+    return replace(samples, mask_column=mask, masks=masks, void=void) if mask else samples
 
 
 def _labels(table: Any, column: str, classes: list[str], name: str) -> np.ndarray:
@@ -294,7 +307,8 @@ def _without_corrupt(
 
 def _decodes(split: Samples, index: int, max_pixels: int) -> bool:
     try:
-        decode(split.data(index), max_pixels=max_pixels)
+        size = decode(split.data(index), max_pixels=max_pixels).size
+        split.mask(index, size, max_pixels)
     except BadImageError:
         return False
     return True

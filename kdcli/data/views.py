@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -67,7 +68,7 @@ class TrainingView:
 
     def __init__(self, section: ViewSection, size: int, seed: int) -> None:
         self.section, self.size, self.seed = section, size, seed
-        self._transform: Callable[[Any], Any] | None = None
+        self._transforms: tuple[Callable[..., Any], Callable[[Any], Any]] | None = None
         (smallest, largest), (narrow, wide) = section.scale, section.ratio
         if not 0 < smallest <= largest <= 1:
             raise UsageError(
@@ -86,21 +87,38 @@ class TrainingView:
             "seed": self.seed,
         }
 
-    def __call__(self, picture: Any, view: int, sample_id: int) -> torch.Tensor:
-        """The view number ``view`` of an RGB picture: uint8 [3, size, size]."""
-        if self._transform is None:
-            self._transform = self._build()
+    def __call__(self, picture: Any, view: int, sample_id: int, mask: Any = None) -> Any:
+        """The view number ``view`` of an RGB picture: uint8 [3, size, size].
+
+        With a ``mask`` uint8 [H, W] of the picture's size also its view, uint8 [size, size]: the same crop
+        and flips, nearest neighbours. The picture's pixels are those without a mask.
+
+        Raises:
+            UsageError: a policy, which moves the picture alone, beside a mask.
+        """
+        if self._transforms is None:
+            self._transforms = self._build()
+        moved, painted = self._transforms
+        if mask is not None and self.section.auto_augment:
+            raise UsageError("views.auto_augment moves the picture without its mask.")
         # torchvision draws from torch alone, timm's policies from random and numpy too
         scope = seeded if self.section.auto_augment else torch_seeded
         with scope(mix(self.seed, view, sample_id)):
-            return self._transform(picture)
+            if mask is None:
+                return painted(moved(picture))
+            from torchvision.tv_tensors import Mask
 
-    def _build(self) -> Callable[[Any], Any]:
+            picture, mask = moved(picture, Mask(mask[None]))
+            return painted(picture), mask[0].as_subclass(torch.Tensor)
+
+    def _build(self) -> tuple[Callable[..., Any], Callable[[Any], Any]]:
+        """What moves pixels, mask and all, and what then changes the picture alone."""
         from torchvision.transforms import InterpolationMode, v2
 
         s, modes = self.section, InterpolationMode
         mode = modes.BILINEAR if s.interpolation == "bilinear" else modes.BICUBIC
         steps: list[Any] = []
+        paint: list[Any] = []
         if tuple(s.scale) == (1.0, 1.0):
             steps += [v2.Resize(self.size, mode), v2.CenterCrop(self.size)]
         elif s.interpolation == "random":
@@ -115,13 +133,13 @@ class TrainingView:
         if s.vflip:
             steps.append(v2.RandomVerticalFlip(s.vflip))
         if s.auto_augment:
-            steps.append(self._policy(s.auto_augment))
+            paint.append(self._policy(s.auto_augment))
         if s.color_jitter:
-            steps.append(v2.ColorJitter(s.color_jitter, s.color_jitter, s.color_jitter))
-        steps.append(v2.PILToTensor())
+            paint.append(v2.ColorJitter(s.color_jitter, s.color_jitter, s.color_jitter))
+        paint.append(v2.PILToTensor())
         if s.erase:
-            steps.append(v2.RandomErasing(s.erase))
-        return v2.Compose(steps)
+            paint.append(v2.RandomErasing(s.erase))
+        return v2.Compose(steps), v2.Compose(paint)
 
     def _policy(self, text: str) -> Callable[[Any], Any]:
         """One of timm's policies, as its own training transform sets it up."""
@@ -150,6 +168,25 @@ class EvaluationCut:
     def __call__(self, picture: Any, view: int, sample_id: int) -> torch.Tensor:
         """The view of an RGB picture, whatever its number: uint8 [3, H, W]."""
         return evaluation_view(picture, self.spec)
+
+
+class WholeCut:
+    """The whole picture and its mask, squashed to a network's input: for tasks that judge every pixel."""
+
+    def __init__(self, spec: InputSpec) -> None:
+        self.spec = replace(spec, crop=1.0, crop_mode="squash")
+
+    def recipe(self) -> dict[str, Any]:
+        """What decides its pixels."""
+        return {"evaluation": self.spec.to_json()}
+
+    def __call__(self, picture: Any, view: int, sample_id: int, mask: Any = None) -> Any:
+        """The view of an RGB picture: uint8 [3, H, W]; with a mask [h, w] also its view, uint8 [H, W]."""
+        x = evaluation_view(picture, self.spec)
+        if mask is None:
+            return x
+        tensor = torch.from_numpy(mask)[None, None].float()
+        return x, torch.nn.functional.interpolate(tensor, self.spec.size, mode="nearest-exact")[0, 0].byte()
 
 
 def evaluation_view(picture: Any, spec: InputSpec) -> torch.Tensor:

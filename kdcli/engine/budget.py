@@ -38,12 +38,12 @@ def fixed_views(text: str, *, teacher: bool, cacheable: bool, epochs: float, aff
     return min(math.ceil(epochs), _AUTO_VIEWS, affordable) or None
 
 
-def affordable_views(root: Path, samples: int, classes: int, store: Store) -> int:
-    """How many views of all samples fit in 80 % of the free disk."""
+def affordable_views(root: Path, samples: int, row_bytes: int) -> int:
+    """How many views of all samples, each of ``row_bytes``, fit in 80 % of the free disk."""
     root = root.absolute()
     while not root.exists():
         root = root.parent
-    return int(0.8 * shutil.disk_usage(root).free / (samples * bytes_per_view(classes, store)))
+    return int(0.8 * shutil.disk_usage(root).free / (samples * row_bytes))
 
 
 def bytes_per_view(classes: int, store: Store) -> int:

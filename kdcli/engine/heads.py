@@ -17,12 +17,15 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from kdcli.errors import Diverged, InputError, UsageError
+
+if TYPE_CHECKING:
+    from kdcli.models.network import Network
 
 # Heads share a product while weights and momentum fit in these bytes. On a CPU stacking pays up to 1 to 3 MB,
 # is flat to 30 MB and costs beyond the last cache (100 MB, 13 heads of 1,024 × 1,000: a tenth slower than one
@@ -38,12 +41,12 @@ class HeadSpec:
     feature: str
     lr: float  # for a batch of 256; scaled linearly
     weight_decay: float
-    solver: Literal["sgd", "lbfgs"] = "sgd"
+    solver: Literal["sgd", "lbfgs", "adamw"] = "sgd"  # adamw: of segmentation heads, rates as they are
 
     @property
     def name(self) -> str:
         """A label for tables: `cls4+avg lr=0.01 wd=0`, or `cls4+avg lbfgs l2=0.001`."""
-        kind = f"lr={self.lr:g} wd" if self.solver == "sgd" else "lbfgs l2"
+        kind = f"lr={self.lr:g} wd" if self.solver != "lbfgs" else "lbfgs l2"
         return f"{self.feature} {kind}={self.weight_decay:g}"
 
 
@@ -64,6 +67,20 @@ class HeadResult:
         """Whether the validation loss became NaN or Inf."""
         return not math.isfinite(self.nll)
 
+    @property
+    def rank(self) -> tuple[float, ...]:
+        """The smallest is the best."""
+        return (-self.top1, self.nll)
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """On the validation part; the first one selects."""
+        return {"top1": self.top1, "nll": self.nll}
+
+    def attach(self, network: Network, classes: list[str]) -> None:
+        """Make it the network's classifier."""
+        network.attach_linear(self.spec.feature, self.weight, self.bias, classes)
+
 
 class _Part(NamedTuple):
     """Features `[N, F]`, labels `[N]`, indices of labelled rows."""
@@ -73,12 +90,16 @@ class _Part(NamedTuple):
     rows: Tensor
 
 
-def best(results: Sequence[HeadResult]) -> HeadResult:
-    """Return the head of highest top-1, ties by lower NLL, then by order; Diverged is raised if all are."""
+def best(results: Sequence[Any]) -> Any:
+    """Return the head of the smallest rank (highest top-1, then lowest NLL; highest mIoU), ties by order.
+
+    Raises:
+        Diverged: all are.
+    """
     finite = [result for result in results if not result.diverged]
     if not finite:
         raise Diverged(f"all {len(results)} heads diverged (NaN or Inf): try smaller learning rates.")
-    return min(finite, key=lambda result: (-result.top1, result.nll))
+    return min(finite, key=lambda result: result.rank)
 
 
 @torch.no_grad()

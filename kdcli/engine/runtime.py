@@ -51,6 +51,14 @@ class Runtime:
         """Mean over all processes."""
         return tensor if self.world_size == 1 else self.accelerator.reduce(tensor, reduction="mean")
 
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Sum of a CPU tensor over all processes."""
+        if self.world_size == 1:
+            return tensor
+        total = tensor.to(self.device)
+        torch.distributed.all_reduce(total)
+        return total.cpu()
+
     def barrier(self) -> None:
         """Wait for all processes."""
         self.accelerator.wait_for_everyone()

@@ -1,1 +1,1 @@
-"""Pure functions that measure: classification, agreement with the teacher, efficiency."""
+"""Pure functions that measure: classification, segmentation, agreement with the teacher, efficiency."""

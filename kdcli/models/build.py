@@ -16,6 +16,7 @@ from kdcli.artifacts.manifest import digest, file_hash
 from kdcli.artifacts.model import InputSpec
 from kdcli.errors import InputError, UsageError, nearest
 from kdcli.hub import reachable_hub
+from kdcli.models.dense import GRIDS, DenseHead
 from kdcli.models.legacy import first_line, read_weights
 from kdcli.models.network import FEATURES, FeatureHead, Network, reset_classifier
 
@@ -51,6 +52,7 @@ def build(
     name: str,
     *,
     classes: list[str] | None = None,
+    head: str = "",
     pretrained: bool = True,
     weights: str | None = None,
     size: int | None = None,
@@ -63,6 +65,7 @@ def build(
         name: alias, timm name (with or without tag), ``hf-hub:…``, ``local-dir:…`` or the path of an
             artifact.
         classes: give it a fresh classifier for these, unless it already has one with exactly these names.
+        head: where a feature of :data:`kdcli.models.dense.GRIDS`, that fresh head is one for segmentation.
         pretrained: load weights; False for random ones.
         weights: the user's own checkpoint for a model name.
         size: input size in pixels, position embeddings resampled.
@@ -88,9 +91,13 @@ def build(
             raise InputError(f"{name} does not exist (a hub model is named hf-hub:{name}).")
         else:
             network = _from_name(name, pretrained, weights, size, drop_path)
-        if classes is not None and network.classes != classes:
-            network.head, network.classes = None, list(classes)
-            reset_classifier(network.body, len(classes))
+        other = network.task != ("segmentation" if head else "classification")
+        if classes is not None and (network.classes != classes or other):
+            if head:
+                network.attach_dense(head, classes)
+            else:
+                network.head, network.classes = None, list(classes)
+                reset_classifier(network.body, len(classes))
     return network
 
 
@@ -187,22 +194,29 @@ def _from_artifact(path: Path, pretrained: bool, size: int | None, drop_path: fl
         body = _create(f"local-dir:{path}", pretrained=False, drop_path_rate=drop_path, **fixed)
     except Exception as error:
         raise InputError(f"{path}: cannot build {config.get('architecture')}: {first_line(error)}") from error
-    head = None
-    if head_config:
-        tensors = files.tensors(artifacts.HEAD)
-        if head_config.get("feature") not in FEATURES or set(tensors) != {"linear.weight", "linear.bias"}:
-            raise InputError(f"{path}: its head is none that this kdcli knows.")
-        head = FeatureHead(
-            head_config["feature"], tensors["linear.weight"].shape[1], len(tensors["linear.bias"])
-        )
-        if pretrained:
-            head.load_state_dict(tensors)
+    head = _head(path, head_config, files.tensors(artifacts.HEAD), pretrained) if head_config else None
     if pretrained:
         _load_strict(body, files.tensors(), str(path / artifacts.WEIGHTS))
     spec = _with_size(input_spec(body), size, body)
     kind = "artifact" if pretrained else "random"
     source = digest([files.hash, size]) if pretrained else ""
     return Network(body, spec, files.classes, name=str(path), head=head, source=source, trained=kind)
+
+
+def _head(
+    path: Path, config: dict[str, Any], tensors: dict[str, Tensor], pretrained: bool
+) -> FeatureHead | DenseHead:
+    """The head of ``head.safetensors``. Raises InputError for one of another kind or shape."""
+    feature, weight = config.get("feature"), tensors.get("linear.weight")
+    kind = FeatureHead if feature in FEATURES else DenseHead if feature in GRIDS else None
+    if kind is not None and weight is not None and weight.ndim in (2, 4):
+        head = kind(str(feature), weight.shape[1], weight.shape[0])
+        own = head.state_dict()
+        if {n: t.shape for n, t in own.items()} == {n: t.shape for n, t in tensors.items()}:
+            if pretrained:
+                head.load_state_dict(tensors)
+            return head
+    raise InputError(f"{path}: its head is none that this kdcli knows.")
 
 
 def _size_option(timm_name: str, size: int | None) -> dict[str, Any]:

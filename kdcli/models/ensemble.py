@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from kdcli.artifacts.manifest import digest
 from kdcli.errors import InputError
@@ -23,11 +24,18 @@ class _Mean(nn.Module):
         self.members, self.mean = nn.ModuleList(members), mean
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits [B, C]: z̄ = mean z_m, or log mean softmax(z_m), whose softmax is the mean probability."""
-        logits = torch.stack([member(x) for member in self.members])
+        """Logits [B, C]: z̄ = mean z_m, or log mean softmax(z_m), whose softmax is the mean probability.
+
+        Grids of logits [B, C, h, w] are brought to the finest one's size.
+        """
+        found = [member(x) for member in self.members]
+        if found[0].ndim == 4:
+            size = max((z.shape[-2:] for z in found), key=lambda shape: shape[0] * shape[1])
+            found = [F.interpolate(z, size, mode="bilinear", align_corners=False) for z in found]
+        logits = torch.stack(found)
         if self.mean == "logits":
             return logits.mean(dim=0)
-        return logits.float().log_softmax(dim=-1).logsumexp(dim=0) - torch.tensor(float(len(logits))).log()
+        return logits.float().log_softmax(dim=2).logsumexp(dim=0) - torch.tensor(float(len(logits))).log()
 
 
 class Ensemble(Network):
@@ -53,6 +61,21 @@ class Ensemble(Network):
             source=digest([mean, *([m.source, m.spec.to_json()] for m in members)]),
             trained=" + ".join(dict.fromkeys(m.trained for m in members)),
         )
+
+    @property
+    def task(self) -> str:
+        """That of its members."""
+        return self._members[0].task
+
+    @property
+    def logit_count(self) -> int:
+        """Numbers in the logits of one picture, on the finest grid."""
+        return max(member.logit_count for member in self._members)
+
+    @property
+    def _members(self) -> list[Network]:
+        body: Any = self.body
+        return list(body.members)
 
     def prepare(self, x: Tensor) -> Tensor:
         """Views as they are: the members prepare them."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch.nn import functional as F
 
 from kdcli.artifacts.model import InputSpec
 from kdcli.errors import InputError
+from kdcli.models.dense import GRIDS, DenseHead, assembled_grid, feature_maps, grid_size, grid_width, is_vit
 from kdcli.models.taps import Recorder
 
 _LAYOUT = torch.channels_last  # a tenth to a third faster for CNNs on a CPU, nothing for ViTs
@@ -66,7 +66,7 @@ class Network(nn.Module):
         classes: list[str] | None,
         *,
         name: str,
-        head: FeatureHead | None = None,
+        head: FeatureHead | DenseHead | None = None,
         source: str = "",
         trained: str = "random",
     ) -> None:
@@ -94,10 +94,12 @@ class Network(nn.Module):
         return ((x - mean) / self._std).contiguous(memory_format=_LAYOUT)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits [B, C] of views (uint8) or prepared pictures (float)."""
+        """Logits [B, C], or [B, C, h, w], of views (uint8) or prepared pictures (float)."""
         x = self.prepare(x)
         if self.head is None:
             return self.body(x)
+        if isinstance(self.head, DenseHead):
+            return self.head(self._grid(x, self.head.feature))
         return self.head(self._run(x, FEATURES[self.head.feature])[1])
 
     def taps(self, x: Tensor, names: Sequence[str]) -> dict[str, Any]:
@@ -114,6 +116,9 @@ class Network(nn.Module):
             if self.head is None:
                 features = body.forward_features(x)
                 logits = body.forward_head(features)
+            elif isinstance(self.head, DenseHead):
+                features = self._grid(x, self.head.feature)
+                logits = self.head(features)
             else:
                 features, parts = self._run(x, FEATURES[self.head.feature])
                 logits = self.head(parts)
@@ -123,15 +128,12 @@ class Network(nn.Module):
     @property
     def has_class_token(self) -> bool:
         """Whether this is a plain ViT with a class token, whose blocks can be read one by one."""
-        body: Any = self.body
-        return (
-            getattr(body, "cls_token", None) is not None
-            and hasattr(body, "blocks")
-            and "return_prefix_tokens" in inspect.signature(body.forward_intermediates).parameters
-        )
+        return getattr(self.body, "cls_token", None) is not None and is_vit(self.body)
 
-    def feature_names(self) -> list[str]:
-        """Features a head can read here: DINOv2's four on a ViT, pooled stages on other networks."""
+    def feature_names(self, task: str = "classification") -> list[str]:
+        """Features a head can read here: DINOv2's four on a ViT, pooled stages on others; grids of masks."""
+        if task == "segmentation":
+            return list(GRIDS)
         return list(FEATURES) if self.has_class_token else ["pooled", "last4"]
 
     def features(self, x: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
@@ -160,6 +162,45 @@ class Network(nn.Module):
         parts["pooled"] = body.forward_head(final, pre_logits=True)
         parts |= {f"back{i}": back[-min(i, depth)] for i in range(2, LAST + 1)}
         return final, {name: parts[name] for name in wanted}
+
+    # -- segmentation ----------------------------------------------------------------------------------------
+    @property
+    def task(self) -> str:
+        """What its head answers: ``segmentation`` for every cell of a grid, else ``classification``."""
+        return "segmentation" if isinstance(self.head, DenseHead) else "classification"
+
+    def maps(self, x: Tensor, feature: str) -> tuple[Tensor, ...]:
+        """Maps [B, D_i, h_i, w_i] of views that a feature of ``GRIDS`` is made of."""
+        return feature_maps(self.body, self.prepare(x), feature)
+
+    def assembled(self, maps: Sequence[Tensor]) -> Tensor:
+        """A feature grid [B, D, h, w] of its maps."""
+        return assembled_grid(maps, self.spec.size[1])
+
+    def _grid(self, x: Tensor, feature: str) -> Tensor:
+        return assembled_grid(feature_maps(self.body, x, feature), x.shape[-1])
+
+    def attach_dense(self, feature: str, classes: list[str]) -> DenseHead:
+        """Make a fresh segmentation head over ``feature`` the head, and return it."""
+        reset_classifier(self.body, 0)
+        like = next(self.body.parameters())
+        head = DenseHead(feature, grid_width(self.body, feature), len(classes))
+        self.head, self.classes = head.to(device=like.device, dtype=like.dtype), list(classes)
+        return head
+
+    def synchronise(self) -> None:
+        """Let the head's batch norms see the batches of all processes; CUDA only, torch has none for CPUs."""
+        if self.head is not None:
+            self.head = nn.SyncBatchNorm.convert_sync_batchnorm(self.head)
+
+    @property
+    def logit_count(self) -> int:
+        """Numbers in the logits of one picture."""
+        count = len(self.classes or ())
+        if not isinstance(self.head, DenseHead):
+            return count
+        height, width = grid_size(self.body, self.head.feature, self.spec.size)
+        return count * height * width
 
     def attach_linear(self, feature: str, weight: Tensor, bias: Tensor, classes: list[str]) -> None:
         """Make a linear classifier over ``feature`` the head, in timm's own layout where it fits."""

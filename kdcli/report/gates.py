@@ -13,7 +13,7 @@ from kdcli.errors import UsageError, nearest
 _FORM = re.compile(r"\s*([a-z0-9_]+)\s*(>=|<=|>|<)\s*([0-9.eE+-]+)\s*")
 _COMPARE = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
 METRICS = (
-    *("top1", "top5", "mean_per_class", "nll", "ece"),
+    *("top1", "top5", "mean_per_class", "nll", "ece", "miou", "pixel_accuracy", "mean_accuracy"),
     *("agreement", "kl", "both_right", "only_student", "only_teacher", "neither_right"),
     *("parameters", "flops", "latency_ms", "throughput", "peak_memory_mb"),
 )

@@ -13,6 +13,10 @@ The report is a plain mapping, so that it can be read back from its JSON file::
                               "neither_right"},
                  "curves": [{"step", "loss", ...}], "selection"?: str}],
      "notes": [str]}
+
+A model of segmentation has instead the metrics ``miou``, ``pixel_accuracy`` and ``mean_accuracy``, and beside
+them ``iou`` and ``pixels`` (of the truth) by class, the IoU None for a class that occurs nowhere; neither
+``reliability`` nor ``confusion``.
 """
 
 from __future__ import annotations
@@ -21,6 +25,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from typing import Any
+
+from kdcli.report.overlays import palette
 
 MISSING = "–"
 
@@ -67,6 +73,9 @@ COLUMNS: tuple[tuple[str, tuple[str, ...], Callable[[Any], str]], ...] = (
     ("top-1", ("metrics", "top1"), percent),
     ("top-5", ("metrics", "top5"), percent),
     ("per class", ("metrics", "mean_per_class"), percent),
+    ("mIoU", ("metrics", "miou"), percent),
+    ("pixel accuracy", ("metrics", "pixel_accuracy"), percent),
+    ("mean accuracy", ("metrics", "mean_accuracy"), percent),
     ("NLL", ("metrics", "nll"), lambda value: MISSING if value is None else f"{value:.3f}"),
     ("ECE", ("metrics", "ece"), percent),
     ("agreement", ("teacher", "agreement"), percent),
@@ -121,10 +130,13 @@ def _figures(report: Mapping[str, Any]) -> dict[str, Any]:
     from kdcli.report import plots
 
     models, classes = report["models"], report["data"]["classes"]
-    figures: dict[str, Any] = {"reliability": Markup(plots.reliability_curve(models))}
-    figures["confusion"] = [
-        Markup(plots.confusion_matrix(model["confusion"], classes, str(model["name"]))) for model in models
-    ]
+    figures: dict[str, Any] = {}
+    if "reliability" in models[0]:
+        figures["reliability"] = Markup(plots.reliability_curve(models))
+        figures["confusion"] = [
+            Markup(plots.confusion_matrix(model["confusion"], classes, str(model["name"])))
+            for model in models
+        ]
     if any(model.get("cost") for model in models):
         figures["cost"] = Markup(plots.accuracy_against_cost(models))
     if any(model.get("curves") for model in models):
@@ -132,11 +144,12 @@ def _figures(report: Mapping[str, Any]) -> dict[str, Any]:
     return figures
 
 
-def render(report: Mapping[str, Any]) -> str:
+def render(report: Mapping[str, Any], overlays: Mapping[int, Sequence[tuple[str, str]]] | None = None) -> str:
     """The report as one HTML page with inline figures: no scripts, no external resources; it prints well.
 
     Args:
         report: see the module. Names, paths and notes are escaped.
+        overlays: by row of the data, see :func:`kdcli.report.overlays.panels`.
 
     Raises:
         ValueError: the report has no models, or a confusion matrix does not fit the classes.
@@ -150,7 +163,16 @@ def render(report: Mapping[str, Any]) -> str:
     source = resources.files("kdcli.report").joinpath("page.html").read_text(encoding="utf-8")
     header, rows = table(report)
     classes = report["data"]["classes"]
-    pairs = [confused_pairs(model["confusion"], classes) for model in report["models"]]
+    pairs = [
+        confused_pairs(model["confusion"], classes) for model in report["models"] if "confusion" in model
+    ]
+    colours = ["#" + bytes(rgb.tolist()).hex() for rgb in palette(len(classes))] if overlays else []
     return environment.from_string(source).render(
-        report=report, header=header, rows=rows, figures=_figures(report), pairs=pairs
+        report=report,
+        header=header,
+        rows=rows,
+        figures=_figures(report),
+        pairs=pairs,
+        overlays=overlays or {},
+        colours=colours,
     )

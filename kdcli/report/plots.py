@@ -244,7 +244,9 @@ def _scale(axes: Axes, values: Sequence[float]) -> None:
 
 
 def accuracy_against_cost(models: Sequence[Model]) -> str:
-    """Top-1 accuracy against parameters, FLOPs and latency, a panel each; bars span the latency's p10 to p90.
+    """Quality against parameters, FLOPs and latency, a panel each; bars span the latency's p10 to p90.
+
+    Quality is top-1 accuracy, or mean IoU where models have that.
 
     Args:
         models: the report's models; those without ``cost`` are left out.
@@ -254,6 +256,9 @@ def accuracy_against_cost(models: Sequence[Model]) -> str:
     """
     costly = [(index, model) for index, model in enumerate(models) if model.get("cost")]
     _refuse_none(costly, "a cost")
+    key, label_y = (
+        ("miou", "mean IoU (%)") if "miou" in costly[0][1]["metrics"] else ("top1", "top-1 accuracy (%)")
+    )
     with _style():
         figure = Figure(figsize=(3.1 * len(COSTS) + 0.5, 3.4), layout="constrained")
         row = figure.subplots(1, len(COSTS), sharey=True)
@@ -262,10 +267,10 @@ def accuracy_against_cost(models: Sequence[Model]) -> str:
                 low, x, high = spread(model["cost"])
                 looks = _looks(index) | {"linestyle": "none", "markersize": 8}
                 ends = [[max(0.0, x - low)], [max(0.0, high - x)]]
-                axes.errorbar(x, 100 * model["metrics"]["top1"], xerr=ends, capsize=2.5, **looks)
+                axes.errorbar(x, 100 * model["metrics"][key], xerr=ends, capsize=2.5, **looks)
             _scale(axes, [value for _, model in costly for value in spread(model["cost"])])
             axes.set_xlabel(label)
-        row[0].set_ylabel("top-1 accuracy (%)")
+        row[0].set_ylabel(label_y)
         row[0].margins(y=0.15)
         _legend(figure, costly, line=False)
         return _svg(figure, "Accuracy against cost")

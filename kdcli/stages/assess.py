@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,8 +12,9 @@ from torch import Tensor
 
 from kdcli.console import Console
 from kdcli.data.samples import Samples
-from kdcli.engine import inference
+from kdcli.engine import inference, pixels
 from kdcli.engine.runtime import Runtime
+from kdcli.metrics.segmentation import FOLLOWS, class_iou, segmentation_metrics
 from kdcli.models.network import Network
 from kdcli.tasks import Task
 
@@ -27,6 +29,8 @@ class Setting:
         runtime: device and processes.
         batch_size: of one process.
         reading: how loaders read pictures.
+        window: of segmentation, see :class:`kdcli.engine.pixels.Reading`.
+        stride: of segmentation.
     """
 
     task: Task
@@ -34,6 +38,8 @@ class Setting:
     runtime: Runtime
     batch_size: int
     reading: dict[str, Any]
+    window: int | None = None
+    stride: int | None = None
 
 
 def metrics(setting: Setting, network: Any) -> dict[str, float]:
@@ -44,7 +50,10 @@ def metrics(setting: Setting, network: Any) -> dict[str, float]:
 def rows(
     setting: Setting, networks: Mapping[str, Network], teacher: Network | None, console: Console
 ) -> dict[str, dict[str, Any]]:
-    """Parts of a report (see :mod:`kdcli.report.page`) by the networks' names; each network runs once."""
+    """Parts of a report (see :mod:`kdcli.report.page`) by the networks' names; each network runs once.
+
+    Of segmentation also ``shown``: predictions [H, W] of some pictures by index, which are no JSON.
+    """
     return _TABLE[setting.task.name][1](setting, networks, teacher, console)
 
 
@@ -91,6 +100,54 @@ def _class_rows(
     return parts
 
 
+# -- segmentation --------------------------------------------------------------------------------------------
+
+SHOWN = 4  # pictures in a report
+
+
+def _pixel_tallies(
+    setting: Setting, networks: Mapping[str, Network], **options: Any
+) -> dict[str, pixels.Tally]:
+    reading = pixels.Reading(
+        setting.batch_size, window=setting.window, stride=setting.stride, **setting.reading
+    )
+    teacher = options.pop("teacher", None)
+    return pixels.tallies(
+        networks, teacher, len(setting.task.classes), setting.samples, setting.runtime, reading, **options
+    )
+
+
+def _pixel_metrics(setting: Setting, network: Network) -> dict[str, float]:
+    return segmentation_metrics(_pixel_tallies(setting, {"it": network})["it"].confusion)
+
+
+def _pixel_rows(
+    setting: Setting, networks: Mapping[str, Network], teacher: Network | None, console: Console
+) -> dict[str, dict[str, Any]]:
+    names = {id(network): name for name, network in networks.items()}
+    taught = None if teacher is None else names.get(id(teacher), "teacher (compared with)")
+    together = {**networks, **({taught: teacher} if taught and teacher is not None else {})}
+    for network in together.values():
+        network.to(setting.runtime.device)
+    with console.progress("pictures", len(setting.samples), "pictures") as bar:
+        found = _pixel_tallies(setting, together, teacher=taught, shown=SHOWN, progress=bar.update)
+    parts: dict[str, dict[str, Any]] = {}
+    for name in networks:
+        tally = found[name]
+        iou = class_iou(tally.confusion).tolist()
+        parts[name] = {
+            "metrics": segmentation_metrics(tally.confusion),
+            "iou": [None if math.isnan(value) else value for value in iou],
+            "pixels": tally.confusion.sum(1).tolist(),
+            "shown": tally.shown,
+        }
+        if teacher is not None:
+            means = (tally.follows / tally.confusion.sum()).tolist()
+            parts[name]["teacher"] = {"name": teacher.name, **dict(zip(FOLLOWS, means))}
+    return parts
+
+
 _TABLE: dict[str, tuple[Callable[..., dict[str, float]], Callable[..., dict[str, dict[str, Any]]]]] = {
     "classification": (_class_metrics, _class_rows),
+    "segmentation": (_pixel_metrics, _pixel_rows),
 }

@@ -206,7 +206,9 @@ def run(plan: Plan | Chain, console: Console, *, stop: Any = None, command: str 
     from kdcli.engine.track import tracking
     from kdcli.stages.training import training_job
 
-    runtime = open_runtime(plan.config, find_unused=any(len(p.turns) > 1 for p in plan.method.phases))
+    dense = bool(plan.task.head)  # such a head leaves what timm's own head would read without a gradient
+    find_unused = dense or any(len(p.turns) > 1 for p in plan.method.phases)
+    runtime = open_runtime(plan.config, find_unused=find_unused)
     path, material = plan.target.path, plan.material
     with shared_output(path, plan.target.identity, plan.config.overwrite, runtime) as output:
         if output is None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from kdcli.artifacts.manifest import Manifest
 from kdcli.config import inputs, option, outputs, reading, running
 from kdcli.console import Console
-from kdcli.errors import InputError
+from kdcli.errors import InputError, UsageError
 from kdcli.report.gates import Gate, judge, parse
 from kdcli.sections import DataSection, RunSection
 from kdcli.stages import Result, frame
@@ -42,6 +42,8 @@ class Config(RunSection):
     )
     cost: bool = running(True, "Measure FLOPs, latency, throughput and memory.", "--cost")
     batch_size: int = running(64, "Pictures per forward.", "--batch-size", ge=1)
+    window: int | None = option(None, "Slide a window of so many pixels over the picture (masks).", ge=8)
+    stride: int | None = option(None, "Pixels between windows (default: two thirds of one).", ge=1)
     repeats: int = option(30, "Timed forwards of latency and throughput.", ge=3)
 
 
@@ -89,7 +91,11 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
     """
     frame.require(config.models, "a model (kdcli eval MODEL …)")
     gates = [parse(text) for text in config.require]
+    if (config.stride or 0) > (config.window or 0):
+        raise UsageError("stride: no pixel may fall between windows; give a window of at least the stride.")
     data = frame.labelled(config.data, config.split)
+    if config.window and data.task != "segmentation":
+        raise UsageError("window: only masks are judged by sliding windows.")
     samples = data.split(config.split)
     samples = samples.take(samples.labelled())
     if len(samples) == 0:
@@ -101,12 +107,12 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
     if unless_complete and frame.complete(target, config):
         return _answer(target.path, gates, console)
     classes, order = data.classes or [], config.data.class_order
-    networks = {_short(n, config.models): frame.teacher(n, classes, order) for n in config.models}
+    networks = {_short(n, config.models): frame.teacher(n, classes, order, data.task) for n in config.models}
     teacher = None
     if config.teacher in config.models:
         teacher = networks[_short(config.teacher, config.models)]
     elif config.teacher:
-        teacher = frame.teacher(config.teacher, classes, order)
+        teacher = frame.teacher(config.teacher, classes, order, data.task)
     return Plan(config, target, data, samples, networks, teacher, gates)
 
 
@@ -120,10 +126,10 @@ def run(plan: Plan, console: Console, *, stop: Any = None, command: str = "") ->
     path = plan.target.path
     with shared_output(path, plan.target.identity, plan.config.overwrite, runtime) as output:
         if output is not None:
-            report = _report(plan, runtime, console)
+            report, overlays = _report(plan, runtime, console)
             if runtime.main:
                 write_bytes(output.partial / "report.json", (json.dumps(report, indent=1) + "\n").encode())
-                write_bytes(output.partial / "report.html", render(report).encode())
+                write_bytes(output.partial / "report.html", render(report, overlays).encode())
                 manifest = Manifest("report", "eval", plan.target.identity, plan.target.parents)
                 manifest.facts = frame.facts(
                     plan.config,
@@ -158,17 +164,23 @@ def _short(name: str, names: list[str]) -> str:
 # -- measuring -----------------------------------------------------------------------------------------------
 
 
-def _report(plan: Plan, runtime: Runtime, console: Console) -> dict[str, Any]:
+def _report(
+    plan: Plan, runtime: Runtime, console: Console
+) -> tuple[dict[str, Any], dict[int, list[tuple[str, str]]]]:
+    """The report, and pictures for its page."""
     from kdcli.stages import assess
     from kdcli.tasks import task_of
 
     config = plan.config
     task = task_of(plan.data, config.data)
     reading = frame.reading(config, config.data)
-    setting = assess.Setting(task, plan.samples, runtime, config.batch_size, reading)
+    setting = assess.Setting(
+        task, plan.samples, runtime, config.batch_size, reading, config.window, config.stride
+    )
     found = assess.rows(setting, plan.networks, plan.teacher, console)
+    overlays = _overlays(plan, {name: part.pop("shown", {}) for name, part in found.items()})
     models = [_model(plan, name, net, found[name], runtime) for name, net in plan.networks.items()]
-    return {
+    report = {
         "title": f"{plan.config.split} split of {plan.config.data.source}",
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "data": {
@@ -181,6 +193,22 @@ def _report(plan: Plan, runtime: Runtime, console: Console) -> dict[str, Any]:
         "models": models,
         "notes": _notes(plan),
     }
+    return report, overlays
+
+
+def _overlays(plan: Plan, shown: dict[str, dict[int, Any]]) -> dict[int, list[tuple[str, str]]]:
+    """Truth and predictions over the pictures that were kept, by row of the data."""
+    from kdcli.report.overlays import panels
+
+    samples, most = plan.samples, plan.config.data.max_pixels
+    found = {}
+    for index in next(iter(shown.values())):
+        picture = samples.picture(index, most)
+        predictions = {name: masks[index] for name, masks in shown.items()}
+        truth = samples.mask(index, picture.size, most)
+        count = len(plan.data.classes or ())
+        found[int(samples.rows[index])] = panels(picture, truth, predictions, count)
+    return found
 
 
 def _model(

@@ -135,16 +135,22 @@ def summary(path: Path) -> dict[str, Any]:
     }
 
 
-def teacher(name: str, classes: list[str], order: Literal["names", "same"]) -> Network:
+def teacher(
+    name: str, classes: list[str], order: Literal["names", "same"], task: str = "classification"
+) -> Network:
     """A frozen network whose logits stand in the order of ``classes``.
 
     Raises:
-        InputError: it knows other classes.
+        InputError: it knows other classes, or does another task.
     """
     from kdcli.models.build import build
     from kdcli.tasks.classification import permutation
 
     network = build(name)
+    if network.task != task:
+        raise InputError(
+            f"{name} does {network.task}, the data is for {task}. Probe the teacher on this data first."
+        )
     network.reorder(permutation(classes, network.classes, order, name), classes)
     return network.requires_grad_(False).eval()
 

@@ -110,13 +110,14 @@ def gather(
     largest = max(network.spec.size[0] for network in networks.values())
     view = TrainingView(config.views, config.views.size or largest, config.seed)
     store = Store(config.views.store)
+    row_bytes = bytes_per_view(networks["teacher" if taught else "student"].logit_count, store)
     steps = optim.max_steps or math.ceil(optim.epochs * len(pool) / optim.batch_size)
     views = fixed_views(
         config.views.count,
         teacher=taught,
         cacheable=method.cacheable and not (optim.mixup or optim.cutmix),
         epochs=steps * optim.batch_size / len(pool),
-        affordable=affordable_views(Path(config.cache), len(pool), len(task.classes), store),
+        affordable=affordable_views(Path(config.cache), len(pool), row_bytes),
     )
     balanced = config.data.class_balance == "sampler"
     order = Order(
@@ -129,7 +130,7 @@ def gather(
         extra_ratio=config.data.extra_ratio,
         real=len(pool.parts[0]),
     )
-    return Material(pool, order, view, networks, steps, bytes_per_view(len(task.classes), store))
+    return Material(pool, order, view, networks, steps, row_bytes)
 
 
 def _refuse_to_split(optim: OptimSection, method: Method, student: Network) -> None:
@@ -158,6 +159,7 @@ def build_student(config: StudentSection, task: Task) -> Network:
     return build(
         str(config.student),
         classes=list(task.classes),
+        head=task.head,
         pretrained=not config.from_scratch,
         weights=config.weights,
         size=config.image_size,
@@ -172,5 +174,5 @@ def _teacher(config: StudentSection, task: Task, data: Data, console: Console) -
         if frame.split_hash(name, "validation") not in ("", data.split("validation").fingerprint):
             console.warn(f"{name} was chosen on other validation samples than this run selects by.")
     classes, order = list(task.classes), config.data.class_order
-    teachers = [frame.teacher(name, classes, order) for name in config.teacher]
+    teachers = [frame.teacher(name, classes, order, task.name) for name in config.teacher]
     return teachers[0] if len(teachers) == 1 else Ensemble(teachers, config.teacher_mean).eval()

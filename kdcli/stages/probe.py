@@ -7,12 +7,14 @@ Tiny, on a CPU:  kdcli probe --teacher test_vit --weights my.safetensors --data 
 After DINOv2's linear evaluation (arXiv 2304.07193; its eval/linear.py): the last n ∈ {1, 4} blocks' class
 tokens, with or without the mean patch token, times a grid of learning rates and weight decays. The backbone
 runs once over fixed views and all heads train together on its features; ``--protocol dinov2`` trains them
-live on augmented views as published. Selection is on the validation part only.
+live on augmented views as published. Data with masks get segmentation heads on the patch tokens of the last
+n ∈ {1, 4} blocks, by AdamW, chosen by mIoU. Selection is on the validation part only.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -27,6 +29,7 @@ from kdcli.stages import Result, frame, show
 if TYPE_CHECKING:
     from kdcli.artifacts.store import Output
     from kdcli.data.samples import Data
+    from kdcli.engine.dense_heads import DenseResult
     from kdcli.engine.heads import HeadResult, HeadSpec
     from kdcli.engine.job import Outcome
     from kdcli.engine.runtime import Runtime
@@ -34,13 +37,14 @@ if TYPE_CHECKING:
 
 # DINOv2's thirteen learning rates (for a batch of 256)
 _RATES = [1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1]
+_DENSE_RATES = [3e-4, 1e-3, 3e-3, 1e-2]  # of AdamW, around its usual 1e-3
 
 
 class GridSection(Section):
     """The heads that are tried, and how each is trained."""
 
-    lr: list[float] = option(_RATES, "Learning rates of SGD at a batch of 256.")
-    weight_decay: list[float] = option([0.0], "Weight decays of SGD.")
+    lr: list[float] | None = option(None, "Learning rates of SGD at a batch of 256, or of AdamW (masks).")
+    weight_decay: list[float] = option([0.0], "Weight decays of SGD or AdamW.")
     l2: list[float] = option([1e-1, 1e-2, 1e-3, 1e-4], "L2 strengths of the L-BFGS path.")
     solver: Literal["both", "sgd", "lbfgs"] = option("both", "SGD grid, L-BFGS path, or both.")
     epochs: int = training(30, "Passes over the features.", "--epochs", ge=1)
@@ -107,7 +111,14 @@ class Plan:
         grid = self.config.grid
         if grid.solver == "lbfgs" and self.config.protocol == "cached":
             return []
-        return [HeadSpec(f, lr, wd) for f in self.features for lr in grid.lr for wd in grid.weight_decay]
+        rates = grid.lr or (_DENSE_RATES if self.dense else _RATES)
+        solver: Literal["adamw", "sgd"] = "adamw" if self.dense else "sgd"
+        return [HeadSpec(f, r, wd, solver) for f in self.features for r in rates for wd in grid.weight_decay]
+
+    @property
+    def dense(self) -> bool:
+        """Whether the data have masks."""
+        return self.data is not None and self.data.task == "segmentation"
 
     @property
     def views(self) -> int:
@@ -130,6 +141,8 @@ class Plan:
         if self.data is not None:
             tune = f", then all of it for {self.config.optim.epochs:g} epochs" if self.config.finetune else ""
             heads = f"{len(self.specs)} SGD heads and {self._lbfgs_count} by L-BFGS"
+            if self.dense:
+                heads = f"{len(self.specs)} segmentation heads by AdamW"
             console.note(f"reads    {self.config.data.source}: {show.splits(self.data)}")
             console.note(f"trains   {heads} on {', '.join(self.features)}{tune}")
         else:
@@ -139,7 +152,7 @@ class Plan:
     @property
     def _lbfgs_count(self) -> int:
         grid = self.config.grid
-        lbfgs = grid.solver != "sgd" and self.config.protocol == "cached"
+        lbfgs = grid.solver != "sgd" and self.config.protocol == "cached" and not self.dense
         return len(grid.l2) * len(self.features) if lbfgs else 0
 
 
@@ -167,7 +180,12 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
         return Result(target.path, frame.summary(target.path))
 
     from kdcli.models.build import build
+    from kdcli.tasks import task_of
 
+    if data is not None:
+        task_of(data, config.data, config.optim, config.views)  # refuses what it has not
+        if data.task == "segmentation" and (config.protocol != "cached" or config.grid.solver == "lbfgs"):
+            raise UsageError("segmentation has no --protocol dinov2 and no L-BFGS: its heads learn by AdamW.")
     network = build(str(config.teacher), weights=config.weights, size=config.image_size)
     if network.trained == "random":
         raise InputError(f"{config.teacher} has random weights: nothing to probe.")
@@ -178,7 +196,7 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
     classes = data.classes or []
     if len(classes) < 2:
         raise InputError(f"{config.data.source} has one class only ('{classes[0]}'); a classifier needs two.")
-    return Plan(config, target, data, network.requires_grad_(False), _features(config, network))
+    return Plan(config, target, data, network.requires_grad_(False), _features(config, network, data.task))
 
 
 def run(plan: Plan, console: Console, *, stop: Any = None, command: str = "") -> Result:
@@ -191,21 +209,20 @@ def run(plan: Plan, console: Console, *, stop: Any = None, command: str = "") ->
     from kdcli.engine.heads import best
     from kdcli.engine.runtime import open_runtime, shared_output
 
-    runtime = open_runtime(plan.config)
+    runtime = open_runtime(plan.config, find_unused=plan.dense)
     path = plan.target.path
     with shared_output(path, plan.target.identity, plan.config.overwrite, runtime) as output:
         if output is None:
             return Result(path, frame.summary(path))
         network = copy.deepcopy(plan.network).to(runtime.device)
-        results: list[HeadResult] = []
+        results: Sequence[HeadResult | DenseResult] = []
         outcome: Outcome | None = None
         if plan.data is not None:
-            results = _fit(plan, network, runtime, console, stop)
+            results = (_fit_dense if plan.dense else _fit)(plan, network, runtime, console, stop)
             winner = best(results)
-            network.attach_linear(winner.spec.feature, winner.weight, winner.bias, plan.data.classes or [])
-            console.note(
-                f"best of {len(results)} heads: {winner.spec.name}, validation top-1 {winner.top1:.4f}"
-            )
+            winner.attach(network, plan.data.classes or [])
+            metric, value = next(iter(winner.metrics.items()))
+            console.note(f"best of {len(results)} heads: {winner.spec.name}, validation {metric} {value:.4f}")
             if plan.config.finetune:
                 from kdcli.stages.finetune import finetune
 
@@ -217,8 +234,8 @@ def run(plan: Plan, console: Console, *, stop: Any = None, command: str = "") ->
     return Result(path, frame.summary(path))
 
 
-def _features(config: Config, network: Network) -> list[str]:
-    known = network.feature_names()
+def _features(config: Config, network: Network, task: str) -> list[str]:
+    known = network.feature_names(task)
     if config.features == "all":
         return known
     wanted = ["pooled"] if config.features == "timm" else config.features.split(",")
@@ -281,10 +298,43 @@ def _fit(plan: Plan, network: Network, runtime: Runtime, console: Console, stop:
     return results
 
 
+def _fit_dense(
+    plan: Plan, network: Network, runtime: Runtime, console: Console, stop: Any
+) -> list[DenseResult]:
+    """Results of the grid of segmentation heads; every process trains the same."""
+    from kdcli.data.cache import Store
+    from kdcli.data.views import TrainingView, WholeCut
+    from kdcli.engine.cache import Filling
+    from kdcli.engine.dense_heads import Part, train_dense_heads
+
+    assert plan.data is not None
+    config, grid = plan.config, plan.config.grid
+    reading = frame.reading(config, config.data)
+    train, validation = (
+        s.take(s.labelled()) for s in (plan.data.split("train"), plan.data.split("validation"))
+    )
+    plain = WholeCut(network.spec)
+    view = TrainingView(config.views, config.views.size or network.spec.size[0], config.seed)
+    return train_dense_heads(
+        Path(config.cache),
+        network,
+        Part(train, plain if plan.views == 1 else view, plan.views),
+        Part(validation, plain, 1),
+        plan.specs,
+        len(plan.data.classes or []),
+        Filling(runtime, console, grid.batch_size, stop=stop, **reading),
+        store=Store(config.views.store),
+        epochs=grid.epochs,
+        batch_size=grid.batch_size,
+        patience=grid.patience,
+        seed=config.seed,
+    )
+
+
 def _export(
     plan: Plan,
     network: Network,
-    results: list[HeadResult],
+    results: Sequence[HeadResult | DenseResult],
     outcome: Outcome | None,
     output: Output,
     runtime: Runtime,
@@ -301,9 +351,9 @@ def _export(
     if results:
         winner = best(results)
         chosen = {
-            "metrics": {"validation/top1": winner.top1, "validation/nll": winner.nll},
+            "metrics": {f"validation/{name}": value for name, value in winner.metrics.items()},
             "selection": f"best of {len(results)} heads on validation: {winner.spec.name}",
-            "grid": [{**asdict(r.spec), "top1": r.top1, "nll": r.nll, "epoch": r.epoch} for r in results],
+            "grid": [{**asdict(r.spec), **r.metrics, "epoch": r.epoch} for r in results],
         }
     cost = {"teacher_forwards": len(plan.data.split("train")) * plan.views if plan.data else 0}
     if outcome:
@@ -314,7 +364,7 @@ def _export(
     manifest.facts = frame.facts(
         plan.config,
         command,
-        task="classification",
+        task=network.task,
         layout=network.layout,
         classes=network.classes,
         **chosen,

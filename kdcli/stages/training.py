@@ -50,6 +50,9 @@ def training_job(
         Preempted: a signal came while the cache was filled.
     """
     pool, classes = material.pool, len(task.classes)
+    if runtime.world_size > 1 and runtime.device.type == "cuda":
+        for network in networks.values():
+            network.synchronise()
     reading = frame.reading(config, config.data)
     columns = None
     if material.cached:

@@ -13,7 +13,10 @@ if TYPE_CHECKING:
     from kdcli.sections import DataSection, OptimSection, ViewSection
     from kdcli.words import Term
 
-TASKS = {"classification": "kdcli.tasks.classification:Classification"}
+TASKS = {
+    "classification": "kdcli.tasks.classification:Classification",
+    "segmentation": "kdcli.tasks.segmentation:Segmentation",
+}
 
 
 class Task(Protocol):

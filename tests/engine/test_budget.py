@@ -50,8 +50,8 @@ def test_views_that_cannot_be(text: str, cacheable: bool, message: str) -> None:
 
 def test_affordable_views_follow_the_free_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(0, 0, 100_000))
-    assert affordable_views(tmp_path / "not" / "yet", 100, 10, Store("fp16")) == int(80_000 / (100 * 32))
-    assert affordable_views(tmp_path, 10_000, 10, Store("fp32")) == 0
+    assert affordable_views(tmp_path / "not" / "yet", 100, 32) == int(80_000 / (100 * 32))
+    assert affordable_views(tmp_path, 10_000, 52) == 0
 
 
 @pytest.mark.parametrize("store", ["fp16", "fp32", "top3", "top9"])

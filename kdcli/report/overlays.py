@@ -1,0 +1,57 @@
+"""Pictures of a segmentation: truth and predictions laid over the picture, as PNG inside the page."""
+
+from __future__ import annotations
+
+import base64
+import colorsys
+import io
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+SIDE = 224  # the longer side of a panel in pixels
+_VOID = 255
+
+
+def palette(classes: int) -> np.ndarray:
+    """Colours of C classes, hues a golden angle apart: uint8 [C, 3]."""
+    colours = [
+        colorsys.hsv_to_rgb(0.61 + i * 0.61803398875, (0.85, 0.6)[i // 8 % 2], (0.95, 0.7)[i // 4 % 2])
+        for i in range(classes)
+    ]
+    return (np.array(colours).reshape(-1, 3) * 255).round().astype(np.uint8)
+
+
+def overlay(picture: Any, labels: np.ndarray, classes: int, strength: float = 0.6) -> Any:
+    """A picture tinted by the class of each pixel; void pixels are white.
+
+    Args:
+        picture: RGB, of any size.
+        labels: uint8 [H, W] of the picture's size.
+        classes: C.
+        strength: of the tint, 0 to 1.
+    """
+    colours = np.full((256, 3), 255, np.uint8)
+    colours[:classes] = palette(classes)
+    tint = Image.fromarray(colours[labels])
+    mixed = np.asarray(Image.blend(picture, tint, strength))
+    return Image.fromarray(np.where((labels == _VOID)[..., None], np.uint8(255), mixed))
+
+
+def panels(
+    picture: Any, truth: np.ndarray, predictions: Mapping[str, np.ndarray], classes: int
+) -> list[tuple[str, str]]:
+    """Captions and images (``data:`` addresses of PNG) of one picture: itself, its truth, the predictions."""
+    layers = {"truth": truth, **predictions}
+    shown = [("picture", picture), *((name, overlay(picture, m, classes)) for name, m in layers.items())]
+    return [(name, _address(image)) for name, image in shown]
+
+
+def _address(image: Any) -> str:
+    image = image.copy()
+    image.thumbnail((SIDE, SIDE))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
