@@ -35,7 +35,7 @@ RANK = {room: rank for rank, rooms in enumerate(RANKS) for room in rooms}
 # what stages share
 SHARED = {
     f"kdcli.stages{name}"
-    for name in ("", ".assess", ".frame", ".show", ".material", ".training", ".finetune", ".shards")
+    for name in ("", ".assess", ".finetune", ".fit", ".frame", ".material", ".shards", ".show", ".training")
 }
 
 

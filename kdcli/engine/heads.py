@@ -16,7 +16,6 @@ import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
@@ -82,7 +81,7 @@ class HeadResult:
         network.attach_linear(self.spec.feature, self.weight, self.bias, classes)
 
 
-class _Part(NamedTuple):
+class Part(NamedTuple):
     """Features `[N, F]`, labels `[N]`, indices of labelled rows."""
 
     x: Tensor
@@ -135,8 +134,8 @@ def train_heads(
         raise UsageError("a grid needs at least one head, and epochs, batch_size and patience at least 1.")
     results: dict[int, HeadResult] = {}
     for feature in dict.fromkeys(spec.feature for spec in specs):
-        data = _part(features, feature, y, classes, "training", device)
-        val = _part(val_features, feature, val_y, classes, "validation", device, data.x.shape[1])
+        data = labelled_part(features, feature, y, classes, "training", device)
+        val = labelled_part(val_features, feature, val_y, classes, "validation", device, data.x.shape[1])
         members = torch.tensor([i for i, spec in enumerate(specs) if spec.feature == feature])
         bound = CPU_STACK_BYTES if data.x.device.type == "cpu" else ACCELERATOR_STACK_BYTES
         count = math.ceil(len(members) / max(1, bound // (2 * 4 * classes * data.x.shape[1])))
@@ -162,7 +161,7 @@ class _Stack:
         self.lr, self.decay = torch.tensor(rates, device=x.device).repeat_interleave(classes, 0).split(1, 1)
         self.decays = any(spec.weight_decay for spec in specs)
 
-    def train(self, data: _Part, val: _Part, epochs: int, batch: int, seed: int, patience: int | None
+    def train(self, data: Part, val: Part, epochs: int, batch: int, seed: int, patience: int | None
     ) -> list[HeadResult]:  # fmt: skip
         """Train to the end, or until all heads are frozen."""
         steps = math.ceil(len(data.rows) / batch)
@@ -173,7 +172,7 @@ class _Stack:
             for i, rows in enumerate(order.split(batch), (epoch - 1) * steps):
                 x, y = data.x.index_select(0, rows).float(), data.y.index_select(0, rows)
                 self.step(x, y, (1 + math.cos(math.pi * i / (epochs * steps))) / 2)
-            scores = _score(self.weight, self.bias, self.classes, val)
+            scores = head_scores(self.weight, self.bias, self.classes, val)
             for i, (head, score) in enumerate(zip(self.heads, scores)):
                 if head not in frozen:
                     result = found[head] = self.keep_best(i, found.get(head), score, epoch)
@@ -245,7 +244,7 @@ def train_heads_live(
     """
     names = dict.fromkeys(spec.feature for spec in specs)
     members = {f: [i for i, spec in enumerate(specs) if spec.feature == f] for f in names}
-    vals = {f: _part(val_features, f, val_y, classes, "validation", device) for f in members}
+    vals = {f: labelled_part(val_features, f, val_y, classes, "validation", device) for f in members}
     stacks = {
         f: _Stack([specs[i] for i in m], classes, vals[f].x, momentum, batch_size, seed)
         for f, m in members.items()
@@ -258,14 +257,14 @@ def train_heads_live(
             continue
         turn = math.ceil((step + 1) / score_every)
         for name, stack in stacks.items():
-            scores = _score(stack.weight, stack.bias, classes, vals[name])
+            scores = head_scores(stack.weight, stack.bias, classes, vals[name])
             for place, (head, score) in enumerate(zip(members[name], scores)):
                 found[head] = stack.keep_best(place, found.get(head), score, turn)
     best(list(found.values()))
     return [found[i] for i in range(len(specs))]
 
 
-def _score(weight: Tensor, bias: Tensor, classes: int, val: _Part) -> list[tuple[float, float]]:
+def head_scores(weight: Tensor, bias: Tensor, classes: int, val: Part) -> list[tuple[float, float]]:
     """Return (top-1, mean NLL or inf) of each head in `weight` `[H*C, F]`, `bias` `[H*C, 1]`."""
     hits, losses = [], []
     for rows in val.rows.split(512):
@@ -275,54 +274,6 @@ def _score(weight: Tensor, bias: Tensor, classes: int, val: _Part) -> list[tuple
         hits.append(((margins >= 0).sum(1) == 1).sum(1))  # NaN compares as a miss
     top1, nll = (torch.stack(v).cpu().double().sum(0) / len(val.rows) for v in (hits, losses))
     return list(zip(top1.tolist(), nll.where(nll.isfinite(), math.inf).tolist()))
-
-
-@torch.no_grad()
-def lbfgs_path(
-    features: Tensor, y: Tensor, val_features: Tensor, val_y: Tensor, classes: int, *, l2: Sequence[float],
-    feature: str = "features", max_iter: int = 500, tolerance: float = 1e-6,
-    dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu",
-) -> list[HeadResult]:  # fmt: skip
-    """Fit L2-regularised multinomial logistic regression for each `l2`, warm-started from strong to weak.
-
-    Minimises mean cross-entropy + l2/2 ||W||² on features standardised over the labelled rows (bias not
-    regularised), by full-batch L-BFGS with a strong Wolfe line search (Nocedal & Wright 2006, alg. 7.5, 3.5):
-    the optimum of scikit-learn's `LogisticRegression(C=1 / (N * l2))`. The standardisation is folded into the
-    result. A fit ends after `max_iter` iterations or when no entry of the gradient exceeds `tolerance` (below
-    1e-7 with `dtype` fp64 only); `feature` is the name in specs. The rest is as in `train_heads`.
-    """
-    if not l2 or min(l2) < 0:
-        raise UsageError(f"l2 needs at least one factor, and none below 0; got {list(l2)}.")
-    data = _part({feature: features}, feature, y, classes, "training", device)
-    val = _part({feature: val_features}, feature, val_y, classes, "validation", device, data.x.shape[1])
-    x, target = data.x[data.rows].to(dtype), data.y[data.rows]
-    std, mean = torch.std_mean(x, dim=0, correction=0)
-    scale = torch.where(std > 1e-6 * mean.abs(), std, 1)  # a constant column is only centred
-    x = (x - mean) / scale
-    weight, bias = x.new_zeros(classes, x.shape[1]), x.new_zeros(classes)
-    results: dict[float, HeadResult] = {}
-    for factor in sorted(set(l2), reverse=True):
-        solver = torch.optim.LBFGS(
-            [weight, bias], max_iter=max_iter, max_eval=2 * max_iter, tolerance_grad=tolerance,
-            tolerance_change=0, history_size=20, line_search_fn="strong_wolfe",
-        )  # fmt: skip
-        solver.step(partial(_objective, x, target, weight, bias, factor))
-        count = int(solver.state[weight]["n_iter"])
-        raw, shift = (weight / scale).float(), (bias - (weight / scale) @ mean).float()
-        [(top1, nll)] = _score(raw, shift[:, None], classes, val)
-        spec = HeadSpec(feature, 0.0, factor, "lbfgs")
-        results[factor] = HeadResult(spec, raw.cpu(), shift.cpu(), top1, nll, count, count)
-    best(list(results.values()))  # raises Diverged if there is none
-    return [results[factor] for factor in l2]
-
-
-def _objective(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, l2: float) -> float:
-    """Return mean CE + l2/2 ||W||² and set the gradients."""
-    log_p = (x @ weight.t() + bias).log_softmax(1)
-    own = (torch.arange(len(x), device=x.device), y)
-    grad = log_p.exp().index_put_(own, -log_p.new_ones(()), accumulate=True)
-    weight.grad, bias.grad = (grad.t() @ x) / len(x) + l2 * weight, grad.mean(0)
-    return float(-log_p[own].mean() + l2 / 2 * weight.square().sum())
 
 
 def initial_weight(seed: int, feature: str, classes: int, width: int) -> Tensor:
@@ -340,10 +291,10 @@ def _generator(*key: int | str) -> torch.Generator:
     return torch.Generator().manual_seed(int(hashlib.sha256(repr(key).encode()).hexdigest()[:15], 16))
 
 
-def _part(
+def labelled_part(
     features: Mapping[str, Tensor], name: str, y: Tensor, classes: int, part: str, device: torch.device | str,
     width: int | None = None,
-) -> _Part:  # fmt: skip
+) -> Part:  # fmt: skip
     """Check labels, shape and, on labelled rows, for NaN and Inf; move one part to the device."""
     rows = (y >= 0).nonzero()[:, 0]
     found = y[rows].unique().tolist()
@@ -368,4 +319,4 @@ def _part(
             rows_hit = f"{len(bad):,} of {len(rows):,} labelled rows, the first {int(bad[0])}"
             advice = "see the pictures, extract in fp32, not fp16"
             raise InputError(f"{part} features {name!r} hold NaN or Inf in {rows_hit}: {advice}.")
-    return _Part(x, y.to(device), rows)
+    return Part(x, y.to(device), rows)

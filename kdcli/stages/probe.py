@@ -16,7 +16,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from kdcli.artifacts.manifest import Manifest
@@ -218,7 +217,10 @@ def run(plan: Plan, console: Console, *, stop: Any = None, command: str = "") ->
         results: Sequence[HeadResult | DenseResult] = []
         outcome: Outcome | None = None
         if plan.data is not None:
-            results = (_fit_dense if plan.dense else _fit)(plan, network, runtime, console, stop)
+            from kdcli.stages.fit import Parts, fit_dense_heads, fit_heads
+
+            parts = Parts(plan.data, network, plan.features, plan.config, runtime, console, stop)
+            results = (fit_dense_heads if plan.dense else fit_heads)(parts, plan.specs)
             winner = best(results)
             winner.attach(network, plan.data.classes or [])
             metric, value = next(iter(winner.metrics.items()))
@@ -245,90 +247,6 @@ def _features(config: Config, network: Network, task: str) -> list[str]:
                 f"--features: no '{name}'.{nearest(name, known)} {network.name} has: {', '.join(known)}."
             )
     return wanted
-
-
-def _fit(plan: Plan, network: Network, runtime: Runtime, console: Console, stop: Any) -> list[HeadResult]:
-    """Results of the whole grid, the same on every process."""
-    from kdcli.data.views import EvaluationCut, TrainingView
-    from kdcli.engine.cache import Filling
-    from kdcli.engine.features import cached_features, live_features
-    from kdcli.engine.heads import lbfgs_path, train_heads, train_heads_live
-
-    assert plan.data is not None
-    config, grid, count = plan.config, plan.config.grid, len(plan.data.classes or [])
-    reading = frame.reading(config, config.data)
-    filling = Filling(runtime, console, grid.batch_size, stop=stop, **reading)
-    train, validation = (
-        s.take(s.labelled()) for s in (plan.data.split("train"), plan.data.split("validation"))
-    )
-    plain = EvaluationCut(network.spec)
-    view = TrainingView(config.views, config.views.size or network.spec.size[0], config.seed)
-    root = Path(config.cache)
-    val, val_y = cached_features(root, network, plan.features, validation, plain, 1, filling)
-    shared: dict[str, Any] = {"momentum": grid.momentum, "seed": config.seed, "device": runtime.device}
-    if config.protocol == "dinov2":
-        steps = grid.epochs * max(1, round(len(train) / grid.batch_size))
-        batches = live_features(network, plan.features, train, view, steps, filling, config.seed)
-        every = steps // grid.epochs
-        return train_heads_live(
-            batches,
-            val,
-            val_y,
-            plan.specs,
-            count,
-            steps=steps,
-            score_every=every,
-            batch_size=grid.batch_size,
-            **shared,
-        )
-    cut: Any = plain if plan.views == 1 else view
-    features, y = cached_features(root, network, plan.features, train, cut, plan.views, filling)
-    results: list[HeadResult] = []
-    if plan.specs:
-        limits: dict[str, Any] = {
-            "epochs": grid.epochs,
-            "batch_size": grid.batch_size,
-            "patience": grid.patience,
-        }
-        results += train_heads(features, y, val, val_y, plan.specs, count, **limits, **shared)
-    if grid.solver != "sgd":
-        for name in plan.features:
-            path: dict[str, Any] = {"l2": grid.l2, "feature": name, "device": runtime.device}
-            results += lbfgs_path(features[name], y, val[name], val_y, count, **path)
-    return results
-
-
-def _fit_dense(
-    plan: Plan, network: Network, runtime: Runtime, console: Console, stop: Any
-) -> list[DenseResult]:
-    """Results of the grid of segmentation heads; every process trains the same."""
-    from kdcli.data.cache import Store
-    from kdcli.data.views import TrainingView, WholeCut
-    from kdcli.engine.cache import Filling
-    from kdcli.engine.dense_heads import Part, train_dense_heads
-
-    assert plan.data is not None
-    config, grid = plan.config, plan.config.grid
-    reading = frame.reading(config, config.data)
-    train, validation = (
-        s.take(s.labelled()) for s in (plan.data.split("train"), plan.data.split("validation"))
-    )
-    plain = WholeCut(network.spec)
-    view = TrainingView(config.views, config.views.size or network.spec.size[0], config.seed)
-    return train_dense_heads(
-        Path(config.cache),
-        network,
-        Part(train, plain if plan.views == 1 else view, plan.views),
-        Part(validation, plain, 1),
-        plan.specs,
-        len(plan.data.classes or []),
-        Filling(runtime, console, grid.batch_size, stop=stop, **reading),
-        store=Store(config.views.store),
-        epochs=grid.epochs,
-        batch_size=grid.batch_size,
-        patience=grid.patience,
-        seed=config.seed,
-    )
 
 
 def _export(

@@ -17,10 +17,10 @@ from kdcli.engine.heads import (
     HeadSpec,
     best,
     initial_weight,
-    lbfgs_path,
     sample_order,
     train_heads,
 )
+from kdcli.engine.lbfgs import lbfgs_path
 from kdcli.errors import Diverged, InputError, UsageError
 
 Data = tuple[dict[str, Tensor], Tensor, dict[str, Tensor], Tensor]
@@ -209,8 +209,8 @@ def test_best_is_top1_then_nll_then_order() -> None:
 
 
 def test_a_tie_between_classes_is_a_miss() -> None:
-    val = heads._Part(torch.ones(4, 2), torch.zeros(4, dtype=torch.long), torch.arange(4))
-    [(top1, nll)] = heads._score(torch.zeros(3, 2), torch.zeros(3, 1), 3, val)
+    val = heads.Part(torch.ones(4, 2), torch.zeros(4, dtype=torch.long), torch.arange(4))
+    [(top1, nll)] = heads.head_scores(torch.zeros(3, 2), torch.zeros(3, 1), 3, val)
     assert top1 == 0
     assert nll == pytest.approx(math.log(3))
 
@@ -265,7 +265,7 @@ def test_bad_input_is_refused_with_a_message() -> None:
 def test_large_finite_features_are_not_taken_for_inf() -> None:
     x, y = torch.full((40, 3), 3e37), torch.arange(40) % 2
     assert x.sum().isinf()
-    assert heads._part({"large": x}, "large", y, 2, "training", "cpu").x is x
+    assert heads.labelled_part({"large": x}, "large", y, 2, "training", "cpu").x is x
 
 
 @pytest.fixture(scope="module")
