@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import toys
 
 # Files that start real commands and jobs, longest first: begun last, one would run alone at the end.
 LONG_FILES = (
@@ -30,19 +31,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """58 training pictures of four classes and 24 test pictures, as a saved dataset."""
-    import datasets
-
-    folder = tmp_path_factory.mktemp("pictures") / "saved"
-    source = Path(__file__).parents[1] / "examples" / "data" / "fashion-mnist"
-    splits = {}
-    for name, count in (("train", 66), ("test", 24)):
-        table = datasets.Dataset.from_parquet(str(source / f"{name}.parquet"), cache_dir=str(folder.parent))
-        rows = [i for i, label in enumerate(table["label"][:1000]) if label < 4][:count]
-        names = table.features["label"].names[:4]
-        chosen = table.select(rows).cast_column("label", datasets.ClassLabel(names=names))
-        splits[name] = chosen
-    datasets.DatasetDict(splits).save_to_disk(str(folder))
-    return folder
+    return toys.pictures(tmp_path_factory.mktemp("pictures") / "saved")
 
 
 @pytest.fixture(scope="session")
@@ -66,16 +55,10 @@ def masks_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Checkpoints of two toy networks for 32 pixels and 1000 classes, random but fixed."""
-    import timm
-    import torch
-    from safetensors.torch import save_file
-
-    folder, found = tmp_path_factory.mktemp("my weights"), {}
-    for name, size in (("test_vit", {"img_size": 32}), ("test_resnet", {})):
-        torch.manual_seed(0)
-        found[name] = folder / f"{name}.safetensors"
-        save_file(timm.create_model(name, **size).state_dict(), found[name])
-    return found
+    folder = tmp_path_factory.mktemp("my weights")
+    return {
+        name: toys.checkpoint(name, folder / f"{name}.safetensors") for name in ("test_vit", "test_resnet")
+    }
 
 
 @pytest.fixture(scope="session")
@@ -116,19 +99,10 @@ def teacher(probed: Callable[[str], Path]) -> Path:
 @pytest.fixture(scope="session")
 def variations(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny image-variation model of random but fixed weights, 16 px, as a diffusers directory."""
-    from toolbox import variation_model
-
-    return variation_model(tmp_path_factory.mktemp("variations") / "weights")
+    return toys.variation_model(tmp_path_factory.mktemp("variations") / "weights")
 
 
 @pytest.fixture(scope="session")
-def image_mixer(variations: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def image_mixer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same, marked as Image Mixer's."""
-    import json
-    import shutil
-
-    folder = tmp_path_factory.mktemp("image-mixer") / "weights"
-    shutil.copytree(variations, folder)
-    index = json.loads((folder / "model_index.json").read_text())
-    (folder / "model_index.json").write_text(json.dumps({**index, "_class_name": "ImageMixerPipeline"}))
-    return folder
+    return toys.image_mixer(tmp_path_factory.mktemp("image-mixer") / "weights")

@@ -115,68 +115,6 @@ def rows(artifact: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (artifact / "metrics.jsonl").read_text().splitlines()]
 
 
-def variation_model(folder: Path) -> Path:
-    """Write a tiny image-variation model, made from configurations, as diffusers writes one."""
-    import diffusers
-    import torch
-    import transformers
-
-    torch.manual_seed(0)
-    unet = diffusers.UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=12,
-        attention_head_dim=2,
-        norm_num_groups=4,
-    )
-    vae = diffusers.AutoencoderKL(
-        sample_size=16,
-        block_out_channels=(8, 8),
-        layers_per_block=1,
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        latent_channels=4,
-        norm_num_groups=4,
-    )
-    encoder = transformers.CLIPVisionModelWithProjection(
-        transformers.CLIPVisionConfig(
-            hidden_size=16,
-            intermediate_size=16,
-            projection_dim=12,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            image_size=16,
-            patch_size=8,
-        )
-    )
-    for part in (unet, encoder):  # so that a token, and a picture, make a difference that one can see
-        with torch.no_grad():
-            for name, parameter in part.named_parameters():
-                if "attn2" in name or "visual_projection" in name:
-                    parameter.mul_(8)
-    scheduler = diffusers.DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-    )
-    diffusers.StableDiffusionImageVariationPipeline(
-        vae=vae,
-        image_encoder=encoder,
-        unet=unet,
-        scheduler=scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    ).save_pretrained(folder)
-    return folder
-
-
 def synthesis_plan(pictures: Path, out: Path, **options: Any) -> Any:
     """A plan of ``kdcli synthesize``, 40 pictures in few steps, its cache beside its output."""
     from kdcli.config import resolve
