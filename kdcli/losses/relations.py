@@ -149,5 +149,5 @@ def _angles(x: Tensor) -> Tensor:
 
 
 def _affinities(x: Tensor) -> Tensor:
-    similar = (cosines(x, x) + 1) / 2
+    similar = ((cosines(x, x) + 1) / 2).clamp(min=0)  # rounding takes opposite rows below
     return similar / similar.sum(dim=1, keepdim=True)

@@ -101,6 +101,14 @@ def test_competition_is_the_printed_sum(reading: str, scale: float) -> None:
     agree(competition, naive_competition, *arguments, temperature=3.0, reading=reading)
 
 
+def test_the_codes_divergence_of_many_classes_is_clamped() -> None:
+    """Without scaling to sum 1 again, disjoint halves of 100 classes come out below 0, which counts as 0."""
+    s = torch.cat([torch.full((1, 50), 20.0), torch.zeros(1, 50)], dim=1)
+    agree(competition, naive_competition, s, s.flip(1), temperature=3.0, reading="code")
+    assert competition(s, s.flip(1)).item() == 1
+    assert competition(s, s.flip(1), reading="paper").item() < 0.4
+
+
 @pytest.mark.parametrize("reading", ["code", "paper"])
 def test_competition_lies_between_agreement_and_its_end(reading: Any) -> None:
     s = draw(4, 6)
