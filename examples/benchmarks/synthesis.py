@@ -37,7 +37,7 @@ from kdcli.synthesis.pipeline import DTYPES
 QUIET = Console(silent=True)
 # widths of UNet, of VAE, of embedding; encoder (hidden, layers, heads, px, patch); latents; pictures made
 SIZES: dict[str, tuple[Any, ...]] = {
-    "small": ((32, 64), (16, 32), 64, (64, 2, 4, 32, 8), 8, (8, 4)),
+    "small": ((32, 64), (16, 32), 64, (64, 2, 4, 32, 8), 8, (16, 4)),
     "full": ((320, 640, 1280, 1280), (128, 256, 512, 512), 768, (1024, 24, 16, 224, 14), 64, (8, 8)),
 }
 

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from kdcli.artifacts.model import InputSpec
 from kdcli.data.views import EvaluationCut
+from kdcli.synthesis.weights import load_part
 
 TAP = "embedding"
 _MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -64,9 +65,7 @@ class ClipEncoder(nn.Module):
         disable_progress_bar()  # kdcli shows its own
         super().__init__()
         self.name, self.source, self.classes = name, source, None
-        self.body = CLIPVisionModelWithProjection.from_pretrained(
-            folder, subfolder="image_encoder", use_safetensors=True, local_files_only=True
-        )
+        self.body = load_part(CLIPVisionModelWithProjection, folder, "image_encoder")
         self.spec = _spec(int(self.body.config.image_size))
         self.requires_grad_(False).eval()
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from kdcli.errors import Diverged
 from kdcli.synthesis.imagemixer import ImageMixerPipeline
+from kdcli.synthesis.weights import load_part
 
 # name -> diffusers' class and what it must be told; none of them draws noise of its own
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -27,15 +28,15 @@ DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def load(folder: Path, scheduler: str, dtype: torch.dtype, device: torch.device) -> ImageMixerPipeline:
-    """UNet, VAE and scheduler of a diffusers directory, from safetensors only, without its image encoder.
+    """UNet, VAE and scheduler of a diffusers directory, without its image encoder.
 
-    Each part is read by its own class, so nothing that the directory says can choose code to run.
+    Raises:
+        InputError: a damaged or incomplete part.
     """
     import diffusers
 
-    reading = {"use_safetensors": True, "local_files_only": True, "dtype": dtype}
-    unet = diffusers.UNet2DConditionModel.from_pretrained(folder, subfolder="unet", **reading)
-    vae = diffusers.AutoencoderKL.from_pretrained(folder, subfolder="vae", **reading)
+    unet = load_part(diffusers.UNet2DConditionModel, folder, "unet", dtype=dtype)
+    vae = load_part(diffusers.AutoencoderKL, folder, "vae", dtype=dtype)
     name, options = SCHEDULERS[scheduler]
     kind = getattr(importlib.import_module("diffusers"), name)
     stepping = kind.from_config(kind.load_config(folder, subfolder="scheduler"), **options)

@@ -84,6 +84,7 @@ def find(name: str | None, mixer: str) -> Weights:
             f"{name} is no image-variation model: its UNet attends to {unet.get('cross_attention_dim')} "
             f"features, its image encoder gives {encoder.get('projection_dim')}."
         )
+    side = unet.get("sample_size")
     scale = 2 ** (len(vae.get("block_out_channels", [0] * 4)) - 1)
     files = sorted(p for part in PARTS for p in (folder / part).iterdir() if _is_read(p))
     files.append(folder / "scheduler" / "scheduler_config.json")
@@ -93,11 +94,36 @@ def find(name: str | None, mixer: str) -> Weights:
         folder=folder,
         image_mixer=index.get("_class_name") == MARK,
         hash=digest(hashes),
-        resolution=int(unet.get("sample_size", 64)) * scale,
+        resolution=(side if isinstance(side, int) else 64) * scale,
         multiple=max(8, scale),
         image_size=int(encoder.get("image_size", 224)),
         licence=_licence(folder),
     )
+
+
+def load_part(kind: Any, folder: Path, part: str, **options: Any) -> Any:
+    """A network of the directory, read by its own class and from safetensors only.
+
+    Args:
+        kind: its class, so that nothing in the directory chooses code to run.
+        folder: the directory.
+        part: of ``PARTS``.
+        options: keyword arguments of ``kind.from_pretrained``.
+
+    Raises:
+        InputError: a file is damaged, or a tensor is missing or of another shape.
+    """
+    reading = {"use_safetensors": True, "local_files_only": True, "output_loading_info": True}
+    try:
+        network, news = kind.from_pretrained(folder, subfolder=part, **reading, **options)
+    except MemoryError:
+        raise
+    except Exception as error:  # of many kinds: each means that these files cannot be read
+        reason = str(error).strip().partition("\n")[0]
+        raise InputError(f"{folder / part} cannot be loaded: {reason} Fetch or convert it again.") from error
+    if lacking := sorted(news["missing_keys"]):
+        raise InputError(f"{folder / part} lacks {len(lacking)} tensors, first {lacking[0]}.")
+    return network
 
 
 def _downloaded(name: str) -> Path:

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from toolbox import flip
 
 from kdcli.errors import EnvironmentFault, InputError
+from kdcli.synthesis import clip, pipeline
 from kdcli.synthesis.weights import find
 
 ROOT = Path(__file__).parents[2]
@@ -102,6 +104,37 @@ def test_the_hash_covers_all_that_is_read(copy, part):
     (copy / "README.md").write_text("---\nlicense: openrail\ntags: [a]\n---\n# Card\n")
     found = find(str(copy), "variation")
     assert (found.hash, found.licence) == (before, "openrail")
+
+
+def read(folder, part):
+    if part == "image_encoder":
+        return clip.ClipEncoder(folder, "tiny", "")
+    return pipeline.load(folder, "ddim", torch.float32, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "image_encoder"])
+def test_truncated_weights(copy, part):
+    (file,) = (copy / part).glob("*.safetensors")
+    data = file.read_bytes()
+    for length in (0, 7, len(data) // 2, len(data) - 1):
+        file.write_bytes(data[:length])
+        with pytest.raises(
+            InputError, match=rf"{copy / part} cannot be loaded: .* Fetch or convert it again"
+        ):
+            read(copy, part)
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "image_encoder"])
+def test_a_tensor_is_missing_or_of_another_shape(copy, part):
+    (file,) = (copy / part).glob("*.safetensors")
+    tensors = load_file(file)
+    name = sorted(tensors)[3]
+    save_file({k: v for k, v in tensors.items() if k != name}, file, metadata={"format": "pt"})
+    with pytest.raises(InputError, match=rf"{copy / part} lacks 1 tensors, first {name}"):
+        read(copy, part)
+    save_file({**tensors, name: torch.ones(7, 7)}, file, metadata={"format": "pt"})
+    with pytest.raises(InputError, match=rf"{copy / part} cannot be loaded"):
+        read(copy, part)
 
 
 @pytest.mark.parametrize("library", ["diffusers", "transformers"])
