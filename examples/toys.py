@@ -1,6 +1,6 @@
 """Networks and data of toy size, random but fixed: they show that commands work, and nothing else.
 
-python examples/toys.py runs/toys    # pictures/, teacher.safetensors, image-mixer/: for good_practices_tiny.sh
+python examples/toys.py runs/toys    # pictures/, teacher.safetensors, image-mixer/ for the tiny recipe
 """
 
 import argparse
