@@ -93,9 +93,9 @@ def run(arguments: list[str], answer: TextIO, stop: StopSignal) -> int:
 
 
 _OUT_OF_MEMORY = (
-    "out of memory. Lower --batch-size, or split the batch with --auto-batch or --set optim.accumulate=2 "
-    "(the result stays the same but for batch statistics); --precision bf16 and smaller views "
-    "(--set views.size=…) help too."
+    "out of memory. Lower --batch-size. In training, --auto-batch or --set optim.accumulate=2 split the "
+    "batch (the result stays the same but for batch statistics), and smaller views (--set views.size=…) "
+    "help; --precision bf16 helps everywhere."
 )
 
 

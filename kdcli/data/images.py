@@ -60,6 +60,8 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+# Where a PNG keeps an orientation; the standard lets these chunks follow the pixels.
+_PNG_ORIENTATION = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
 
 
 def decode(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.Image:
@@ -90,15 +92,6 @@ def decode(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.Image:
         return rgb
 
 
-def dimensions(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> tuple[int, int]:
-    """Stored (width, height), from the header alone: no pixel is decoded, no orientation applied.
-
-    Arguments and errors are those of `decode`; a truncated file may pass here.
-    """
-    with _decoder_errors():
-        return _open(data, max_pixels).size
-
-
 def decode_indices(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> np.ndarray:
     """Decode the class numbers of a mask: uint8 [H, W], a palette's indices as they are.
 
@@ -121,11 +114,19 @@ def decode_indices(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> np.n
 
 
 def upright_size(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> tuple[int, int]:
-    """Width and height of what `decode` returns, from the header alone; raises BadImageError."""
+    """Width and height of what `decode` returns, from the header, under the same protections.
+
+    Pixels are not decoded, so that a truncated file may pass here; the one exception is a PNG with metadata
+    behind its pixels, which Pillow reaches only through them. Arguments and errors are those of `decode`.
+    """
     with _decoder_errors():
         image = _open(data, max_pixels)
+        if image.format == "PNG" and any(data.find(key, data.find(b"IDAT")) >= 0 for key in _PNG_ORIENTATION):
+            image.load()
         width, height = image.size
-        return (height, width) if _orientation(image) >= 5 else (width, height)
+        # Pillow swaps a TIFF's size by its own tag, and only by that, when it reads the header.
+        swapped = _orientation(image) >= 5 and _ORIENTATION not in getattr(image, "tag_v2", {})
+        return (height, width) if swapped else (width, height)
 
 
 @contextmanager

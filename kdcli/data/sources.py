@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from kdcli.data.images import decode, dimensions
+from kdcli.data.images import decode, upright_size
 from kdcli.data.loading import Raw, load, reason
 from kdcli.data.masks import NAMES, VOID, class_names, mask_column, picture_columns
 from kdcli.data.samples import UNLABELLED, Data, Samples, carve, cell_bytes, hide_labels, identify
@@ -112,7 +112,7 @@ def refuse_small(samples: Samples, min_side: int, max_pixels: int) -> None:
     """Raise InputError naming the row of a picture of fewer than ``min_side`` pixels a side, or a bad one."""
     for i, row in enumerate(samples.rows):
         try:
-            width, height = dimensions(samples.data(i), max_pixels=max_pixels)
+            width, height = upright_size(samples.data(i), max_pixels=max_pixels)
         except BadImageError:
             samples.picture(i, max_pixels)  # says which
             raise

@@ -31,6 +31,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # damaged metadata make Pillo
 def pixels(data: bytes) -> list[list[list[int]]]:
     image = images.decode(data)
     assert (type(image), image.mode, image.info) == (Image.Image, "RGB", {})
+    assert images.upright_size(data) == image.size
     return np.asarray(image).tolist()
 
 
@@ -537,18 +538,18 @@ def test_threads_decode_the_same() -> None:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF"])
-def test_dimensions_need_no_pixels(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_size_needs_no_pixels(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     data = encode(photograph(), kind)
     loads: list[object] = []
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda image: loads.append(image))
-    assert images.dimensions(data) == (64, 64)
+    assert images.upright_size(data) == (64, 64)
     if kind != "TIFF":  # whose directory may be at the end
-        assert images.dimensions(data[: len(data) // 2]) == (64, 64)
+        assert images.upright_size(data[: len(data) // 2]) == (64, 64)
     assert loads == []
 
 
-def test_dimensions_are_refused_as_pixels_are() -> None:
+def test_the_size_is_refused_as_pixels_are() -> None:
     with pytest.raises(errors.BadImageError, match=NOT_A_PICTURE):
-        images.dimensions(SVG)
+        images.upright_size(SVG)
     with pytest.raises(errors.BadImageError, match="picture too large: 40 x 30 = 1,200 pixels"):
-        images.dimensions(encode(solid("RGB", 0, (40, 30))), max_pixels=1199)
+        images.upright_size(encode(solid("RGB", 0, (40, 30))), max_pixels=1199)
