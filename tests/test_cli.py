@@ -8,11 +8,13 @@ import json
 import os
 import re
 import resource
+import shlex
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -432,6 +434,7 @@ def test_processes_get_the_path_not_the_dash(
 
 STAGE = """
 import os, sys, time
+from functools import partial
 from pathlib import Path
 from kdcli.stages.distill import Config
 from kdcli.stages import Result
@@ -463,7 +466,7 @@ def workshop(tmp_path: Path) -> Path:
 
 def workshop_command(folder: Path, arguments: str) -> list[str]:
     """A shell line; KDCLI stands for the command."""
-    return ["bash", "-c", arguments.replace("KDCLI", f"{sys.executable} {folder / 'main.py'}")]
+    return ["bash", "-c", arguments.replace("KDCLI", shlex.join([sys.executable, str(folder / "main.py")]))]
 
 
 def shell(folder: Path, line: str) -> subprocess.CompletedProcess[str]:
@@ -508,7 +511,10 @@ def test_a_dry_run_writes_nothing(workshop: Path) -> None:
 def test_ctrl_c_ends_with_130(workshop: Path) -> None:
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "main.py", "distill", "--out", "slow"]
-    with subprocess.Popen(command, cwd=workshop, env=env, text=True, stderr=subprocess.PIPE) as started:
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # shells start background jobs deaf to it
+    with subprocess.Popen(
+        command, cwd=workshop, env=env, text=True, stderr=subprocess.PIPE, preexec_fn=heard
+    ) as started:
         end = time.monotonic() + 30
         while not (workshop / "ready").exists() and time.monotonic() < end:
             time.sleep(0.02)
