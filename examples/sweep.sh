@@ -35,7 +35,8 @@ for seed in "${seeds[@]}"; do
   probed=$(kdcli probe "${backbone[@]}" "${few[@]}" --out "$out/probed-teacher")
   finetuned=$(kdcli probe "${backbone[@]}" "${few[@]}" --finetune --set optim.max_steps=50 \
     --set optim.batch_size=32 --out "$out/finetuned-teacher")
-  mixed=$(kdcli synthesize --mixer cutmix "${data[@]}" --per-image 1 --out "$out/cutmix")
+  mixed=$(kdcli synthesize --mixer cutmix --data example:fashion-mnist --seed "$seed" --quiet \
+    --per-image 1 --out "$out/cutmix")
 
   models=("$probed" "$finetuned")
   distill() { # name, teacher, options that differ from the middle

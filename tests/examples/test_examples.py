@@ -37,9 +37,9 @@ def expanded(text: str, script: str) -> str:
     """``text`` with the shell's arrays and variables put in."""
     arrays = dict(re.findall(r"(\w+)=\(([^)]*)\)", script))
     while found := re.search(r'"\$\{(\w+)\[@\]\}"', text):
-        value = arrays[found[1]].replace("\n", " ")
+        value = arrays.get(found[1], "").replace("\n", " ")  # empty: filled from the environment
         text = text.replace(found[0], "" if "$(" in value else value)  # no outputs of commands
-    text = re.sub(r"\$\{?steps\}?", "250", text)
+    text = re.sub(r"\$\{?steps\}?", "250", text.replace('"$@"', ""))
     text = re.sub(r"\$\{?rate\}?", "1e-3", text)
     return re.sub(r"\$\{?seed\}?", "0", text)
 
@@ -98,13 +98,19 @@ def test_scripts_are_executable_bash(path):
 
 
 @pytest.mark.parametrize(
-    ("path", "count"), [(ROOT / "examples" / "quickstart.sh", 4), (ROOT / "examples" / "few_labels.sh", 6)]
+    ("name", "count", "source"),
+    [
+        ("quickstart.sh", 4, "example:fashion-mnist"),
+        ("few_labels.sh", 6, "example:fashion-mnist"),
+        ("sweep.sh", 6, "example:fashion-mnist"),
+        ("good_practices.sh", 5, "$data"),
+    ],
 )
-def test_every_command_of_a_script_parses(path, count):
-    found = script_commands(path)
+def test_every_command_of_a_script_parses(name, count, source):
+    found = script_commands(ROOT / "examples" / name)
     assert len(found) == count
     for line in found:
-        assert parse(line).data.source == "example:fashion-mnist"
+        assert parse(line).data.source == source
 
 
 def test_every_command_of_the_readme_parses():
