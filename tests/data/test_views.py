@@ -94,7 +94,7 @@ def test_a_view_depends_on_its_numbers_alone(photograph: Image.Image) -> None:
 def test_another_process_cuts_the_same_view(photograph: Image.Image, tmp_path: Path) -> None:
     photograph.save(tmp_path / "p.png")
     code = (
-        "import sys, hashlib; from PIL import Image; from kdcli.config import ViewSection\n"
+        "import sys, hashlib; from PIL import Image; from kdcli.sections import ViewSection\n"
         "from kdcli.data.views import TrainingView\n"
         f"v = TrainingView(ViewSection(**{EVERYTHING!r}), 32, 0)\n"
         "p = Image.open(sys.argv[1]).convert('RGB')\n"
