@@ -28,28 +28,54 @@ def weights(tmp_path_factory):
     return file
 
 
-def test_probe_distill_eval_in_a_pipe(weights, pictures, tmp_path):
+def test_pipes_stopped_and_finished(weights, pictures, tmp_path):
+    """``probe | distill`` ends with 75 at SIGUSR1; ``distill | eval`` goes on where it stopped."""
     data = f"--data {shlex.quote(str(pictures))}"
-    line = (
-        f"{KDCLI} probe --teacher test_vit --weights {shlex.quote(str(weights))} --image-size 32 {data}"
-        f" | {KDCLI} distill --teacher - --student test_resnet --from-scratch --image-size 32 {data}"
-        f" --max-steps 4 --batch-size 8 | {KDCLI} eval - {data} --no-cost --json"
-    )
-    done = subprocess.run(
-        ["bash", "-o", "pipefail", "-c", line], cwd=tmp_path, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    (answer,) = done.stdout.splitlines()
-    report = json.loads(answer)
+    probe = f"probe --teacher test_vit --weights {shlex.quote(str(weights))} --image-size 32 {data}"
+    student = "--student test_resnet --from-scratch --image-size 32 --max-steps 200 --batch-size 8"
+    log = "--set log_every=1 --set evaluate_every=1000 --out 'my student'"
+    distill = f"distill {student} {data} {log} --teacher"
+
+    def shell(line: str) -> subprocess.Popen[str]:
+        command = ["bash", "-o", "pipefail", "-c", line]
+        pipe = subprocess.PIPE
+        return subprocess.Popen(command, cwd=tmp_path, stdout=pipe, stderr=pipe, text=True)
+
+    first = shell(f"{KDCLI} {probe} --out teacher | {KDCLI} {distill} -")
+    wait_for_rows(tmp_path / "my student.partial" / "metrics.jsonl", 5, first)
+    (training,) = (p for p in psutil.Process(first.pid).children() if "distill" in p.cmdline())
+    training.send_signal(signal.SIGUSR1)
+    answer, text = first.communicate(timeout=60)
+    assert (first.returncode, answer) == (75, ""), text
+    assert "run the same command again" in text
+    (state,) = (tmp_path / "my student.partial").glob("state-*")
+
+    second = shell(f"{KDCLI} {distill} teacher | {KDCLI} eval - {data} --no-cost --json")
+    answer, text = second.communicate(timeout=200)
+    assert second.returncode == 0, text
+    assert f"continuing at step {int(state.name.removeprefix('state-'))}" in text
+    (line,) = answer.splitlines()
+    report = json.loads(line)
     assert report["kind"] == "report"
     assert 0 <= report["models"][0]["metrics"]["top1"] <= 1
     assert (tmp_path / report["path"] / "report.html").is_file()
-    assert sorted(p.name.split("-")[0] for p in (tmp_path / "runs").iterdir()) == [
-        "cache",
-        "distill",
-        "eval",
-        "probe",
-    ]
+    assert logged_steps(tmp_path / "my student") == list(range(1, 201))
+
+
+def wait_for_rows(log: Path, count: int, process: subprocess.Popen[str]) -> None:
+    """Return once a running command has logged ``count`` rows."""
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()[1]
+        if log.exists() and log.read_bytes().count(b"\n") >= count:
+            return
+        time.sleep(0.05)
+    raise AssertionError("no rows were logged")
+
+
+def logged_steps(out: Path) -> list[int]:
+    rows = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
+    return [row["step"] for row in rows if "loss" in row]
 
 
 class Run:
@@ -64,15 +90,6 @@ class Run:
         self.process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment)
         self.log = out.with_name(f"{out.name}.partial") / "metrics.jsonl"
 
-    def wait_for_rows(self, count: int) -> None:
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline:
-            assert self.process.poll() is None, self.process.communicate()[1]
-            if self.log.exists() and self.log.read_bytes().count(b"\n") >= count:
-                return
-            time.sleep(0.05)
-        raise AssertionError("no rows were logged")
-
     def stop(self, number: signal.Signals) -> tuple[int, float, str]:
         """Send a signal; returns exit code, seconds it took, and stderr."""
         children = psutil.Process(self.process.pid).children(recursive=True)
@@ -85,19 +102,20 @@ class Run:
         return self.process.returncode, seconds, text
 
 
-@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("processes", [1, 2])
 def test_stopped_then_killed_then_finished(processes, pictures, tmp_path):
     """SIGUSR1 commits and exits 75; the job is killed; the rerun finishes."""
     out = tmp_path / "out"
     run = Run(pictures, out, processes, steps=60)
-    run.wait_for_rows(5)
+    wait_for_rows(run.log, 5, run.process)
     code, seconds, text = run.stop(signal.SIGUSR1)
     assert code == 75, text
     assert seconds < 25
     assert "run the same command again" in text
     (state,) = run.log.parent.glob("state-*")
     run = Run(pictures, out, processes, steps=60)
-    run.wait_for_rows(int(state.name.removeprefix("state-")) + 1)
+    wait_for_rows(run.log, int(state.name.removeprefix("state-")) + 1, run.process)
     code, _, _ = run.stop(signal.SIGKILL)
     assert code == -signal.SIGKILL
     run = Run(pictures, out, processes, steps=60)
@@ -105,8 +123,7 @@ def test_stopped_then_killed_then_finished(processes, pictures, tmp_path):
     assert run.process.returncode == 0, text
     assert answer.splitlines() == [str(out)]
     assert f"continuing at step {int(state.name.removeprefix('state-'))}" in text
-    logged = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in logged if "loss" in row] == list(range(1, 61))
+    assert logged_steps(out) == list(range(1, 61))
 
 
 @pytest.mark.long

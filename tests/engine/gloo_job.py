@@ -1,17 +1,13 @@
-"""Run by two gloo processes (see test_two_processes.py): checks write what they found to a JSON file.
-
-python -m gloo_job FOLDER PICTURES [every]
-"""
+"""Run by two gloo processes (see test_two_processes.py): checks write what they found to a JSON file."""
 
 import json
-import sys
 from pathlib import Path
 
 import torch
+from toolbox import QUIET
 from torch import nn
 
 from kdcli.config import resolve
-from kdcli.console import Console
 from kdcli.engine.runtime import Runtime, open_runtime
 from kdcli.engine.turn import TurnModule
 from kdcli.errors import Preempted
@@ -19,7 +15,6 @@ from kdcli.sections import RunSection
 from kdcli.stages import distill, synthesize
 from kdcli.words import Call, Derive, Term, Turn
 
-QUIET = Console(silent=True)
 ROWS, WIDTH, CLASSES = 8, 6, 3
 
 
@@ -197,14 +192,10 @@ def mix(folder: Path, pictures: Path) -> None:
         synthesize.run(plan, QUIET)
 
 
-def main() -> None:
-    folder, pictures = Path(sys.argv[1]), Path(sys.argv[2])
+def work(folder: Path, pictures: Path, stops: list[int]) -> None:
+    """All checks, in one process of two."""
     runtime = open_runtime(resolve(RunSection, options={"device": "cpu"}), find_unused=True)
     compare_gradients(runtime, folder)
-    resume(folder, pictures, list(range(30)) if "every" in sys.argv else [0, 1, 8, 29])
+    resume(folder, pictures, stops)
     mix(folder, pictures)
     torch.distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main()
