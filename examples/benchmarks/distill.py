@@ -102,9 +102,9 @@ class Arms:
     def hand(self, task: bool) -> float:
         """A loop without kdcli's engine: seconds of its steps."""
         student = timm.create_model(STUDENT, num_classes=10)
-        spec = self.plans["live"].networks["teacher"].spec
+        spec = self.plans["live"].material.networks["teacher"].spec
         teacher = timm.create_model(TEACHER, num_classes=10).eval()
-        kept = self.plans["live"].networks["student"].spec
+        kept = self.plans["live"].material.networks["student"].spec
         means = [torch.tensor(s.mean).view(1, 3, 1, 1) * 255 for s in (kept, spec)]
         stds = [torch.tensor(s.std).view(1, 3, 1, 1) * 255 for s in (kept, spec)]
         optimizer = timm.optim.create_optimizer_v2(student, opt="adamw", lr=5e-4, weight_decay=0.05)
