@@ -200,3 +200,14 @@ def test_quickstart_tiny_twice_from_a_folder_with_spaces(tmp_path):
     assert len(table) == 2
     assert set(table) <= set(again.stderr.splitlines())
     assert again.stderr.count(" is complete") >= 3
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["distill", "heads", "synthesis"])
+def test_a_benchmark_runs(name, tmp_path):
+    script, file = ROOT / "examples" / "benchmarks" / f"{name}.py", tmp_path / "figures.json"
+    command = [sys.executable, str(script), "--pairs", "1", "--json", str(file)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(file.read_text())["device"]
