@@ -172,7 +172,7 @@ def main() -> None:
         start = time.perf_counter()
         arms.kdcli("cached")
         arms.fill_seconds = time.perf_counter() - start
-        views = len(arms.plans["cached"].material.pool) * 2
+        views = arms.plans["cached"].material.teacher_forwards
         times = paired(
             {
                 "supervised": lambda: arms.kdcli("supervised"),
