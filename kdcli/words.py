@@ -7,12 +7,62 @@ output of a derive.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 Weight = float | Callable[[float], float]
-"""A number, or a function of the epoch (fractional, from 0)."""
+"""A number, or a schedule: a function of how much of its phase is done, from 0 to 1."""
+
+
+@dataclass(frozen=True)
+class Until:
+    """The schedule that is ``value`` until a part of the phase is done, and ``after`` from there on."""
+
+    value: float
+    stop: float
+    after: float = 0.0
+
+    def __call__(self, done: float) -> float:
+        """The weight."""
+        return self.value if done < self.stop else self.after
+
+    def __str__(self) -> str:
+        return f"{self.value:g} until {self.stop:.0%}, then {self.after:g}"
+
+
+@dataclass(frozen=True)
+class Linear:
+    """The schedule that goes from ``first`` to ``last`` while ``begin`` to ``end`` of the phase are done."""
+
+    first: float
+    last: float
+    begin: float = 0.0
+    end: float = 1.0
+
+    def __call__(self, done: float) -> float:
+        """The weight."""
+        part = min(max((done - self.begin) / (self.end - self.begin), 0.0), 1.0)
+        return self.first + part * (self.last - self.first)
+
+    def __str__(self) -> str:
+        return f"{self.first:g} to {self.last:g}, from {self.begin:.0%} to {self.end:.0%}"
+
+
+@dataclass(frozen=True)
+class RampUp:
+    """The schedule value·exp(−5·(1 − done/length)²), full from ``length`` on (Laine & Aila 2017)."""
+
+    value: float
+    length: float
+
+    def __call__(self, done: float) -> float:
+        """The weight."""
+        return self.value * math.exp(-5.0 * (1.0 - min(done / self.length, 1.0)) ** 2)
+
+    def __str__(self) -> str:
+        return f"{self.value:g}, ramped up until {self.length:.0%}"
 
 
 @dataclass(frozen=True)
@@ -22,12 +72,21 @@ class Party:
     Attributes:
         name: unique in the method.
         role: ``trained``, or ``frozen`` (eval mode, no gradient to its parameters).
-        source: which configured network it is: ``student``, ``teacher``.
+        source: which network it is: ``student`` or ``teacher`` as configured, or any model's name; empty for
+            one that ``build`` makes.
+        build: a function of the shapes [...] of one row of each of ``reads`` to a module.
+        reads: tap references.
+        seed: added to the run's, so that peers start apart.
+        tail: a tap of a block; the party is what follows it in the source (a branch on another's trunk).
     """
 
     name: str
     role: Literal["trained", "frozen"]
-    source: str
+    source: str = ""
+    build: Callable[..., Any] | None = None
+    reads: tuple[str, ...] = ()
+    seed: int = 0
+    tail: str = ""
 
 
 @dataclass(frozen=True)
@@ -60,8 +119,9 @@ class Term:
         weight: factor in the objective; a term of constant weight 0 is dropped with parties that only it
             used.
         keywords: of the loss.
-        scope: ``sample`` (a mean over rows) or ``batch`` (a relation between rows).
-        rows: a batch column of booleans that selects rows; the mean divides by their global count.
+        scope: ``sample`` (a mean over rows) or ``batch`` (a relation between rows, of all processes).
+        rows: a batch column of booleans that selects rows; the mean divides by their global count. A choice
+            that depends on the rows beside it is made inside a loss of scope ``batch``.
     """
 
     name: str
@@ -75,13 +135,17 @@ class Term:
 
 @dataclass(frozen=True)
 class Turn:
-    """One graph of calls, one scalar, one backward, one optimiser step for the parties it trains."""
+    """One graph of calls, one scalar, one backward, one optimiser step for the parties it trains.
+
+    ``optim`` holds fields of the optimiser section that differ in this turn.
+    """
 
     name: str
     trains: tuple[str, ...]
     calls: tuple[Call, ...]
     terms: tuple[Term, ...]
     derives: tuple[Derive, ...] = ()
+    optim: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -102,15 +166,55 @@ class Method:
         parties: all networks.
         phases: in order; shares add up to 1.
         export: the party that becomes the artifact.
-        cacheable: whether frozen parties see nothing but the view, so that their outputs may come from the
-            cache.
+        beside: parties that are written beside it: exits, peers.
     """
 
     name: str
     parties: tuple[Party, ...]
     phases: tuple[Phase, ...]
     export: str = "student"
-    cacheable: bool = True
+    beside: tuple[str, ...] = ()
+
+    @property
+    def turns(self) -> tuple[Turn, ...]:
+        """Of all phases."""
+        return tuple(turn for phase in self.phases for turn in phase.turns)
+
+    @property
+    def cacheable(self) -> bool:
+        """Whether frozen parties answer to nothing but the view, and with logits: then a cache serves."""
+        frozen = {party.name for party in self.parties if party.role == "frozen"}
+        return all(
+            call.inputs == ("x",) and taps_used(turn)[call.name] in ((), ("logits",))
+            for turn in self.turns
+            for call in turn.calls
+            if call.party in frozen
+        )
+
+    @property
+    def leaves_unused(self) -> bool:
+        """Whether a step may leave parameters of a trained party without a gradient."""
+        terms = [term for turn in self.turns for term in turn.terms]
+        return (
+            len(self.turns) > 1
+            or any(party.build is not None or party.tail for party in self.parties)
+            or any(callable(term.weight) for term in terms)
+            or not any("s.logits" in term.args for term in terms)
+        )
+
+    @property
+    def reads_labels(self) -> bool:
+        """Whether something reads class numbers, which mixed pictures have not."""
+        return "y" in {name for turn in self.turns for name in inputs_used(turn)}
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether something reads the class numbers of all rows."""
+        terms = [term for turn in self.turns for term in turn.terms]
+        derives = [derive for turn in self.turns for derive in turn.derives]
+        return any("y" in term.args and term.rows != "labelled" for term in terms) or any(
+            "y" in derive.args for derive in derives
+        )
 
 
 def split_reference(reference: str) -> tuple[bool, str, str, str]:
@@ -159,6 +263,14 @@ def taps_used(turn: Turn) -> dict[str, tuple[str, ...]]:
     return {call: tuple(names) for call, names in found.items()}
 
 
+def inputs_used(turn: Turn) -> set[str]:
+    """Bare names that are read: batch columns and outputs of derives."""
+    references = [a for term in turn.terms for a in term.args]
+    references += [a for derive in turn.derives for a in derive.args]
+    references += [a for call in turn.calls for a in call.inputs]
+    return {name for _, _, kind, name in map(split_reference, references) if not kind}
+
+
 def without_zero_terms(method: Method) -> Method:
     """Drop terms of constant weight zero, then calls, derives and parties that only they used."""
     phases = []
@@ -169,8 +281,9 @@ def without_zero_terms(method: Method) -> Method:
             used, derived = used_by(turn, terms)
             calls = tuple(c for c in turn.calls if c.name in used)
             derives = tuple(d for d in turn.derives if d.out in derived)
-            turns.append(replace(turn, terms=terms, calls=calls, derives=derives))
+            called = {call.party for call in calls}
+            trains = tuple(name for name in turn.trains if name in called)
+            turns.append(replace(turn, trains=trains, terms=terms, calls=calls, derives=derives))
         phases.append(replace(phase, turns=tuple(turns)))
     called = {c.party for p in phases for t in p.turns for c in t.calls} | {method.export}
-    called |= {name for p in phases for t in p.turns for name in t.trains}
     return replace(method, phases=tuple(phases), parties=tuple(p for p in method.parties if p.name in called))

@@ -239,7 +239,7 @@ def _turn(folder: Path, runtime: Runtime, console: Console, stop: Any) -> Iterat
 def fill_calls(
     root: Path,
     method: Method,
-    networks: Mapping[str, Network],
+    parties: Mapping[str, Any],
     pool: Pool,
     view: TrainingView,
     used: np.ndarray,
@@ -250,11 +250,11 @@ def fill_calls(
 
     ``used`` [views, N] says which views of the pool's samples the run holds.
     """
-    frozen = {p.name: networks[p.source] for p in method.parties if p.role == "frozen"}
+    frozen: dict[str, Network] = {p.name: parties[p.name] for p in method.parties if p.role == "frozen"}
     caches = {}
-    for turn in (turn for phase in method.phases for turn in phase.turns):
+    for turn in method.turns:
         taps = taps_used(turn)
-        for call in (c for c in turn.calls if c.party in frozen):
+        for call in (c for c in turn.calls if c.party in frozen and taps[c.name]):
             network, names = frozen[call.party], taps[call.name]
             compute = partial(_tapped, network, names)
             request = Request(network, names, compute, view, view.recipe(), len(used), store)

@@ -59,11 +59,15 @@ class Job:
 
 @dataclass
 class Outcome:
-    """What training left: the exported network's weights at the last and (on the first process) best step."""
+    """What training left: the exported network's weights at the last and (on the first process) best step,
+
+    and those of the parties that are written beside it, at the best step or else the last.
+    """
 
     progress: state.Progress
     last: dict[str, Tensor]
     best: dict[str, Tensor] | None
+    beside: dict[str, dict[str, Tensor]]
     rate: float = 0.0
 
     @property

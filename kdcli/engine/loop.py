@@ -78,10 +78,12 @@ class _Run:
 
     def _phase(self, phase: Any, begin: int, end: int) -> None:
         job, prepare = self.job, self.runtime.accelerator.prepare
-        modules = {turn.name: TurnModule(turn, job.parties) for turn in phase.turns}
-        self.optimizers = {name: build_optimizer(m.trained, job.optim) for name, m in modules.items()}
+        trained = {name for turn in phase.turns for name in turn.trains}
+        modules = {turn.name: TurnModule(turn, job.parties, trained) for turn in phase.turns}
+        optims = {turn.name: job.optim.model_copy(update=turn.optim) for turn in phase.turns}
+        self.optimizers = {name: build_optimizer(m.trained, optims[name]) for name, m in modules.items()}
         self.schedules = {
-            name: build_schedule(o, job.optim, end - begin, job.order.steps_per_epoch)
+            name: build_schedule(o, optims[name], end - begin, job.order.steps_per_epoch)
             for name, o in self.optimizers.items()
         }
         self.trained = {p.name: job.parties[p.name] for p in job.method.parties if p.role == "trained"}
@@ -104,7 +106,8 @@ class _Run:
         if self.found is None or self.found[0] < begin:
             return
         ema = self.ema.module if self.ema else None
-        self.progress = state.load(self.found[1], self.trained, self.optimizers, ema, self.scaler)
+        mine = self.optimizers if self.found[0] > begin or not begin else {}  # else another phase's were kept
+        self.progress = state.load(self.found[1], self.trained, mine, ema, self.scaler)
         if self.runtime.main:
             for file in self.output.partial.glob("best-*.safetensors"):
                 if not self.progress.best or file.name != self.progress.best["file"]:
@@ -120,13 +123,11 @@ class _Run:
         if job.optim.auto_batch:
             self._split_to_fit(prepared, first)
         for step, batch in zip(range(first, end), job.loader(self._my_keys(first, end))):
-            for module in prepared.values():
-                module.train()
             torch.manual_seed(hash_of(job.seed, step, self.runtime.rank) >> 1)
             micro = self.micro(batch, step, self.runtime)
             row: dict[str, float] = {}
             for turn in phase.turns:
-                row |= self._turn(turn.name, prepared[turn.name], micro, step, begin)
+                row |= self._turn(turn.name, prepared[turn.name].train(), micro, step - begin, end - begin)
             self.progress.step = step + 1
             now = time.monotonic()
             self.progress.seconds, clock = self.progress.seconds + now - clock, now
@@ -171,17 +172,20 @@ class _Run:
         start = per * self.runtime.rank
         return _Lazy(lambda: (self.job.order.keys(k)[start : start + per] for k in range(first, end)))  # type: ignore[return-value]
 
-    def _turn(self, name: str, module: Any, micro: list[Any], step: int, begin: int) -> dict[str, float]:
-        """One backward and one optimiser step; returns the terms averaged over processes."""
+    def _turn(self, name: str, module: Any, micro: list[Any], step: int, steps: int) -> dict[str, float]:
+        """One backward and one optimiser step, number ``step`` of the phase's ``steps``.
+
+        Returns the terms averaged over processes.
+        """
         accelerator, job = self.runtime.accelerator, self.job
         optimizer = self.steppers[name]
-        self.schedules[name].step(step - begin)
+        self.schedules[name].step(step)
         lr = max(g["lr"] for g in optimizer.param_groups)
         totals: dict[str, Tensor] = {}
         for i, (part, share) in enumerate(micro):
             last = i == len(micro) - 1
             with contextlib.nullcontext() if last else accelerator.no_sync(module):
-                terms = module(part, share, step / job.order.steps_per_epoch)
+                terms = module(part, share, step / steps)
                 accelerator.backward(terms["loss"])
             for key, value in terms.items():
                 totals[key] = totals.get(key, 0) + value.detach().float()
@@ -191,7 +195,7 @@ class _Run:
         if job.optim.clip_grad:
             torch.nn.utils.clip_grads_with_norm_(parameters, job.optim.clip_grad, norm)
         values = self.runtime.mean(torch.stack([*totals.values(), norm.float()])).tolist()
-        self._refuse_nonfinite(values[0], values[-1], step, optimizer)
+        self._refuse_nonfinite(values[0], values[-1], self.progress.step, optimizer)
         optimizer.step()
         optimizer.zero_grad()
         if self.ema is not None and job.method.export in getattr(
@@ -245,7 +249,9 @@ class _Run:
                 "file": file,
             }
             if self.runtime.main:
-                write_tensors(self.output.partial / file, network.state_dict())
+                beside = {n: self.job.parties[n].state_dict() for n in self.job.method.beside}
+                tensors = {f"{n}/{key}": t for n, weights in beside.items() for key, t in weights.items()}
+                write_tensors(self.output.partial / file, {**network.state_dict(), **tensors})
 
     def _shown(self) -> dict[str, float]:
         value = self.progress.last.get(self.job.selection)
@@ -286,11 +292,15 @@ class _Run:
 
     def _outcome(self) -> Outcome:
         network = self.ema.module if self.ema else self.exported
-        best = None
+        parties = {name: self.job.parties[name] for name in self.job.method.beside}
+        best, beside = None, {name: state.clone_to_cpu(party) for name, party in parties.items()}
         if self.progress.best and self.runtime.main:  # the one that writes the artifact
-            best = read_tensors(self.output.partial / self.progress.best["file"])
+            tensors = read_tensors(self.output.partial / self.progress.best["file"])
+            best = {key: tensor for key, tensor in tensors.items() if "/" not in key}
+            for name in beside:
+                beside[name] = {k: tensors[f"{name}/{k}"] for k in beside[name]}
         rate = self.progress.step / max(self.progress.seconds, 1e-9)
-        return Outcome(self.progress, state.clone_to_cpu(network), best, rate=rate)
+        return Outcome(self.progress, state.clone_to_cpu(network), best, beside, rate=rate)
 
 
 class _Lazy:

@@ -6,7 +6,6 @@ Two networks that teach one another need no more than ``kl_divergence`` per pair
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import torch
@@ -119,11 +118,6 @@ def okddip(
     mean = peer_logits.float().mean(dim=1)
     leader = kl_divergence(leader_logits, mean.detach() if detach_targets else mean, temperature=temperature)
     return peer_kl(peer_logits, targets, temperature=temperature) + leader
-
-
-def rampup(epoch: float, *, length: float = 80.0) -> float:
-    """Weight exp(−5·(1 − e/length)²) of a consistency term, 1 from ``length`` on (Laine & Aila 2017)."""
-    return math.exp(-5.0 * (1.0 - min(max(epoch, 0.0), length) / length) ** 2)
 
 
 def diversity(peer_logits: Tensor) -> Tensor:

@@ -17,35 +17,151 @@ from typing import Any
 from kdcli.errors import UsageError, nearest
 
 
+BOTH = ("classification", "segmentation")
+
+
 @dataclass(frozen=True)
 class Entry:
-    """One row of the table: where the function is, one line of help, the paper, defaults for the stage."""
+    """One row of the table.
+
+    Attributes:
+        target: ``module:function``.
+        help: one line.
+        paper: where it comes from.
+        teacher: whether it needs one.
+        tasks: that it fits.
+        twin: whether teacher and student must be of one architecture.
+        defaults: of the stage's fields, where they differ.
+    """
 
     target: str
     help: str
     paper: str
     teacher: bool = True
+    tasks: tuple[str, ...] = ("classification",)
+    twin: bool = False
     defaults: dict[str, Any] = field(default_factory=dict)
 
 
+def _at(module: str, function: str) -> str:
+    return f"kdcli.methods.{module}:{function}"
+
+
+_TF_KD = "Yuan et al. 2020, arXiv 1909.11723"
+_TANG = "Tang et al. 2020, arXiv 2002.03532"
+_CHO = "Cho & Hariharan 2019, ICCV"
+_ALLEN_ZHU = "Allen-Zhu & Li 2020, arXiv 2012.09816"
+
 METHODS: dict[str, Entry] = {
     "supervised": Entry(
-        "kdcli.methods.supervised:supervised",
+        _at("supervised", "supervised"),
         "labels only: the baseline, and the way to train a first teacher",
         "none",
         teacher=False,
+        tasks=BOTH,
     ),
     "kd": Entry(
-        "kdcli.methods.kd:kd",
+        _at("kd", "kd"),
         "labels and softened teacher logits",
         "Hinton, Vinyals & Dean 2015, arXiv 1503.02531",
+        tasks=BOTH,
     ),
     "task-specific": Entry(
-        "kdcli.methods.task_specific:task_specific",
+        _at("task_specific", "task_specific"),
         "a probed teacher on all pictures, labels on labelled ones",
         "Marrie et al. 2024, arXiv 2402.11305",
+        tasks=BOTH,
+    ),
+    "dkd": Entry(
+        _at("dkd", "dkd"), "the true class and the others apart", "Zhao et al. 2022, arXiv 2203.08679"
+    ),
+    "eskd": Entry(_at("kd", "eskd"), "the teacher's term is dropped part-way", _CHO),
+    "sequential": Entry(_at("kd", "sequential"), "each student teaches the next one", _CHO),
+    "self": Entry(_at("kd", "self"), "an earlier run of the same network teaches", _ALLEN_ZHU, twin=True),
+    "ensemble": Entry(_at("kd", "ensemble"), "the mean of several teachers", _ALLEN_ZHU),
+    "kd-pt": Entry(_at("effects", "kd_pt"), "the teacher's confidence only", _TANG),
+    "kd-sim": Entry(_at("effects", "kd_sim"), "the teacher's class relations only", _TANG),
+    "kd-topk": Entry(_at("effects", "kd_topk"), "the teacher's largest probabilities", _TANG),
+    "hint": Entry(
+        _at("features", "hint"),
+        "one regressed map, jointly with labels: the FitNet of tables",
+        "Romero et al. 2015, arXiv 1412.6550, as RepDistiller has it",
+    ),
+    "fitnets": Entry(
+        _at("fitnets", "fitnets"),
+        "a hint first, then the whole student: the paper's two phases",
+        "Romero et al. 2015, arXiv 1412.6550",
+    ),
+    "at": Entry(
+        _at("features", "at"), "attention maps", "Zagoruyko & Komodakis 2017, arXiv 1612.03928"
+    ),
+    "nst": Entry(
+        _at("features", "nst"), "selectivity of channels", "Huang & Wang 2017, arXiv 1707.01219"
+    ),
+    "rkd": Entry(
+        _at("relations", "rkd"), "distances and angles between pictures", "Park et al. 2019, arXiv 1904.05068"
+    ),
+    "sp": Entry(
+        _at("relations", "sp"), "similarities between pictures", "Tung & Mori 2019, arXiv 1907.09682"
+    ),
+    "cc": Entry(
+        _at("relations", "cc"), "correlation of neighbours", "Peng et al. 2019, arXiv 1904.01802"
+    ),
+    "pkt": Entry(
+        _at("relations", "pkt"), "affinities as probabilities", "Passalis & Tefas 2018, arXiv 1803.10837"
+    ),
+    "byot": Entry(
+        _at("byot", "byot"),
+        "exits learn from the network's own end",
+        "Zhang et al. 2019, arXiv 1905.08094",
+        teacher=False,
+    ),
+    "dml": Entry(
+        _at("mutual", "dml"),
+        "networks that teach one another",
+        "Zhang et al. 2018, arXiv 1706.00384",
+        teacher=False,
+    ),
+    "one": Entry(
+        _at("branches", "one"),
+        "branches and their gated ensemble",
+        "Lan et al. 2018, arXiv 1806.04606",
+        teacher=False,
+    ),
+    "okddip": Entry(
+        _at("branches", "okddip"),
+        "diverse peers by attention, and a leader",
+        "Chen et al. 2020, arXiv 1912.00350",
+        teacher=False,
+    ),
+    "lsr": Entry(_at("label_smoothing", "lsr"), "label smoothing", _TF_KD, teacher=False),
+    "tf-kd-self": Entry(
+        _at("label_smoothing", "tf_kd_self"), "the student's own pretrained self teaches", _TF_KD, twin=True
+    ),
+    "tf-kd-reg": Entry(
+        _at("label_smoothing", "tf_kd_reg"), "a teacher made by hand", _TF_KD, teacher=False
+    ),
+    "reversed": Entry(_at("label_smoothing", "reversed_kd"), "a weaker teacher", _TF_KD),
+    "defective": Entry(_at("label_smoothing", "defective"), "a badly trained teacher", _TF_KD),
+    "sskd": Entry(
+        _at("sskd", "sskd"),
+        "self-supervision on turned views, transferred with selection",
+        "Xu et al. 2020, arXiv 2006.07114",
     ),
 }
+
+ADDITIONS: dict[str, str] = {
+    "kd": _at("kd", "part"),
+    "dkd": _at("dkd", "part"),
+    "hint": _at("features", "hint_part"),
+    "at": _at("features", "at_part"),
+    "nst": _at("features", "nst_part"),
+    "rkd": _at("relations", "rkd_part"),
+    "sp": _at("relations", "sp_part"),
+    "cc": _at("relations", "cc_part"),
+    "pkt": _at("relations", "pkt_part"),
+}
+"""Terms that ``--add`` puts beside any method's: name → function of the weight that returns a part."""
 
 
 def entry(name: str) -> Entry:
@@ -57,13 +173,21 @@ def entry(name: str) -> Entry:
 
 def function(name: str) -> Callable[..., Any]:
     """The method's function (imports torch)."""
-    module, _, attribute = entry(name).target.partition(":")
+    return _load(entry(name).target)
+
+
+def _load(target: str) -> Callable[..., Any]:
+    module, _, attribute = target.partition(":")
     return typing.cast(Callable[..., Any], getattr(importlib.import_module(module), attribute))
 
 
 def parameters(name: str) -> dict[str, inspect.Parameter]:
     """The method's keyword arguments."""
-    signature = inspect.signature(function(name), eval_str=True)
+    return _parameters(function(name))
+
+
+def _parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    signature = inspect.signature(function, eval_str=True)
     return {p.name: p for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY}
 
 
@@ -73,21 +197,56 @@ def arguments(name: str, given: dict[str, Any]) -> dict[str, Any]:
     Raises:
         UsageError: an unknown parameter (with the nearest name) or a value of the wrong type.
     """
-    from pydantic import TypeAdapter, ValidationError
-
     known = parameters(name)
     values = {key: p.default for key, p in known.items()}
     for key, value in given.items():
         if key not in known:
             flag = f"--{key}" if key in ("alpha", "temperature") else f"'method.{key}'"
             raise UsageError(f"method {name} has no {flag}.{nearest(key, known)} It has: {', '.join(known)}.")
-        try:
-            values[key] = TypeAdapter(known[key].annotation).validate_python(value)
-        except ValidationError as error:
-            raise UsageError(f"method.{key}: {error.errors()[0]['msg']}, got {value!r}.") from None
-        if isinstance(values[key], float) and not math.isfinite(values[key]):
-            raise UsageError(f"method.{key} must be a finite number, got {value!r}.")
+        values[key] = _checked(f"method.{key}", known[key].annotation, value)
     return values
+
+
+def _checked(name: str, annotation: Any, value: Any) -> Any:
+    """``value`` as what the annotation says. Raises UsageError."""
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        found = TypeAdapter(annotation).validate_python(value)
+    except ValidationError as error:
+        raise UsageError(f"{name}: {error.errors()[0]['msg']}, got {value!r}.") from None
+    if isinstance(found, float) and not math.isfinite(found):
+        raise UsageError(f"{name} must be a finite number, got {value!r}.")
+    return found
+
+
+def addition(text: str) -> Any:
+    """The part (:class:`kdcli.methods.parts.Part`) behind ``NAME=WEIGHT,key=value,…``; imports torch.
+
+    The number multiplies the reference's inner weights (``rkd=1`` is 25 and 50); ``as=`` renames the term.
+
+    Raises:
+        UsageError: an unknown name or key, with the nearest one, or a value of the wrong type.
+    """
+    head, *rest = [item.strip() for item in text.split(",")]
+    name, _, number = head.partition("=")
+    if name not in ADDITIONS:
+        raise UsageError(f"--add: no term '{name}'.{nearest(name, ADDITIONS)} Terms: {', '.join(ADDITIONS)}.")
+    make = _load(ADDITIONS[name])
+    known = _parameters(make)
+    keywords: dict[str, Any] = {}
+    for item in rest:
+        key, equals, value = item.partition("=")
+        key = {"as": "name"}.get(key, key)
+        if key not in known or not equals:
+            shown = ["as" if key == "name" else key for key in known]
+            raise UsageError(f"--add {name}: no '{item}'.{nearest(key, shown)} It has: {', '.join(shown)}.")
+        many = typing.get_origin(known[key].annotation) not in (None, typing.Literal)
+        keywords[key] = _checked(f"--add {name}: {key}", known[key].annotation, value.split("+") if many else value)
+    try:
+        return make(_checked(f"--add {name}", float, number or 1.0), **keywords)
+    except ValueError as error:
+        raise UsageError(f"--add {error}.") from None
 
 
 def describe(name: str) -> str:

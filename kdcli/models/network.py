@@ -217,12 +217,17 @@ class Network(nn.Module):
             linear.weight.copy_(weight.to(linear.weight))
             linear.bias.copy_(bias.to(linear.bias))
 
+    @property
+    def linear(self) -> Any:
+        """The layer that gives the logits. Raises InputError if the timm model has no single linear one."""
+        return self.head.linear if self.head is not None else classifier(self.body)
+
     def reorder(self, order: Sequence[int] | None, classes: list[str]) -> None:
         """Put the classifier's rows into the order of ``classes``; ``order[i]`` is the old row of class i."""
         self.classes = list(classes)
         if order is None:
             return
-        linear = self.head.linear if self.head is not None else classifier(self.body)
+        linear = self.linear
         rows = torch.tensor(list(order))
         with torch.no_grad():
             linear.weight.copy_(linear.weight[rows].clone())

@@ -2,10 +2,12 @@
 
 ``logits`` [B,C] · ``pooled`` [B,D], what the classifier takes · ``tokens`` [B,N,D], all tokens after the
 final norm · ``grid`` [B,D,H,W], patch tokens or the last feature map · ``blockK``, output of the K-th block
-or stage (from 1), as the network has it · ``mapK``, the same as a map [B,D,H,W], prefix tokens left out;
-``map-1`` is the last one · ``a.b.c`` or ``a.b.c.in``, output or first input of any module of the timm model ·
-``BatchNorm2d.in`` or ``BatchNorm2d.out``, the list of all modules of a class and its subclasses (timm's
-BatchNormAct2d). Parameters and buffers are read by :func:`tensor_of`.
+or stage (from 1; ``block-1`` is the last), as the network has it · ``mapK``, the same as a map [B,D,H,W],
+prefix tokens left out · ``stage1`` to ``stage4``, maps at the ends of a network's quarters: a CNN's last
+four stages, the blocks at 1/4, 2/4, 3/4 and the end of a ViT · ``a.b.c``, ``a.b.c.in`` or ``a.b.c.map``,
+output, first input, or output as a map of any module of the timm model · ``BatchNorm2d.in`` or
+``BatchNorm2d.out``, the list of all modules of a class and its subclasses (timm's BatchNormAct2d).
+Parameters and buffers are read by :func:`tensor_of`.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ if TYPE_CHECKING:
     from kdcli.models.network import Network
 
 _OWN = ("logits", "pooled", "tokens", "grid")
-_BLOCK = re.compile(r"block(\d+)|map(-?\d+)")
+_BLOCK = re.compile(r"(block|map|stage)(-?\d+)")
+_QUARTERS = 4
 
 
 class Recorder:
@@ -79,7 +82,7 @@ class Recorder:
                 self._watch(module, end == "in", self._seen[name].append)
             return
         entering = end == "in" and path in modules
-        module = modules.get(path if entering else _block_path(self.network.body, name) or name)
+        module = modules.get(path if entering or (end == "map" and path in modules) else block_path(self.network.body, name) or name)
         if module is None:
             raise InputError(f"{self.network.name} has no module '{name}' to tap.{nearest(name, modules)}")
         self._watch(module, entering, partial(self._seen.__setitem__, name))
@@ -129,32 +132,52 @@ def _is_a(module: nn.Module, class_name: str) -> bool:
     return any(kind.__name__ == class_name for kind in type(module).__mro__)
 
 
-def _block_path(body: nn.Module, name: str) -> str | None:
+def block_path(body: nn.Module, name: str) -> str | None:
+    """The module behind ``blockK``, ``mapK`` or ``stageK``; None for another tap.
+
+    Raises:
+        InputError: a number outside the network's blocks, or a network that has none.
+    """
     match = _BLOCK.fullmatch(name)
     if not match:
         return None
-    stages = [info["module"] for info in getattr(body, "feature_info", None) or []]
+    info = getattr(body, "feature_info", None) or []
+    stages, kind = [entry["module"] for entry in info], type(body).__name__
     if not stages:
-        raise InputError(f"no '{name}': {type(body).__name__} has no stages.")
-    number = int(match[1] or match[2])
+        raise InputError(f"no '{name}': {kind} has no stages.")
+    number = int(match[2])
+    if match[1] == "stage":
+        isotropic = len({entry["reduction"] for entry in info}) == 1
+        if not 1 <= number <= _QUARTERS or (len(stages) < _QUARTERS and not isotropic):
+            raise InputError(f"no '{name}': {kind} has {len(stages)} stages; name maps by 'map1' and so on.")
+        return stages[-(-number * len(stages) // _QUARTERS) - 1 if isotropic else number - 1 - _QUARTERS]
     index = number - 1 if number > 0 else number + len(stages)
     if number == 0 or not 0 <= index < len(stages):
-        raise InputError(f"no '{name}': {type(body).__name__} has blocks 1 to {len(stages)}.")
+        raise InputError(f"no '{name}': {kind} has blocks 1 to {len(stages)}.")
     return stages[index]
 
 
 def is_map(name: str) -> bool:
-    """Whether a tap is ``mapK``."""
-    return name.startswith("map") and _BLOCK.fullmatch(name) is not None
+    """Whether a tap is ``mapK``, ``stageK`` or a module's ``.map``."""
+    match = _BLOCK.fullmatch(name)
+    return name.endswith(".map") if match is None else match[1] != "block"
+
+
+def as_map_tap(name: str) -> str:
+    """The tap that gives as a map what ``name`` names, where it does not already."""
+    if name == "grid" or is_map(name):
+        return name
+    match = _BLOCK.fullmatch(name)
+    return f"map{match[2]}" if match else f"{name}.map"
 
 
 def map_module(network: Network, name: str) -> nn.Module:
-    """The block or stage behind the tap ``mapK``.
+    """The block or stage behind the tap ``mapK`` or ``stageK``.
 
     Raises:
         InputError: a number outside the network's blocks, or a network whose blocks have no names.
     """
-    path = _block_path(network.body, name)
+    path = block_path(network.body, name)
     module = dict(network.body.named_modules()).get(str(path))
     if module is None:
         raise InputError(f"{network.name} has no module '{path}' to tap.")
@@ -190,10 +213,12 @@ def grid(features: Tensor, prefix: int) -> Tensor:
 
 
 def tensor_of(network: Network, name: str) -> Tensor:
-    """A parameter or buffer of the timm model by its name (``head.weight``).
+    """A parameter or buffer of the timm model by its name (``head.weight``); ``classifier`` is its rows.
 
     Raises InputError if there is none.
     """
+    if name == "classifier":
+        return network.linear.weight
     tensors = {**dict(network.body.named_parameters()), **dict(network.body.named_buffers())}
     if name not in tensors:
         raise InputError(f"{network.name} has no parameter or buffer '{name}'.{nearest(name, tensors)}")

@@ -12,10 +12,12 @@ Distillation of Large Pretrained Visual Models" (arXiv 2402.11305).
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, field_validator
 
 from kdcli import methods
 from kdcli.artifacts.manifest import Manifest
@@ -57,6 +59,20 @@ class Config(StudentSection):
 
     via: list[str] = inputs([], "Assistant on the way from teacher to student (repeatable).", "--via")
     method: MethodSection = MethodSection()
+    terms: list[str] = method_option(
+        [], f"One more term, NAME=WEIGHT,key=value…: {', '.join(methods.ADDITIONS)} (repeatable).", "--add"
+    )
+
+    @field_validator("terms", mode="before")
+    @classmethod
+    def _written_as_keys(cls, value: Any) -> Any:
+        """``[{rkd: 1, student: pooled}]`` of a YAML file says the same as ``rkd=1,student=pooled``."""
+        if not isinstance(value, list):
+            return value
+        return [",".join(f"{k}={v}" for k, v in t.items()) if isinstance(t, dict) else t for t in value]
+
+
+PEERS = "peers"
 
 
 @dataclass
@@ -77,7 +93,7 @@ class Plan:
             **self.target.to_json(),
             "data": self.data.describe(),
             "method": {"name": self.method.name, **self.arguments},
-            "objective": show.objective(self.method),
+            "objective": show.objective(self.method, self.material.assembly.shapes),
             "steps": self.material.steps,
             "views": self.material.order.views or "live",
             "teacher_forwards": self.material.teacher_forwards,
@@ -99,7 +115,7 @@ class Plan:
             cache = f"cache of {size(material.cache_bytes)}, live would be {material.drawn:,}"
             how = cache if material.cached else "live, no cache"
             console.note(f"teacher  {material.teacher_forwards:,} forwards ({how})")
-        rows = show.objective(self.method)
+        rows = show.objective(self.method, material.assembly.shapes)
         console.table(list(rows[0]), [list(row.values()) for row in rows], title="objective")
         console.note(f"writes   {self.target.path}")
 
@@ -171,24 +187,29 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
     arguments = methods.arguments(
         config.method.name, config.method.model_dump(exclude={"name"}, exclude_none=True)
     )
+    parts = [methods.addition(text) for text in config.terms]
     if entry.teacher and not config.teacher:
         raise UsageError(f"method {config.method.name} needs --teacher; --method supervised does without.")
     data = frame.labelled(config.data, "train", "validation")
     extra = [open_unlabelled(source, config.data) for source in config.data.extra]
     parents = [frame.parent("student", str(config.student), config.weights)]
-    if entry.teacher:
+    if entry.teacher or parts:
         parents += frame.teachers(config.teacher)
     prints = {"data": data.fingerprint, **{f"extra{i}": e.fingerprint for i, e in enumerate(extra)}}
     target = frame.target("distill", config, parents, prints)
     if unless_complete and frame.complete(target, config):
         return Result(target.path, frame.summary(target.path))
 
+    from kdcli.methods.parts import added
     from kdcli.stages.material import gather
     from kdcli.tasks import task_of
     from kdcli.words import without_zero_terms
 
     task = task_of(data, config.data, config.optim, config.views)
-    method = without_zero_terms(methods.function(config.method.name)(task, **arguments))
+    if task.name not in entry.tasks or (parts and task.name != "classification"):
+        raise UsageError(f"{'--add' if task.name in entry.tasks else config.method.name} is for classification.")
+    method = methods.function(config.method.name)(task, **arguments)
+    method = without_zero_terms(added(method, parts))
     material = gather(config, data, extra, task, method, console)
     return Plan(config, target, data, task, method, arguments, material)
 
@@ -207,20 +228,21 @@ def run(plan: Plan | Chain, console: Console, *, stop: Any = None, command: str 
     from kdcli.stages.training import training_job
 
     dense = bool(plan.task.head)  # such a head leaves what timm's own head would read without a gradient
-    find_unused = dense or any(len(p.turns) > 1 for p in plan.method.phases)
-    runtime = open_runtime(plan.config, find_unused=find_unused)
+    runtime = open_runtime(plan.config, find_unused=dense or plan.method.leaves_unused)
     path, material = plan.target.path, plan.material
     with shared_output(path, plan.target.identity, plan.config.overwrite, runtime) as output:
         if output is None:
             return Result(path, frame.summary(path))
-        networks = {n: copy.deepcopy(net).to(runtime.device) for n, net in material.networks.items()}
+        parties = copy.deepcopy(material.assembly.parties)
+        for party in parties.values():
+            party.to(runtime.device)
         job = training_job(
-            plan.config, material, plan.method, networks, plan.task, plan.data, runtime, console, stop
+            plan.config, material, plan.method, parties, plan.task, plan.data, runtime, console, stop
         )
         with tracking(plan.config, path, runtime) as job.track:
             outcome = train(job, output, runtime, console, stop)
         if runtime.main:
-            _export(plan, networks["student"], outcome, output, runtime, command)
+            _export(plan, parties, outcome, output, runtime, command)
             seconds = duration(outcome.progress.seconds)
             console.note(f"{path}: {material.steps:,} steps in {seconds}, {outcome.rate:.1f} steps/s")
         runtime.barrier()
@@ -237,16 +259,18 @@ def _run_chain(chain: Chain, console: Console, stop: Any, command: str) -> Resul
 
 
 def _export(
-    plan: Plan, student: Network, outcome: Outcome, output: Output, runtime: Runtime, command: str
+    plan: Plan, parties: Mapping[str, Any], outcome: Outcome, output: Output, runtime: Runtime, command: str
 ) -> None:
     """Write the best student as the artifact and the last one beside it, and commit."""
     from kdcli.engine.loop import LOG
     from kdcli.models.save import save
 
     config, material, progress = plan.config, plan.material, outcome.progress
+    student = parties[plan.method.export]
     (output.partial / "last").mkdir(exist_ok=True)
     save(student, output.partial / "last", outcome.last)
     keep = save(student, output.partial, outcome.best or outcome.last)
+    keep += _save_beside(plan.method, parties, outcome, output.partial)
     parents = [p for p in plan.target.parents if p["role"].rstrip("0123456789") in material.networks]
     manifest = Manifest("model", "distill", plan.target.identity, parents)
     manifest.facts = frame.facts(
@@ -270,3 +294,22 @@ def _export(
         **runtime.describe(),
     )
     output.commit(manifest, [*keep, "last", LOG])
+
+
+def _save_beside(method: Method, parties: Mapping[str, Any], outcome: Outcome, folder: Path) -> list[str]:
+    """Write exits and peers as they were at the student's best step; returns names of files and folders."""
+    from kdcli.models.exits import ExitHead, save_exits
+    from kdcli.models.network import Network
+    from kdcli.models.save import save
+
+    names, exits = [], {}
+    for name in method.beside:
+        party = parties[name]
+        if isinstance(party, ExitHead):
+            party.load_state_dict(outcome.beside[name])
+            exits[name] = party
+        if isinstance(party, Network):
+            (folder / PEERS / name).mkdir(parents=True, exist_ok=True)
+            save(party, folder / PEERS / name, outcome.beside[name])
+            names.append(PEERS)
+    return [*dict.fromkeys(names), *(save_exits(folder, exits) if exits else [])]

@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from kdcli.console import Console
 from kdcli.data.cache import Store
 from kdcli.data.order import Order, Pool
 from kdcli.data.samples import Data
 from kdcli.data.views import TrainingView
+from kdcli.engine.assembly import Assembly, assemble
 from kdcli.engine.budget import affordable_views, bytes_per_view, fixed_views
 from kdcli.errors import UsageError
+from kdcli.models.branches import Tail
 from kdcli.models.build import build
 from kdcli.models.ensemble import Ensemble
 from kdcli.models.network import Network
 from kdcli.sections import OptimSection, StudentSection
 from kdcli.stages import frame
 from kdcli.tasks import Task
-from kdcli.words import Method
+from kdcli.words import Method, taps_used
+
+_ROWS = 4  # of the dry step
 
 
 @dataclass
@@ -34,7 +40,8 @@ class Material:
         pool: the training pictures of all sources.
         order: which of them each step holds, in which view.
         view: cuts the views.
-        networks: by role, ``student`` and perhaps ``teacher``.
+        networks: parties that are known by a name: ``student``, perhaps ``teacher`` and peers.
+        assembly: these and what the method builds beside them.
         steps: of training.
         row_bytes: of one cached view.
     """
@@ -43,6 +50,7 @@ class Material:
     order: Order
     view: TrainingView
     networks: dict[str, Network]
+    assembly: Assembly
     steps: int
     row_bytes: int
 
@@ -100,15 +108,16 @@ def gather(
         if not extra:
             raise UsageError("--extra-ratio needs --extra.")
     taught = "teacher" in {party.name for party in method.parties}
-    pool = _pool(data, extra, taught)
-    if networks is None:
-        networks = {"student": build_student(config, task)}
-        if taught:
-            networks["teacher"] = _teacher(config, task, data, console)
+    pool = _pool(data, extra, method)
+    if method.reads_labels and (optim.mixup or optim.cutmix):
+        raise UsageError(f"method {method.name} reads class numbers, and mixed pictures have none: no mixup.")
+    parties: Mapping[str, nn.Module] = networks or _parties(config, method, task, data, console)
+    networks = {name: party for name, party in parties.items() if isinstance(party, Network)}
     if optim.auto_batch:
         _refuse_to_split(optim, method, networks["student"])
     largest = max(network.spec.size[0] for network in networks.values())
     view = TrainingView(config.views, config.views.size or largest, config.seed)
+    assembly = _assembly(config, method, task, parties, view.size)
     store = Store(config.views.store)
     row_bytes = bytes_per_view(networks["teacher" if taught else "student"].logit_count, store)
     steps = optim.max_steps or math.ceil(optim.epochs * len(pool) / optim.batch_size)
@@ -130,12 +139,61 @@ def gather(
         extra_ratio=config.data.extra_ratio,
         real=len(pool.parts[0]),
     )
-    return Material(pool, order, view, networks, steps, row_bytes)
+    return Material(pool, order, view, networks, assembly, steps, row_bytes)
+
+
+def _parties(
+    config: StudentSection, method: Method, task: Task, data: Data, console: Console
+) -> dict[str, nn.Module]:
+    """The parties that a name stands for: student, teacher, peers of the student's or of another kind."""
+    found: dict[str, nn.Module] = {}
+    for party in method.parties:
+        if party.build is not None:
+            continue
+        if party.source == "teacher":
+            found[party.name] = _teacher(config, task, data, console)
+            continue
+        update: dict[str, Any] = {"seed": config.seed + party.seed}
+        if party.source != "student":
+            update |= {"student": party.source, "weights": None}
+        network = build_student(config.model_copy(update=update), task)
+        found[party.name] = Tail(network, party.tail) if party.tail else network
+    return found
+
+
+def _assembly(
+    config: StudentSection, method: Method, task: Task, parties: Mapping[str, nn.Module], side: int
+) -> Assembly:
+    """The parties, fitted to one another, after one step on a few made-up rows.
+
+    Where only the logits of a network are read, made-up ones stand for them, so that a large teacher is not
+    run here.
+    """
+    rows = min(_ROWS, config.optim.batch_size // config.optim.accumulate)
+    draw = torch.Generator().manual_seed(0)
+    classes = len(task.classes)
+    y = torch.arange(rows) % classes
+    batch: dict[str, Tensor] = {
+        "x": torch.randint(256, (rows, 3, side, side), generator=draw, dtype=torch.uint8),
+        "y": y,
+        "target": y,
+        "labelled": torch.ones(rows, dtype=torch.bool),
+        "row_weight": torch.ones(rows),
+        "mask": torch.zeros(rows, side, side, dtype=torch.uint8),
+    }
+    if task.name == "segmentation":  # its methods read logits only
+        return Assembly(dict(parties), {})
+    for turn in method.turns:
+        for call in turn.calls:
+            whole = isinstance(parties.get(call.party), Network) and call.inputs == ("x",)
+            if whole and taps_used(turn)[call.name] == ("logits",):
+                batch[f"{call.name}.logits"] = torch.randn(rows, classes, generator=draw)
+    return assemble(method, parties, batch, config.seed)
 
 
 def _refuse_to_split(optim: OptimSection, method: Method, student: Network) -> None:
     """--auto-batch promises the same result however a batch is split."""
-    terms = [term for phase in method.phases for turn in phase.turns for term in turn.terms]
+    terms = [term for turn in method.turns for term in turn.terms]
     why = next((f"{t.name} relates the rows of a micro-batch" for t in terms if t.scope == "batch"), "")
     if optim.mixup or optim.cutmix:
         why = "mixup and CutMix pair the pictures of a micro-batch"
@@ -145,9 +203,13 @@ def _refuse_to_split(optim: OptimSection, method: Method, student: Network) -> N
         raise UsageError(f"--auto-batch: {why}. Set optim.accumulate yourself.")
 
 
-def _pool(data: Data, extra: Sequence[Data], taught: bool) -> Pool:
+def _pool(data: Data, extra: Sequence[Data], method: Method) -> Pool:
     train = data.split("train")
-    if taught:
+    if method.needs_labels:
+        if extra:
+            raise UsageError(f"method {method.name} reads the labels of all pictures: it has no --extra.")
+        return Pool((train.take(train.labelled()),))
+    if any(term.rows != "labelled" for turn in method.turns for term in turn.terms):
         return Pool((train, *(samples for more in extra for samples in more.splits.values())))
     if extra:
         raise UsageError("--extra pictures enter the teacher term only, and this objective has none.")

@@ -37,20 +37,26 @@ def parameters(networks: Mapping[str, Network]) -> dict[str, int]:
     return {name: sum(p.numel() for p in net.parameters()) for name, net in networks.items()}
 
 
-def objective(method: Method) -> list[dict[str, str]]:
-    """Terms of a method as rows of a table."""
+def objective(method: Method, shapes: Mapping[str, tuple[int, ...]]) -> list[dict[str, str]]:
+    """Terms of a method as rows of a table; ``shapes`` of one row of each tap, as far as they are known."""
     return [
         {
-            "turn": turn.name,
+            "turn": turn.name if phase.name == "train" else f"{phase.name} ({phase.share:.0%}): {turn.name}",
             "term": term.name,
             "loss": term.loss.__name__,
-            "taps": ", ".join(term.args),
+            "taps": ", ".join(_tap(reference, shapes) for reference in term.args),
             "rows": term.rows or "all",
-            "weight": "scheduled" if callable(term.weight) else f"{term.weight:g}",
+            "weight": str(term.weight) if callable(term.weight) else f"{term.weight:g}",
             "with": ", ".join(f"{k}={v}" for k, v in term.keywords.items()),
-            "sees": "each row" if term.scope == "sample" else "one micro-batch of one process",
+            "sees": "each row" if term.scope == "sample" else "one micro-batch of all processes",
         }
         for phase in method.phases
         for turn in phase.turns
         for term in turn.terms
     ]
+
+
+def _tap(reference: str, shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """A tap with its shape, ``s.stage3 [256, 4, 4]``."""
+    shape = shapes.get(reference.removeprefix("~"))
+    return f"{reference} {list(shape)}" if shape else reference

@@ -7,6 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from kdcli.console import Console
 from kdcli.data.batches import training_loader
 from kdcli.data.cache import Store
@@ -26,7 +28,7 @@ def training_job(
     config: StudentSection,
     material: Material,
     method: Method,
-    networks: Mapping[str, Network],
+    parties: Mapping[str, nn.Module],
     task: Task,
     data: Data,
     runtime: Runtime,
@@ -39,7 +41,7 @@ def training_job(
         config: optimiser, cadence, loaders.
         material: pictures, order, views.
         method: what is learned from what.
-        networks: the material's, by role, on the device.
+        parties: the material's, on the device.
         task: of the supervised term and of the evaluation.
         data: its validation split selects the best step.
         runtime: device and processes.
@@ -51,15 +53,16 @@ def training_job(
     """
     pool, classes = material.pool, len(task.classes)
     if runtime.world_size > 1 and runtime.device.type == "cuda":
-        for network in networks.values():
-            network.synchronise()
+        for party in parties.values():
+            if isinstance(party, Network):
+                party.synchronise()
     reading = frame.reading(config, config.data)
     columns = None
     if material.cached:
         columns = fill_calls(
             Path(config.cache),
             method,
-            networks,
+            parties,
             pool,
             material.view,
             material.order.used(material.steps),
@@ -68,7 +71,7 @@ def training_job(
         )
     return Job(
         method=method,
-        parties={p.name: networks[p.source] for p in method.parties},
+        parties=dict(parties),
         order=material.order,
         loader=training_loader(
             pool, material.view, columns=columns, pin=runtime.device.type == "cuda", **reading

@@ -55,7 +55,7 @@ STUDENT = Turn(
     terms=(
         Term("ce", nn.functional.cross_entropy, ("s.out", "y"), rows="labelled"),
         Term("match", mean_square, ("both", "~t.out"), weight=0.7),
-        Term("fake", mean_square, ("s@fake.out", "~t@fake.out"), weight=lambda epoch: 0.5 + epoch),
+        Term("fake", mean_square, ("s@fake.out", "~t@fake.out"), weight=lambda done: 0.5 + done),
     ),
 )
 # The generator learns through the frozen teacher and through the student, which this turn does not train.

@@ -29,12 +29,12 @@ TURN = Turn(
     (Call("s", "student"), Call("t", "teacher")),
     (
         Term("ce", cross_entropy, ("s.out", "y"), weight=0.5, rows="labelled"),
-        Term("kl", kl_divergence, ("s.out", "~t.out"), weight=lambda epoch: 0.25 * epoch),
+        Term("kl", kl_divergence, ("s.out", "~t.out"), weight=lambda done: 0.25 * done),
     ),
 )
 
 
-def step(parts, labelled, epoch=2.0):
+def step(parts, labelled, done=2.0):
     networks = {"student": Table(0), "teacher": Table(1).requires_grad_(False)}
     module = TurnModule(TURN, networks)
     y = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])
@@ -44,7 +44,7 @@ def step(parts, labelled, epoch=2.0):
         index = torch.tensor(rows)
         batch = {"x": index, "y": y[index], "labelled": mask[index]}
         share = torch.tensor([len(rows) / 8, float(mask[index].sum()) / max(int(mask.sum()), 1)])
-        terms = module(batch, share, epoch)
+        terms = module(batch, share, done)
         terms["loss"].backward()
         total += float(terms["loss"].detach())
     return networks["student"].rows.grad, total
@@ -60,7 +60,7 @@ def test_any_division_of_the_batch_gives_the_same_gradient(labelled):
 
 
 def test_the_objective_is_the_weighted_sum():
-    _, loss = step([range(8)], [1, 0, 1, 0, 0, 0, 0, 0], epoch=3.0)
+    _, loss = step([range(8)], [1, 0, 1, 0, 0, 0, 0, 0], done=3.0)
     student, teacher = Table(0).rows.detach(), Table(1).rows.detach()
     ce = nn.functional.cross_entropy(student[[0, 2]], torch.tensor([0, 2]))
     kl = nn.functional.kl_div(student.log_softmax(1), teacher.softmax(1), reduction="batchmean")

@@ -27,9 +27,10 @@ from kdcli.losses.logits import (
     soft_cross_entropy,
     tf_kd_regularisation,
 )
-from kdcli.losses.peers import dml, okddip, peer_attention, peer_targets, rampup
+from kdcli.losses.peers import dml, okddip, peer_attention, peer_targets
 from kdcli.losses.relations import cc, darkrank, rkd_angle, rkd_distance, sp
 from kdcli.losses.targets import ensemble_logits, kd_pt, kd_sim, kd_topk, rescaling_weight, smoothed
+from kdcli.words import RampUp
 
 
 def kl(s: Tensor, t: Tensor, temperature: float) -> Tensor:
@@ -152,7 +153,7 @@ CASES: dict[str, Callable[[Any], Any]] = {
     "dml_ens_net0": lambda x: dml_net(
         x, x.peers[:, 0], ensemble_logits(x.peers[:, 1:])[:, None], temperature=3
     ),
-    **{f"rampup80_e{e}": lambda x, e=e: rampup(e) for e in (0, 20, 40, 79, 80)},
+    **{f"rampup80_e{e}": lambda x, e=e: RampUp(1.0, 80.0)(e) for e in (0, 20, 40, 79, 80)},
     # exits, the deepest first; early exit reads them the other way
     "byot_softCE_T3": lambda x: exit_logits(x.exit_logits[1], x.exit_logits[0]),
     "byot_alt_kd_T3": lambda x: soft_cross_entropy(

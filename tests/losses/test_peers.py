@@ -19,7 +19,6 @@ from kdcli.losses.peers import (
     peer_attention,
     peer_kl,
     peer_targets,
-    rampup,
 )
 
 
@@ -157,14 +156,6 @@ def test_okddips_gradients(detach: bool) -> None:
     assert torch.allclose(gradients(peer_kl(z, targets), z)[0], peers_alone) is detach
     with_leader = gradients(okddip(z, constant, leader, detach_targets=detach), z)[0]
     assert torch.allclose(with_leader, peers_alone) is detach
-
-
-@pytest.mark.parametrize("epoch", [0, 1.5, 40, 80, 300])
-def test_rampup_grows_to_one(epoch: float) -> None:
-    left = max(0.0, 1 - epoch / 80)
-    assert rampup(epoch) == pytest.approx(math.exp(-5 * left * left))
-    assert rampup(epoch / 8, length=10) == pytest.approx(rampup(epoch))
-    assert rampup(-1) == rampup(0)
 
 
 def naive_diversity(z: Any) -> float:

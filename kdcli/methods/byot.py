@@ -1,0 +1,82 @@
+"""Be Your Own Teacher: Zhang et al. 2019, arXiv 1905.08094. Exits that learn from the deepest one.
+
+L = CE(z_0, y) + Σ_i [(1 − α)·CE(z_i, y) + α·soft(z_i, z_0)] + λ·Σ_i ‖A_i f_i − f_0‖, z_0 and f_0 constant
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+from kdcli.losses import exits
+from kdcli.models.adapters import embedding
+from kdcli.models.exits import ExitHead
+from kdcli.models.taps import as_map_tap
+from kdcli.tasks import Task
+from kdcli.words import Call, Method, Party, Phase, Term, Turn
+
+
+def build_exit(tap: str, classes: int, reading: exits.Reading, *shapes: tuple[int, ...]) -> ExitHead:
+    """An exit on the map of ``shapes[0]``, for a network whose last map has ``shapes[1]``."""
+    kind = "attention" if reading == "code" else "bottleneck"
+    return ExitHead(shapes[0], shapes[1], classes, kind, tap=tap)
+
+
+def build_adapter(features: tuple[int, ...], deepest: tuple[int, ...]) -> object:
+    """A_i, linear, to the width of the deepest features."""
+    return embedding(features, width=deepest[0])
+
+
+def byot(
+    task: Task,
+    *,
+    maps: list[str] = ["stage1", "stage2", "stage3"],  # noqa: B006 (never changed)
+    alpha: float = 0.3,
+    lam: float = 0.03,
+    temperature: float = 3.0,
+    reading: exits.Reading = "code",
+) -> Method:
+    """No teacher: exits on shallower maps learn from the network's own end, and it from labels.
+
+    ``code`` is the authors' repository: attention and separable convolutions in the exits, soft cross-entropy
+    without T², the norm of the whole batch's feature difference after a linear adapter, left out for the exit
+    next to the end (its comment says "the shallowest"). ``paper`` is the conference text: bottlenecks,
+    T²·KL, squared differences without adapter at every exit, for which 1e-6 to 1e-3 is a usual ``lam``.
+    ``maps`` are the exits' inputs, the shallowest first: stages of a CNN, blocks of a ViT at a quarter, half
+    and three quarters. The student is exported with its exits (``exits.safetensors``), which ``kdcli eval``
+    measures; the adapters are dropped.
+    """
+    code = reading == "code"
+    parties, calls, terms = [], [], []
+    for i, name in enumerate(map(as_map_tap, maps), 1):
+        build = partial(build_exit, name, len(task.classes), reading)
+        parties.append(Party(f"exit{i}", "trained", build=build, reads=(f"s.{name}", "s.stage4")))
+        calls.append(Call(f"e{i}", f"exit{i}", (f"s.{name}",)))
+        labels = replace(task.supervised(f"e{i}"), name=f"ce-{i}", weight=1 - alpha)
+        keywords = {"temperature": temperature, "reading": reading}
+        soft = Term(f"soft-{i}", exits.exit_logits, (f"e{i}.logits", "~s.logits"), alpha, keywords)
+        terms += [labels, soft]
+        if code and i == len(maps):
+            continue
+        features = f"e{i}.features"
+        if code:
+            parties.append(
+                Party(f"adapter{i}", "trained", build=build_adapter, reads=(features, "s.pooled"))
+            )
+            calls.append(Call(f"a{i}", f"adapter{i}", (features,)))
+            features = f"a{i}.out"
+        scope = "batch" if code else "sample"
+        keywords = {"reading": reading}
+        terms.append(
+            Term(f"features-{i}", exits.exit_features, (features, "~s.pooled"), lam, keywords, scope)
+        )
+    student = Party("student", "trained", "student")
+    everyone = (student, *parties)
+    turn = Turn(
+        "student",
+        tuple(party.name for party in everyone),
+        (Call("s", "student"), *calls),
+        (task.supervised("s"), *terms),
+    )
+    saved = tuple(party.name for party in parties if party.name.startswith("exit"))
+    return Method("byot", everyone, (Phase((turn,)),), beside=saved)

@@ -1,0 +1,79 @@
+"""What methods are put together from: the usual parties, a turn that learns from labels and teacher, and
+parts that can be added to any method (``--add``)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from kdcli.tasks import Task
+from kdcli.words import Call, Derive, Method, Party, Phase, Term, Turn, Weight, split_reference
+
+STUDENT, TEACHER = Party("student", "trained", "student"), Party("teacher", "frozen", "teacher")
+S, T = Call("s", "student"), Call("t", "teacher")
+
+
+@dataclass(frozen=True)
+class Part:
+    """Terms, with what only they need beside student and teacher (calls ``s`` and ``t``)."""
+
+    terms: tuple[Term, ...]
+    parties: tuple[Party, ...] = ()
+    calls: tuple[Call, ...] = ()
+    derives: tuple[Derive, ...] = ()
+
+
+def labels_and_teacher(
+    task: Task, *, ce: Weight, kd: Weight, temperature: float, t_squared: bool = True
+) -> tuple[Term, Term]:
+    """Cross-entropy on labelled rows and KL to the teacher's softened logits on all, with their weights."""
+    teach = task.taught("s", "t", temperature=temperature, t_squared=t_squared)
+    return replace(task.supervised("s"), weight=ce), replace(teach, weight=kd)
+
+
+def student_turn(*parts: Part, teacher: bool = True) -> Turn:
+    """One turn that trains the student and whatever the parts bring to train."""
+    brought = tuple(party for part in parts for party in part.parties)
+    return Turn(
+        "student",
+        trains=("student", *(party.name for party in brought if party.role == "trained")),
+        calls=(S, *((T,) if teacher else ()), *(call for part in parts for call in part.calls)),
+        terms=tuple(term for part in parts for term in part.terms),
+        derives=tuple(derive for part in parts for derive in part.derives),
+    )
+
+
+def one_turn(name: str, *parts: Part, teacher: bool = True) -> Method:
+    """The method of one phase and one turn: a student, perhaps a teacher, and what the parts bring."""
+    brought = tuple(party for part in parts for party in part.parties)
+    parties = (STUDENT, *((TEACHER,) if teacher else ()), *brought)
+    return Method(name, parties, (Phase((student_turn(*parts, teacher=teacher),)),))
+
+
+def added(method: Method, parts: Sequence[Part]) -> Method:
+    """A method with more terms in the last of its turns that trains the student.
+
+    The student's call there is ``s``; a teacher's call ``t`` is added where there is none.
+    """
+    phases = list(method.phases)
+    turns = list(phases[-1].turns)
+    at = max(i for i, turn in enumerate(turns) if method.export in turn.trains)
+    turn, parties = turns[at], {party.name: party for party in method.parties}
+    calls = {call.name: call for call in turn.calls}
+    for part in parts:
+        read = [a for source in (*part.terms, *part.derives) for a in source.args]
+        read += [a for call in part.calls for a in call.inputs]
+        if "t" in {split_reference(reference)[1] for reference in read}:
+            calls.setdefault("t", T)
+            parties.setdefault("teacher", TEACHER)
+        parties |= {party.name: party for party in part.parties}
+        calls |= {call.name: call for call in part.calls}
+        turn = replace(
+            turn,
+            trains=(*turn.trains, *(p.name for p in part.parties if p.role == "trained")),
+            terms=(*turn.terms, *part.terms),
+            derives=(*turn.derives, *part.derives),
+        )
+    turns[at] = replace(turn, calls=tuple(calls.values()))
+    phases[-1] = replace(phases[-1], turns=tuple(turns))
+    return replace(method, parties=tuple(parties.values()), phases=tuple(phases))

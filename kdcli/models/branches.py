@@ -1,0 +1,95 @@
+"""A branch: what follows one block of a network, fed with that block's output of another network."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdcli.errors import InputError
+from kdcli.models.network import Network, classifier
+from kdcli.models.taps import block_path
+
+
+class Tail(nn.Module):
+    """The part of a timm model behind a block, with its weights.
+
+    Args:
+        network: whose part.
+        tap: of the block, for example ``block-2``.
+
+    Raises:
+        InputError: no such block, or what follows it is no sequence of modules.
+    """
+
+    def __init__(self, network: Network, tap: str) -> None:
+        super().__init__()
+        path = None if network.head is not None else block_path(network.body, tap)
+        if path is None:
+            raise InputError(f"{network.name} has no '{tap}' that timm's own head follows.")
+        body: Any = copy.deepcopy(network.body).eval()
+        picture = torch.rand(2, 3, *network.spec.size, generator=torch.Generator().manual_seed(0))
+        following = _following(body, path)
+        ran = _ran(body, picture)
+        with torch.no_grad():
+            expected = Network(body, network.spec, None, name=network.name).taps(picture, [tap, "logits"])
+        self.layers = nn.Sequential(*(module for module in following if module in ran))
+        self.body = _head_of(body, path, list(self.layers))
+        try:
+            with torch.no_grad():
+                same = torch.allclose(self.eval()(expected[tap])["logits"], expected["logits"], atol=1e-4)
+        except (RuntimeError, TypeError, AttributeError):
+            same = False
+        if not same:
+            raise InputError(f"{network.name} cannot be divided behind '{tap}': use whole networks.")
+        self.train(network.training)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """``logits`` [B, C] and ``pooled`` [B, D], what the classifier takes, of a block's output."""
+        body: Any = self.body
+        pooled = body.forward_head(self.layers(x), pre_logits=True)
+        return {"logits": classifier(body)(pooled), "pooled": pooled}
+
+
+def _following(body: nn.Module, path: str) -> list[nn.Module]:
+    """Modules behind ``path``, as registered: its later siblings, then those of its parents."""
+    found: list[nn.Module] = []
+    while path:
+        parent, _, name = path.rpartition(".")
+        siblings = list(body.get_submodule(parent).named_children())
+        found += [m for _, m in siblings[[n for n, _ in siblings].index(name) + 1 :]]
+        path = parent
+    return found
+
+
+def _ran(body: Any, picture: Tensor) -> set[nn.Module]:
+    """Modules that the body runs before its head."""
+    ran: set[nn.Module] = set()
+    handles = [m.register_forward_hook(lambda module, *_: ran.add(module)) for m in body.modules()]
+    try:
+        with torch.no_grad():
+            body.forward_features(picture)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return ran
+
+
+def _head_of(body: nn.Module, path: str, layers: Collection[nn.Module]) -> nn.Module:
+    """The body with nothing in the places of ``layers``, of the block, and of what comes before it."""
+    innermost = True
+    while path:
+        parent, _, name = path.rpartition(".")
+        holder, behind = body.get_submodule(parent), False
+        for sibling, module in list(holder.named_children()):
+            way_in = sibling == name and not innermost
+            if not way_in and not (behind and module not in layers):
+                setattr(holder, sibling, nn.Identity())
+            behind |= sibling == name
+        path, innermost = parent, False
+    for name in body._parameters:
+        body._parameters[name] = None
+    return body
