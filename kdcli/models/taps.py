@@ -2,7 +2,8 @@
 
 ``logits`` [B,C] · ``pooled`` [B,D], what the classifier takes · ``tokens`` [B,N,D], all tokens after the
 final norm · ``grid`` [B,D,H,W], patch tokens or the last feature map · ``blockK``, output of the K-th block
-or stage (from 1) · ``a.b.c`` or ``a.b.c.in``, output or first input of any module of the timm model ·
+or stage (from 1), as the network has it · ``mapK``, the same as a map [B,D,H,W], prefix tokens left out;
+``map-1`` is the last one · ``a.b.c`` or ``a.b.c.in``, output or first input of any module of the timm model ·
 ``BatchNorm2d.in`` or ``BatchNorm2d.out``, the list of all modules of a class and its subclasses (timm's
 BatchNormAct2d). Parameters and buffers are read by :func:`tensor_of`.
 """
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from kdcli.models.network import Network
 
 _OWN = ("logits", "pooled", "tokens", "grid")
-_BLOCK = re.compile(r"block(\d+)")
+_BLOCK = re.compile(r"block(\d+)|map(-?\d+)")
 
 
 class Recorder:
@@ -97,8 +98,8 @@ class Recorder:
         body = self.network.body
         if not isinstance(features, Tensor) and {"tokens", "grid"} & set(self.names):
             raise InputError(f"{self.network.name} ends in several maps: no 'tokens' and no 'grid'.")
-        if getattr(body, "output_fmt", "NCHW") == "NHWC" and features.ndim == 4:
-            features = features.permute(0, 3, 1, 2)
+        if isinstance(features, Tensor) and features.ndim == 4:
+            features = as_map(body, features)
         for name in self.names:
             if name == "logits":
                 found[name] = logits
@@ -108,6 +109,8 @@ class Recorder:
                 found[name] = grid(features, getattr(body, "num_prefix_tokens", 0))
             elif name not in found:
                 raise InputError(f"{self.network.name} has a module '{name}', but does not run it.")
+            elif is_map(name):
+                found[name] = as_map(body, found[name])
         return {name: found[name] for name in self.names}
 
 
@@ -130,11 +133,49 @@ def _block_path(body: nn.Module, name: str) -> str | None:
     match = _BLOCK.fullmatch(name)
     if not match:
         return None
-    stages = [info["module"] for info in getattr(body, "feature_info", [])]
-    number = int(match[1])
-    if not 1 <= number <= len(stages):
+    stages = [info["module"] for info in getattr(body, "feature_info", None) or []]
+    if not stages:
+        raise InputError(f"no '{name}': {type(body).__name__} has no stages.")
+    number = int(match[1] or match[2])
+    index = number - 1 if number > 0 else number + len(stages)
+    if number == 0 or not 0 <= index < len(stages):
         raise InputError(f"no '{name}': {type(body).__name__} has blocks 1 to {len(stages)}.")
-    return stages[number - 1]
+    return stages[index]
+
+
+def is_map(name: str) -> bool:
+    """Whether a tap is ``mapK``."""
+    return name.startswith("map") and _BLOCK.fullmatch(name) is not None
+
+
+def map_module(network: Network, name: str) -> nn.Module:
+    """The block or stage behind the tap ``mapK``.
+
+    Raises:
+        InputError: a number outside the network's blocks, or a network whose blocks have no names.
+    """
+    path = _block_path(network.body, name)
+    module = dict(network.body.named_modules()).get(str(path))
+    if module is None:
+        raise InputError(f"{network.name} has no module '{path}' to tap.")
+    return module
+
+
+def as_map(body: nn.Module, output: Tensor) -> Tensor:
+    """What a block or stage of a timm model returns, as a map [B, D, H, W].
+
+    Args:
+        body: the model; it says whether its maps have their channels last, and how many prefix tokens it has.
+        output: [B, D, H, W], [B, H, W, D] or tokens [B, N, D].
+
+    Raises:
+        InputError: tokens that stand in no square grid.
+    """
+    if output.ndim == 4:
+        return output.permute(0, 3, 1, 2) if getattr(body, "output_fmt", "NCHW") == "NHWC" else output
+    if output.ndim != 3 or hasattr(body, "reroll"):  # Hiera keeps its tokens in the order of its pooling
+        raise InputError(f"blocks of {type(body).__name__} are no maps.")
+    return grid(output, getattr(body, "num_prefix_tokens", 0))
 
 
 def grid(features: Tensor, prefix: int) -> Tensor:

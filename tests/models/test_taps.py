@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from kdcli.errors import InputError
 from kdcli.models.build import build
 from kdcli.models.network import Network
-from kdcli.models.taps import grid, tensor_of
+from kdcli.models.taps import as_map, grid, tensor_of
 
 KINDS = ["test_vit", "test_vit2", "test_vit3", "test_resnet", "test_efficientnet", "test_convnext"]
 
@@ -75,6 +75,59 @@ def test_blocks_are_the_bodys_stages(name: str, networks: dict[str, Network], x:
     assert hooks(net) == 0
 
 
+@pytest.mark.parametrize("name", [*KINDS, "test_mambaout"])
+def test_maps_are_the_blocks_as_feature_maps(name: str, networks: dict[str, Network], x: Tensor) -> None:
+    """Tokens without their prefix, channels last and channels first alike."""
+    net, body = networks[name], networks[name].body
+    count = len(body.feature_info)
+    names = [*(f"map{k}" for k in range(1, count + 1)), "map-1", f"map-{count}"]
+    with torch.no_grad():
+        found = net.taps(x, names)
+        _, expected = body.forward_intermediates(net.prepare(x), output_fmt="NCHW")
+    expected = expected[-count:]
+    for tap, same in zip(names, [*expected, expected[-1], expected[0]]):
+        assert found[tap].ndim == 4
+        torch.testing.assert_close(found[tap], same)
+    assert hooks(net) == 0
+
+
+def test_maps_beside_the_block_they_are_made_of(networks: dict[str, Network], x: Tensor) -> None:
+    net = networks["test_vit3"]
+    prefix = net.body.num_prefix_tokens
+    assert prefix > 0
+    with torch.no_grad():
+        found = net.taps(x, ["map2", "block2", "logits"])
+        assert torch.equal(found["logits"], net(x))
+    patches = found["map2"].flatten(2).transpose(1, 2)
+    assert torch.equal(patches, found["block2"][:, prefix:])
+
+
+def test_gradient_flows_through_maps(networks: dict[str, Network], x: Tensor) -> None:
+    net = networks["test_vit"]
+    net.zero_grad()
+    net.taps(x, ["map2"])["map2"].square().mean().backward()
+    grads = {n.split(".")[1] for n, p in net.body.named_parameters() if "blocks" in n and p.grad is not None}
+    assert grads == {"0", "1"}
+    net.zero_grad()
+
+
+def test_tokens_in_the_order_of_their_pooling_are_no_maps() -> None:
+    body = nn.Identity()
+    assert torch.equal(as_map(body, torch.ones(1, 4, 2)), torch.ones(1, 2, 2, 2))
+    body.reroll = nn.Identity()
+    with pytest.raises(InputError, match="blocks of Identity are no maps"):
+        as_map(body, torch.ones(1, 4, 2))
+    with pytest.raises(InputError, match="blocks of Identity are no maps"):
+        as_map(nn.Identity(), torch.ones(1, 4))
+
+
+def test_a_network_without_stages_has_no_maps(x: Tensor) -> None:
+    net = build("test_vit", pretrained=False, size=64).eval()
+    net.body.feature_info = []
+    with pytest.raises(InputError, match="no 'map1': VisionTransformer has no stages"):
+        net.taps(x, ["map1"])
+
+
 def test_module_paths_give_outputs_and_inputs(networks: dict[str, Network], x: Tensor) -> None:
     net = networks["test_vit"]
     with torch.no_grad():
@@ -129,6 +182,10 @@ def test_gradient_flows_through_taps(networks: dict[str, Network], x: Tensor) ->
         ("blocks.1.atn", r"test_vit has no module 'blocks.1.atn' to tap. Did you mean 'blocks.1.attn'\?"),
         ("block9", "no 'block9': VisionTransformer has blocks 1 to 6"),
         ("block0", "no 'block0': VisionTransformer has blocks 1 to 6"),
+        ("map7", "no 'map7': VisionTransformer has blocks 1 to 6"),
+        ("map0", "no 'map0': VisionTransformer has blocks 1 to 6"),
+        ("map-7", "no 'map-7': VisionTransformer has blocks 1 to 6"),
+        ("map-", "no module 'map-' to tap"),
         ("blocks.1.atn.in", "no module 'blocks.1.atn.in' to tap"),
         ("BatchNorm2d.in", "no module 'BatchNorm2d.in' to tap"),
     ],
