@@ -21,8 +21,8 @@ FILES = sorted((ROOT / "kdcli").rglob("*.py"))
 # Rooms from the ground up; those of one rank do not import one another.
 RANKS = (
     ("errors",),
-    ("console", "config", "artifacts", "hub", "losses", "metrics", "words"),
-    ("sections",),
+    ("console", "config", "artifacts", "hub", "losses", "words"),
+    ("metrics", "sections"),
     ("data", "models", "report", "launch"),
     ("tasks", "synthesis", "compression"),
     ("methods",),
@@ -35,7 +35,18 @@ RANK = {room: rank for rank, rooms in enumerate(RANKS) for room in rooms}
 # what stages share
 SHARED = {
     f"kdcli.stages{name}"
-    for name in ("", ".assess", ".finetune", ".fit", ".frame", ".material", ".shards", ".show", ".training")
+    for name in (
+        "",
+        ".assess",
+        ".exits",
+        ".finetune",
+        ".fit",
+        ".frame",
+        ".material",
+        ".shards",
+        ".show",
+        ".training",
+    )
 }
 
 
@@ -208,7 +219,7 @@ KEYS = {
         "optim": OPTIMISER,
     },
     "eval": {
-        "": f"{RUN_KEYS} models teacher split require cost batch_size window stride repeats",
+        "": f"{RUN_KEYS} models teacher split require cost batch_size window stride repeats exit_slack",
         "data": DATA_KEYS,
     },
 }

@@ -131,3 +131,19 @@ def synthetic(artifact: Path) -> list[dict[str, Any]]:
     import datasets
 
     return list(datasets.load_from_disk(str(artifact)).cast_column("image", datasets.Image(decode=False)))
+
+
+def model_with_exits(out: Path, network: Any, exits: Any, command: str = "distill", **more: Any) -> Path:
+    """A model artifact of a network and its exits; ``more`` are facts of its manifest."""
+    from kdcli.artifacts.manifest import Manifest
+    from kdcli.artifacts.store import open_output
+    from kdcli.models.exits import save_exits
+    from kdcli.models.save import save
+
+    identity = {"made": out.name}
+    with open_output(out, identity) as output:
+        assert output is not None
+        names = [*save(network, output.partial), *save_exits(output.partial, exits)]
+        manifest = Manifest("model", command, identity, [], facts={"classes": network.classes, **more})
+        output.commit(manifest, names)
+    return out

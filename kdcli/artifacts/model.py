@@ -1,4 +1,4 @@
-"""Model artifacts: ``model.safetensors`` + ``config.json`` (+ ``head.safetensors``)."""
+"""Model artifacts: ``model.safetensors`` + ``config.json`` (+ ``head.safetensors``, + exits)."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import torch
 
 WEIGHTS, CONFIG, HEAD = "model.safetensors", "config.json", "head.safetensors"
+EXITS = ("exits.safetensors", "exits.json")
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
@@ -60,12 +61,14 @@ class ModelFiles:
         manifest: of the artifact.
         hash: sha256 of its weights and configuration.
         config: parsed ``config.json``.
+        names: of the files that were checked.
     """
 
     path: Path
     manifest: Manifest
     hash: str
     config: dict[str, Any]
+    names: tuple[str, ...]
 
     def tensors(self, name: str = WEIGHTS) -> dict[str, torch.Tensor]:
         """Tensors of one of its files."""
@@ -106,18 +109,18 @@ def read(path: Path | str) -> ModelFiles:
     if manifest.kind != "model":
         raise InputError(f"{root} is a {manifest.kind} artifact, not a model.")
     prefix = "" if path == root else f"{path.relative_to(root).as_posix()}/"
-    names = [f"{prefix}{name}" for name in (WEIGHTS, CONFIG, HEAD) if f"{prefix}{name}" in manifest.files]
-    if f"{prefix}{WEIGHTS}" not in names or f"{prefix}{CONFIG}" not in names:
+    names = [name for name in (WEIGHTS, CONFIG, HEAD, *EXITS) if f"{prefix}{name}" in manifest.files]
+    if WEIGHTS not in names or CONFIG not in names:
         raise InputError(f"{root} is damaged: its manifest names no {prefix}{WEIGHTS} or {prefix}{CONFIG}.")
-    manifests.verify(root, manifest, names)
+    manifests.verify(root, manifest, [prefix + name for name in names])
     try:
         config = json.loads((path / CONFIG).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path / CONFIG} is not valid JSON: {error}") from error
     if not isinstance(config, dict):
         raise InputError(f"{path / CONFIG} is not a JSON object.")
-    sha = manifests.digest([manifest.files[name]["sha256"] for name in names])
-    return ModelFiles(path, manifest, sha, config)
+    sha = manifests.digest([manifest.files[prefix + name]["sha256"] for name in names])
+    return ModelFiles(path, manifest, sha, config, tuple(names))
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:

@@ -122,6 +122,10 @@ class Samples:
             masks=None if self.masks is None else self.masks[keep],
         )
 
+    def without(self, others: Samples) -> Samples:
+        """The labelled samples whose pictures are not among those of ``others``."""
+        return self.take(self.labelled() & ~np.isin(self.pictures, others.pictures))
+
     @property
     def fingerprint(self) -> str:
         """Hash of the multiset of (picture, label, mask), whatever their order."""

@@ -12,11 +12,12 @@ from kdcli.data.order import in_order
 from kdcli.data.samples import Samples
 from kdcli.engine.runtime import Runtime
 from kdcli.metrics.efficiency import evaluating
+from kdcli.models.exits import WithExits
 from kdcli.models.network import Network
 
 
 def outputs(
-    network: Network,
+    network: Network | WithExits,
     samples: Samples,
     runtime: Runtime,
     *,
@@ -26,14 +27,17 @@ def outputs(
     timeout: float = 300,
     progress: Callable[[int], None] | None = None,
 ) -> Tensor:
-    """Logits [N, C] (fp32, CPU) of un-augmented views of a split, in its order, on every process."""
+    """Logits [N, C] (fp32, CPU) of un-augmented views of a split, in its order, on every process.
+
+    What a network answers in more dimensions comes flattened to C.
+    """
     loader = evaluation_loader(samples, network.spec, max_pixels=max_pixels, workers=workers, timeout=timeout)
     batches = in_order(len(samples), batch_size, runtime.rank, runtime.world_size)
     found: Tensor | None = None
     done = 0
     with evaluating(network), torch.inference_mode(), runtime.accelerator.autocast():
         for keys, batch in zip(batches, loader(batches)):
-            logits = network(batch["x"].to(runtime.device, non_blocking=True)).float().cpu()
+            logits = network(batch["x"].to(runtime.device, non_blocking=True)).float().flatten(1).cpu()
             if found is None:
                 found = torch.zeros(len(samples), logits.shape[1])
             found[[index for index, _ in keys]] = logits

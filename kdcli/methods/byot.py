@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from typing import Literal
 
 from kdcli.losses import exits
 from kdcli.models.adapters import embedding
@@ -47,7 +48,9 @@ def byot(
     measures; the adapters are dropped.
     """
     code = reading == "code"
-    parties, calls, terms = [], [], []
+    parties: list[Party] = []
+    calls: list[Call] = []
+    terms: list[Term] = []
     for i, name in enumerate(map(as_map_tap, maps), 1):
         build = partial(build_exit, name, len(task.classes), reading)
         parties.append(Party(f"exit{i}", "trained", build=build, reads=(f"s.{name}", "s.stage4")))
@@ -65,7 +68,7 @@ def byot(
             )
             calls.append(Call(f"a{i}", f"adapter{i}", (features,)))
             features = f"a{i}.out"
-        scope = "batch" if code else "sample"
+        scope: Literal["batch", "sample"] = "batch" if code else "sample"
         keywords = {"reading": reading}
         terms.append(
             Term(f"features-{i}", exits.exit_features, (features, "~s.pooled"), lam, keywords, scope)

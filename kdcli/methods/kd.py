@@ -57,8 +57,8 @@ def eskd(
     --method supervised --epochs 50``), and a long run that is cut off (``--epochs 200 --set
     optim.stop_epoch=50``: the learning rate is still high).
     """
-    weights = {"ce": Until(ce, stop, ce_after), "kd": Until(kd, stop)}
-    return one_turn("eskd", Part(labels_and_teacher(task, temperature=temperature, **weights)))
+    labels, teacher = Until(ce, stop, ce_after), Until(kd, stop)
+    return one_turn("eskd", Part(labels_and_teacher(task, ce=labels, kd=teacher, temperature=temperature)))
 
 
 def sequential(

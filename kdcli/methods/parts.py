@@ -61,8 +61,9 @@ def added(method: Method, parts: Sequence[Part]) -> Method:
     turn, parties = turns[at], {party.name: party for party in method.parties}
     calls = {call.name: call for call in turn.calls}
     for part in parts:
-        read = [a for source in (*part.terms, *part.derives) for a in source.args]
-        read += [a for call in part.calls for a in call.inputs]
+        read = [reference for term in part.terms for reference in term.args]
+        read += [reference for derive in part.derives for reference in derive.args]
+        read += [reference for call in part.calls for reference in call.inputs]
         if "t" in {split_reference(reference)[1] for reference in read}:
             calls.setdefault("t", T)
             parties.setdefault("teacher", TEACHER)

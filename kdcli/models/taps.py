@@ -172,13 +172,13 @@ def as_map_tap(name: str) -> str:
 
 
 def map_module(network: Network, name: str) -> nn.Module:
-    """The block or stage behind the tap ``mapK`` or ``stageK``.
+    """The module behind the tap ``mapK``, ``stageK`` or ``a.b.c.map``.
 
     Raises:
         InputError: a number outside the network's blocks, or a network whose blocks have no names.
     """
-    path = block_path(network.body, name)
-    module = dict(network.body.named_modules()).get(str(path))
+    path = block_path(network.body, name) or name.removesuffix(".map")
+    module = dict(network.body.named_modules()).get(path)
     if module is None:
         raise InputError(f"{network.name} has no module '{path}' to tap.")
     return module

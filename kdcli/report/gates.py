@@ -10,12 +10,13 @@ from typing import Any
 
 from kdcli.errors import UsageError, nearest
 
-_FORM = re.compile(r"\s*([a-z0-9_]+)\s*(>=|<=|>|<)\s*([0-9.eE+-]+)\s*")
+_FORM = re.compile(r"\s*([a-z0-9_.]+)\s*(>=|<=|>|<)\s*([0-9.eE+-]+)\s*")
 _COMPARE = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
 METRICS = (
     *("top1", "top5", "mean_per_class", "nll", "ece", "miou", "pixel_accuracy", "mean_accuracy"),
     *("agreement", "kl", "both_right", "only_student", "only_teacher", "neither_right"),
     *("parameters", "flops", "latency_ms", "throughput", "peak_memory_mb"),
+    *("exits.ensemble.top1", "exits.early.top1", "exits.early.flops", "exits.early.latency_ms"),
 )
 
 
@@ -53,10 +54,11 @@ def judge(gate: Gate, model: Mapping[str, Any]) -> tuple[str, bool, float]:
     """Whether a model of a report meets a gate: (model and gate as text, met, measured value).
 
     Raises:
-        UsageError: the metric was not measured (no teacher, ``--no-cost``, five classes or fewer).
+        UsageError: the metric was not measured (no teacher, no exits, ``--no-cost``, five classes or fewer).
     """
-    places = {**model["metrics"], **model.get("teacher", {}), **model.get("cost", {})}
-    value = places.get(gate.metric)
+    value: Any = {**model, **model["metrics"], **model.get("teacher", {}), **model.get("cost", {})}
+    for key in gate.metric.split("."):
+        value = (value or {}).get(key)
     if isinstance(value, Mapping):
         value = value["median"]
     if value is None:

@@ -11,6 +11,11 @@ The report is a plain mapping, so that it can be read back from its JSON file::
                            "threads"},
                  "teacher"?: {"name", "agreement", "kl", "both_right", "only_student", "only_teacher",
                               "neither_right"},
+                 "exits"?: {"exits": [{"name", "tap", "top1", "nll", "ece", "flops", "latency_ms"?, ...}],
+                            "ensemble": {"top1", ...},
+                            "curve": [{"threshold", "top1", "flops", "exits": [fraction]}],
+                            "early"?: a row of "curve", with "latency_ms"? and
+                                      "validation": {"samples", "top1", "last", "slack"}},
                  "curves": [{"step", "loss", ...}], "selection"?: str}],
      "notes": [str]}
 
@@ -79,6 +84,9 @@ COLUMNS: tuple[tuple[str, tuple[str, ...], Callable[[Any], str]], ...] = (
     ("NLL", ("metrics", "nll"), lambda value: MISSING if value is None else f"{value:.3f}"),
     ("ECE", ("metrics", "ece"), percent),
     ("agreement", ("teacher", "agreement"), percent),
+    ("exits' mean", ("exits", "ensemble", "top1"), percent),
+    ("early exit", ("exits", "early", "top1"), percent),
+    ("early GFLOPs", ("exits", "early", "flops"), _gflops),
     ("parameters", ("cost", "parameters"), amount),
     ("GFLOPs", ("cost", "flops"), _gflops),
     ("latency", ("cost", "latency_ms", "median"), _milliseconds),
@@ -158,16 +166,21 @@ def render(report: Mapping[str, Any], overlays: Mapping[int, Sequence[tuple[str,
 
     if not report["models"]:
         raise ValueError("a report needs at least one model")
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    folder = resources.files("kdcli.report")
+    environment = jinja2.Environment(
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        loader=jinja2.FunctionLoader(lambda name: folder.joinpath(name).read_text(encoding="utf-8")),
+    )
     environment.filters |= {"percent": percent, "number": number, "amount": amount, "gflops": _gflops}
-    source = resources.files("kdcli.report").joinpath("page.html").read_text(encoding="utf-8")
     header, rows = table(report)
     classes = report["data"]["classes"]
     pairs = [
         confused_pairs(model["confusion"], classes) for model in report["models"] if "confusion" in model
     ]
     colours = ["#" + bytes(rgb.tolist()).hex() for rgb in palette(len(classes))] if overlays else []
-    return environment.from_string(source).render(
+    return environment.get_template("page.html").render(
         report=report,
         header=header,
         rows=rows,

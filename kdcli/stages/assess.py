@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,8 +14,11 @@ from kdcli.console import Console
 from kdcli.data.samples import Samples
 from kdcli.engine import inference, pixels
 from kdcli.engine.runtime import Runtime
+from kdcli.metrics.efficiency import flops, latency, parameters, peak_memory, throughput
 from kdcli.metrics.segmentation import FOLLOWS, class_iou, segmentation_metrics
 from kdcli.models.network import Network
+from kdcli.stages import exits
+from kdcli.stages.exits import Exits
 from kdcli.tasks import Task
 
 
@@ -31,6 +34,7 @@ class Setting:
         reading: how loaders read pictures.
         window: of segmentation, see :class:`kdcli.engine.pixels.Reading`.
         stride: of segmentation.
+        exits: of networks that have some, by their names.
     """
 
     task: Task
@@ -40,6 +44,7 @@ class Setting:
     reading: dict[str, Any]
     window: int | None = None
     stride: int | None = None
+    exits: Mapping[str, Exits] = field(default_factory=dict)
 
 
 def metrics(setting: Setting, network: Any) -> dict[str, float]:
@@ -57,24 +62,45 @@ def rows(
     return _TABLE[setting.task.name][1](setting, networks, teacher, console)
 
 
+def cost(network: Network, runtime: Runtime, batch_size: int, repeats: int) -> dict[str, Any]:
+    """What a forward costs, on random pictures: the part ``cost`` of a report."""
+    shape = (batch_size, 3, *network.spec.size)
+    batch = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(runtime.device)
+    with runtime.accelerator.autocast():
+        return {
+            "parameters": parameters(network),
+            "flops": flops(network, batch[:1]),
+            "latency_ms": latency(network, batch[:1], repeats, 5),
+            "throughput": throughput(network, batch, max(3, repeats // 3), 2),
+            "peak_memory_mb": peak_memory(network, batch),
+            "device": runtime.describe()["device"],
+            "threads": torch.get_num_threads(),
+        }
+
+
 # -- classification ------------------------------------------------------------------------------------------
 
 
-def _class_logits(
-    setting: Setting, network: Network, console: Console | None = None, name: str = ""
-) -> Tensor:
-    options: dict[str, Any] = {"batch_size": setting.batch_size, **setting.reading}
-    if console is None:
-        return inference.outputs(network, setting.samples, setting.runtime, **options)
+def _class_options(setting: Setting) -> dict[str, Any]:
+    return {"batch_size": setting.batch_size, **setting.reading}
+
+
+def _class_logits(setting: Setting, network: Network, console: Console, name: str) -> Tensor:
+    """Logits [N, E, C]: of the network's exits, if it has any, and last of the network."""
+    options, own = _class_options(setting), setting.exits.get(name)
     with console.progress(name, len(setting.samples), "pictures") as bar:
         network = network.to(setting.runtime.device)
-        return inference.outputs(network, setting.samples, setting.runtime, progress=bar.update, **options)
+        options["progress"] = bar.update
+        if own is not None:
+            return exits.outputs(network, own, setting.samples, setting.runtime, **options)
+        return inference.outputs(network, setting.samples, setting.runtime, **options)[:, None]
 
 
 def _class_metrics(setting: Setting, network: Network) -> dict[str, float]:
     from kdcli.metrics.classification import classification_metrics
 
-    return classification_metrics(_class_logits(setting, network), torch.from_numpy(setting.samples.labels))
+    logits = inference.outputs(network, setting.samples, setting.runtime, **_class_options(setting))
+    return classification_metrics(logits, torch.from_numpy(setting.samples.labels))
 
 
 def _class_rows(
@@ -84,10 +110,11 @@ def _class_rows(
     from kdcli.metrics.classification import classification_metrics, confusion, reliability
 
     targets = torch.from_numpy(setting.samples.labels)
-    found = {name: _class_logits(setting, net, console, name) for name, net in networks.items()}
+    answers = {name: _class_logits(setting, net, console, name) for name, net in networks.items()}
+    found = {name: logits[:, -1] for name, logits in answers.items()}
     taught = next((found[name] for name, net in networks.items() if net is teacher), None)
     if teacher is not None and taught is None:
-        taught = _class_logits(setting, teacher, console, "teacher")
+        taught = _class_logits(setting, teacher, console, "teacher")[:, -1]
     parts: dict[str, dict[str, Any]] = {}
     for name, logits in found.items():
         parts[name] = {
@@ -97,6 +124,11 @@ def _class_rows(
         }
         if teacher is not None and taught is not None:
             parts[name]["teacher"] = {"name": teacher.name, **agreement(logits, taught, targets)}
+        if own := setting.exits.get(name):
+            options = _class_options(setting)
+            parts[name]["exits"] = exits.measure(
+                networks[name], own, answers[name], targets, setting.runtime, **options
+            )
     return parts
 
 

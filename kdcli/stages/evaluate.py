@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from kdcli.data.samples import Data, Samples
     from kdcli.engine.runtime import Runtime
     from kdcli.models.network import Network
+    from kdcli.stages.exits import Exits
 
 _CURVE_POINTS = 400
 
@@ -45,6 +46,7 @@ class Config(RunSection):
     window: int | None = option(None, "Slide a window of so many pixels over the picture (masks).", ge=8)
     stride: int | None = option(None, "Pixels between windows (default: two thirds of one).", ge=1)
     repeats: int = option(30, "Timed forwards of latency and throughput.", ge=3)
+    exit_slack: float = option(0.005, "Accuracy that early exit may lose on validation.", ge=0, le=1)
 
 
 @dataclass
@@ -58,6 +60,8 @@ class Plan:
     networks: dict[str, Network]
     teacher: Network | None
     gates: list[Gate]
+    exits: dict[str, Exits]
+    no_validation: str
 
     def to_json(self) -> dict[str, Any]:
         """What ``--dry-run --json`` prints."""
@@ -75,6 +79,9 @@ class Plan:
         )
         for name, net in self.networks.items():
             console.note(f"measures {name}: {net.spec.size[0]} px, {len(net.classes or [])} classes")
+        for name, exits in self.exits.items():
+            how = f"{len(exits.validation):,} validation pictures" if exits.validation else "no validation"
+            console.note(f"exits    {name}: {', '.join(exits.heads)}; early exit chosen on {how}")
         if self.teacher is not None:
             console.note(f"teacher  {self.teacher.name}")
         console.note(f"writes   {self.target.path}")
@@ -103,7 +110,9 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
     parents = [frame.parent(f"model{i}", name) for i, name in enumerate(config.models)]
     if config.teacher:
         parents.append(frame.parent("teacher", config.teacher))
-    target = frame.target("eval", config, parents, {"data": samples.fingerprint})
+    validation, reason = _validation(config, samples)
+    prints = {"data": samples.fingerprint, **({"validation": validation.fingerprint} if validation else {})}
+    target = frame.target("eval", config, parents, prints)
     if unless_complete and frame.complete(target, config):
         return _answer(target.path, gates, console)
     classes, order = data.classes or [], config.data.class_order
@@ -113,7 +122,28 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
         teacher = networks[_short(config.teacher, config.models)]
     elif config.teacher:
         teacher = frame.teacher(config.teacher, classes, order, data.task)
-    return Plan(config, target, data, samples, networks, teacher, gates)
+    found = {}
+    if data.task == "classification":
+        from kdcli.stages.exits import Exits, load
+
+        repeats = config.repeats if config.cost else 0
+        heads = {_short(name, config.models): load(name, classes, order) for name in config.models}
+        found = {n: Exits(own, validation, config.exit_slack, repeats) for n, own in heads.items() if own}
+    return Plan(config, target, data, samples, networks, teacher, gates, found, reason)
+
+
+def _validation(config: Config, samples: Samples) -> tuple[Samples | None, str]:
+    """Labelled validation pictures that are not measured, where exits want them; or why there are none."""
+    from kdcli.artifacts import model as models
+
+    if not any(models.find(n) and models.EXITS[1] in models.read(n).names for n in config.models):
+        return None, ""
+    try:
+        found = frame.labelled(config.data, "validation").split("validation")
+    except InputError as error:
+        return None, str(error)
+    found = found.without(samples)
+    return (found, "") if len(found) else (None, f"all validation pictures are in the split {config.split}.")
 
 
 def run(plan: Plan, console: Console, *, stop: Any = None, command: str = "") -> Result:
@@ -175,7 +205,7 @@ def _report(
     task = task_of(plan.data, config.data)
     reading = frame.reading(config, config.data)
     setting = assess.Setting(
-        task, plan.samples, runtime, config.batch_size, reading, config.window, config.stride
+        task, plan.samples, runtime, config.batch_size, reading, config.window, config.stride, plan.exits
     )
     found = assess.rows(setting, plan.networks, plan.teacher, console)
     overlays = _overlays(plan, {name: part.pop("shown", {}) for name, part in found.items()})
@@ -215,12 +245,14 @@ def _model(
     plan: Plan, name: str, network: Network, found: dict[str, Any], runtime: Runtime
 ) -> dict[str, Any]:
     """One model's part of the report: what the task measured, its training, its cost."""
+    from kdcli.stages import assess
+
     facts = frame.model_facts(network.name)
     row = {"name": name, "path": network.name, **found, "curves": _curves(Path(network.name))}
     if "selection" in facts:
         row["selection"] = facts["selection"]
     if plan.config.cost:
-        row["cost"] = _cost(plan.config, network, runtime)
+        row["cost"] = assess.cost(network, runtime, plan.config.batch_size, plan.config.repeats)
     return row
 
 
@@ -233,34 +265,17 @@ def _curves(path: Path) -> list[dict[str, Any]]:
     return rows[:: max(1, len(rows) // _CURVE_POINTS)]
 
 
-def _cost(config: Config, network: Network, runtime: Runtime) -> dict[str, Any]:
-    import torch
-
-    from kdcli.metrics.efficiency import flops, latency, parameters, peak_memory, throughput
-
-    shape = (config.batch_size, 3, *network.spec.size)
-    batch = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(runtime.device)
-    with runtime.accelerator.autocast():
-        return {
-            "parameters": parameters(network),
-            "flops": flops(network, batch[:1]),
-            "latency_ms": latency(network, batch[:1], config.repeats, 5),
-            "throughput": throughput(network, batch, max(3, config.repeats // 3), 2),
-            "peak_memory_mb": peak_memory(network, batch),
-            "device": runtime.describe()["device"],
-            "threads": torch.get_num_threads(),
-        }
-
-
 def _notes(plan: Plan) -> list[str]:
     notes = []
     for name in plan.config.models:
         splits = (frame.model_facts(name).get("data") or {}).get("splits", {})
         if any(s.get("hash") == plan.samples.fingerprint for s in splits.values()):
             notes.append(f"{name} was trained or selected on this very split: its figures are no test.")
+    if plan.no_validation:
+        notes.append(f"No threshold was chosen for early exit: {plan.no_validation}")
     return notes
 
 
 def _numbers(report: dict[str, Any]) -> list[dict[str, Any]]:
-    keys = ("name", "path", "metrics", "teacher", "cost")
+    keys = ("name", "path", "metrics", "teacher", "exits", "cost")
     return [{k: m[k] for k in keys if k in m} for m in report["models"]]
