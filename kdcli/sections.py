@@ -84,6 +84,9 @@ class OptimSection(Section):
     decay_epochs: float = option(30, "Epochs between step's drops.", gt=0)
     decay_rate: float = option(0.1, "Factor of a drop.", gt=0)
     epochs: float = training(20, "Passes over the training pictures.", "--epochs", gt=0)
+    stop_epoch: float | None = option(
+        None, "Stop after so many epochs, with the schedule of them all (a truncated run).", gt=0
+    )
     max_steps: int | None = training(None, "Stop after so many steps, the schedule too.", "--max-steps", ge=1)
     batch_size: int = training(128, "Over all processes and micro-batches.", "--batch-size", ge=1)
     accumulate: int = option(1, "Micro-batches per step.", ge=1)

@@ -27,6 +27,7 @@ class Job:
         loader: makes batches of keys.
         optim: optimiser, schedule, batch.
         steps: in all.
+        schedule_steps: that the schedules are made for; more where a run is truncated.
         classes: number of classes, for mixed targets.
         evaluate: metrics of the exported network, or None without a validation split.
         selection: the metric that chooses the best step.
@@ -45,6 +46,7 @@ class Job:
     loader: Loader
     optim: OptimSection
     steps: int
+    schedule_steps: int
     classes: int
     seed: int
     evaluate: Callable[[nn.Module], dict[str, float]] | None = None

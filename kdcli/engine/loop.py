@@ -70,20 +70,22 @@ class _Run:
         done, share = 0, 0.0
         for phase in self.job.method.phases:
             share += phase.share
-            end = round(self.job.steps * share)
-            if end > done and (self.found is None or self.found[0] < end or end == self.job.steps):
-                self._phase(phase, done, end)
+            end = round(self.job.schedule_steps * share)
+            stop = min(end, self.job.steps)
+            if stop > done and (self.found is None or self.found[0] < stop or stop == self.job.steps):
+                self._phase(phase, done, stop, end - done)
             done = end
         return self._outcome()
 
-    def _phase(self, phase: Any, begin: int, end: int) -> None:
+    def _phase(self, phase: Any, begin: int, end: int, length: int) -> None:
+        """Steps ``begin`` to ``end`` of the run, of a phase that is ``length`` steps long."""
         job, prepare = self.job, self.runtime.accelerator.prepare
         trained = {name for turn in phase.turns for name in turn.trains}
         modules = {turn.name: TurnModule(turn, job.parties, trained) for turn in phase.turns}
         optims = {turn.name: job.optim.model_copy(update=turn.optim) for turn in phase.turns}
         self.optimizers = {name: build_optimizer(m.trained, optims[name]) for name, m in modules.items()}
         self.schedules = {
-            name: build_schedule(o, optims[name], end - begin, job.order.steps_per_epoch)
+            name: build_schedule(o, optims[name], length, job.order.steps_per_epoch)
             for name, o in self.optimizers.items()
         }
         self.trained = {p.name: job.parties[p.name] for p in job.method.parties if p.role == "trained"}
@@ -96,7 +98,7 @@ class _Run:
             self.console.progress("train", job.steps, "steps", start=self.progress.step) as bar,
         ):
             if self.progress.step < end:
-                self._steps(phase, prepared, begin, end, bar)
+                self._steps(phase, prepared, begin, end, length, bar)
             if self.found is None or self.found[0] < end:
                 self._commit()
         self.runtime.accelerator.free_memory()
@@ -115,7 +117,9 @@ class _Run:
         self.console.note(f"continuing at step {self.progress.step:,} of {self.job.steps:,}")
 
     # -- steps -----------------------------------------------------------------------------------------------
-    def _steps(self, phase: Any, prepared: dict[str, Any], begin: int, end: int, bar: Progress) -> None:
+    def _steps(
+        self, phase: Any, prepared: dict[str, Any], begin: int, end: int, length: int, bar: Progress
+    ) -> None:
         job = self.job
         first = self.progress.step
         clock = time.monotonic()
@@ -127,7 +131,7 @@ class _Run:
             micro = self.micro(batch, step, self.runtime)
             row: dict[str, float] = {}
             for turn in phase.turns:
-                row |= self._turn(turn.name, prepared[turn.name].train(), micro, step - begin, end - begin)
+                row |= self._turn(turn.name, prepared[turn.name].train(), micro, step - begin, length)
             self.progress.step = step + 1
             now = time.monotonic()
             self.progress.seconds, clock = self.progress.seconds + now - clock, now

@@ -16,7 +16,6 @@ from typing import Any
 
 from kdcli.errors import UsageError, nearest
 
-
 BOTH = ("classification", "segmentation")
 
 
@@ -92,21 +91,15 @@ METHODS: dict[str, Entry] = {
         "a hint first, then the whole student: the paper's two phases",
         "Romero et al. 2015, arXiv 1412.6550",
     ),
-    "at": Entry(
-        _at("features", "at"), "attention maps", "Zagoruyko & Komodakis 2017, arXiv 1612.03928"
-    ),
-    "nst": Entry(
-        _at("features", "nst"), "selectivity of channels", "Huang & Wang 2017, arXiv 1707.01219"
-    ),
+    "at": Entry(_at("features", "at"), "attention maps", "Zagoruyko & Komodakis 2017, arXiv 1612.03928"),
+    "nst": Entry(_at("features", "nst"), "selectivity of channels", "Huang & Wang 2017, arXiv 1707.01219"),
     "rkd": Entry(
         _at("relations", "rkd"), "distances and angles between pictures", "Park et al. 2019, arXiv 1904.05068"
     ),
     "sp": Entry(
         _at("relations", "sp"), "similarities between pictures", "Tung & Mori 2019, arXiv 1907.09682"
     ),
-    "cc": Entry(
-        _at("relations", "cc"), "correlation of neighbours", "Peng et al. 2019, arXiv 1904.01802"
-    ),
+    "cc": Entry(_at("relations", "cc"), "correlation of neighbours", "Peng et al. 2019, arXiv 1904.01802"),
     "pkt": Entry(
         _at("relations", "pkt"), "affinities as probabilities", "Passalis & Tefas 2018, arXiv 1803.10837"
     ),
@@ -138,9 +131,7 @@ METHODS: dict[str, Entry] = {
     "tf-kd-self": Entry(
         _at("label_smoothing", "tf_kd_self"), "the student's own pretrained self teaches", _TF_KD, twin=True
     ),
-    "tf-kd-reg": Entry(
-        _at("label_smoothing", "tf_kd_reg"), "a teacher made by hand", _TF_KD, teacher=False
-    ),
+    "tf-kd-reg": Entry(_at("label_smoothing", "tf_kd_reg"), "a teacher made by hand", _TF_KD, teacher=False),
     "reversed": Entry(_at("label_smoothing", "reversed_kd"), "a weaker teacher", _TF_KD),
     "defective": Entry(_at("label_smoothing", "defective"), "a badly trained teacher", _TF_KD),
     "sskd": Entry(
@@ -223,7 +214,8 @@ def _checked(name: str, annotation: Any, value: Any) -> Any:
 def addition(text: str) -> Any:
     """The part (:class:`kdcli.methods.parts.Part`) behind ``NAME=WEIGHT,key=value,…``; imports torch.
 
-    The number multiplies the reference's inner weights (``rkd=1`` is 25 and 50); ``as=`` renames the term.
+    The number multiplies the reference's inner weights (``rkd=1`` is 25 and 50); ``as=`` renames the term;
+    several taps are joined by ``+``.
 
     Raises:
         UsageError: an unknown name or key, with the nearest one, or a value of the wrong type.
@@ -242,11 +234,10 @@ def addition(text: str) -> Any:
             shown = ["as" if key == "name" else key for key in known]
             raise UsageError(f"--add {name}: no '{item}'.{nearest(key, shown)} It has: {', '.join(shown)}.")
         many = typing.get_origin(known[key].annotation) not in (None, typing.Literal)
-        keywords[key] = _checked(f"--add {name}: {key}", known[key].annotation, value.split("+") if many else value)
-    try:
-        return make(_checked(f"--add {name}", float, number or 1.0), **keywords)
-    except ValueError as error:
-        raise UsageError(f"--add {error}.") from None
+        keywords[key] = _checked(
+            f"--add {name}: {key}", known[key].annotation, value.split("+") if many else value
+        )
+    return make(_checked(f"--add {name}", float, number or 1.0), **keywords)
 
 
 def describe(name: str) -> str:

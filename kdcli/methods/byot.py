@@ -11,7 +11,7 @@ from typing import Literal
 
 from kdcli.losses import exits
 from kdcli.models.adapters import embedding
-from kdcli.models.exits import ExitHead
+from kdcli.models.exits import ExitHead, Kind
 from kdcli.models.taps import as_map_tap
 from kdcli.tasks import Task
 from kdcli.words import Call, Method, Party, Phase, Term, Turn
@@ -19,7 +19,7 @@ from kdcli.words import Call, Method, Party, Phase, Term, Turn
 
 def build_exit(tap: str, classes: int, reading: exits.Reading, *shapes: tuple[int, ...]) -> ExitHead:
     """An exit on the map of ``shapes[0]``, for a network whose last map has ``shapes[1]``."""
-    kind = "attention" if reading == "code" else "bottleneck"
+    kind: Kind = "attention" if reading == "code" else "bottleneck"
     return ExitHead(shapes[0], shapes[1], classes, kind, tap=tap)
 
 
@@ -31,7 +31,7 @@ def build_adapter(features: tuple[int, ...], deepest: tuple[int, ...]) -> object
 def byot(
     task: Task,
     *,
-    maps: list[str] = ["stage1", "stage2", "stage3"],  # noqa: B006 (never changed)
+    maps: tuple[str, ...] = ("stage1", "stage2", "stage3"),
     alpha: float = 0.3,
     lam: float = 0.03,
     temperature: float = 3.0,
@@ -63,9 +63,7 @@ def byot(
             continue
         features = f"e{i}.features"
         if code:
-            parties.append(
-                Party(f"adapter{i}", "trained", build=build_adapter, reads=(features, "s.pooled"))
-            )
+            parties.append(Party(f"adapter{i}", "trained", build=build_adapter, reads=(features, "s.pooled")))
             calls.append(Call(f"a{i}", f"adapter{i}", (features,)))
             features = f"a{i}.out"
         scope: Literal["batch", "sample"] = "batch" if code else "sample"

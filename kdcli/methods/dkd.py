@@ -14,7 +14,12 @@ from kdcli.words import Linear, Method, Term, Weight
 
 
 def part(
-    weight: Weight = 1.0, *, alpha: float = 1.0, beta: float = 8.0, temperature: float = 4.0, name: str = "dkd"
+    weight: Weight = 1.0,
+    *,
+    alpha: float = 1.0,
+    beta: float = 8.0,
+    temperature: float = 4.0,
+    name: str = "dkd",
 ) -> Part:
     """TCKD and NCKD on labelled rows, which know their true class."""
     keywords = {"alpha": alpha, "beta": beta, "temperature": temperature}

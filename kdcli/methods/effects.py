@@ -27,8 +27,9 @@ def taught_by_sim(logits: Tensor, rows: Tensor, y: Tensor, *, temperature: float
     return cross_entropy(logits, targets.kd_sim(rows, y, temperature=temperature))
 
 
-def taught_by_topk(logits: Tensor, teacher_logits: Tensor, y: Tensor, *, k: int, keep_true: bool,
-                   temperature: float) -> Tensor:
+def taught_by_topk(
+    logits: Tensor, teacher_logits: Tensor, y: Tensor, *, k: int, keep_true: bool, temperature: float
+) -> Tensor:
     """CE with KD-topk's distribution: logits [B, C], teacher_logits [B, C], y [B]."""
     kept = targets.kd_topk(teacher_logits, y if keep_true else None, k=k, temperature=temperature)
     return cross_entropy(logits, kept)

@@ -5,10 +5,11 @@ L = ce·CE(z_s, y) + kd·T²·KL + weight·Σ_levels loss(map of the student, ma
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from kdcli.errors import UsageError
 from kdcli.losses import features
 from kdcli.methods.parts import Part, labels_and_teacher, one_turn
 from kdcli.models.adapters import Match, Regressor
@@ -42,8 +43,8 @@ def hint_part(
 def at_part(
     weight: Weight = 1.0,
     *,
-    student: Sequence[str] = LEVELS,
-    teacher: Sequence[str] = LEVELS,
+    student: tuple[str, ...] = LEVELS,
+    teacher: tuple[str, ...] = LEVELS,
     name: str = "at",
 ) -> Part:
     """Attention maps, level by level."""
@@ -53,8 +54,8 @@ def at_part(
 def nst_part(
     weight: Weight = 1.0,
     *,
-    student: Sequence[str] = LEVELS,
-    teacher: Sequence[str] = LEVELS,
+    student: tuple[str, ...] = LEVELS,
+    teacher: tuple[str, ...] = LEVELS,
     name: str = "nst",
 ) -> Part:
     """Selectivity of channels, level by level."""
@@ -62,12 +63,15 @@ def nst_part(
 
 
 def _levels(
-    loss: Callable[..., Any], weight: Weight, student: Sequence[str], teacher: Sequence[str], name: str
+    loss: Callable[..., Any],
+    weight: Weight,
+    student: tuple[str, ...],
+    teacher: tuple[str, ...],
+    name: str,
 ) -> Part:
-    mine, its = ([text] if isinstance(text, str) else text for text in (student, teacher))
-    if len(mine) != len(its):
-        raise ValueError(f"{name}: {len(mine)} maps of the student and {len(its)} of the teacher")
-    pairs = [(f"s.{as_map_tap(a)}", f"~t.{as_map_tap(b)}") for a, b in zip(mine, its)]
+    if len(student) != len(teacher):
+        raise UsageError(f"{name}: {len(student)} maps of the student and {len(teacher)} of the teacher.")
+    pairs = [(f"s.{as_map_tap(a)}", f"~t.{as_map_tap(b)}") for a, b in zip(student, teacher)]
     return Part(tuple(Term(f"{name}{i}", loss, pair, weight) for i, pair in enumerate(pairs, 1)))
 
 
@@ -102,8 +106,8 @@ def at(
     ce: float = 1.0,
     kd: float = 0.0,
     temperature: float = 4.0,
-    student: list[str] = list(LEVELS),
-    teacher: list[str] = list(LEVELS),
+    student: tuple[str, ...] = LEVELS,
+    teacher: tuple[str, ...] = LEVELS,
 ) -> Method:
     """Attention transfer: Zagoruyko & Komodakis 2017, arXiv 1612.03928.
 
@@ -121,8 +125,8 @@ def nst(
     ce: float = 1.0,
     kd: float = 0.0,
     temperature: float = 4.0,
-    student: list[str] = list(LEVELS),
-    teacher: list[str] = list(LEVELS),
+    student: tuple[str, ...] = LEVELS,
+    teacher: tuple[str, ...] = LEVELS,
 ) -> Method:
     """Neuron selectivity transfer: Huang & Wang 2017, arXiv 1707.01219, with the polynomial kernel.
 

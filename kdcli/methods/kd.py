@@ -13,9 +13,7 @@ from kdcli.tasks import Task
 from kdcli.words import Method, Term, Until, Weight
 
 
-def part(
-    weight: Weight = 1.0, *, temperature: float = 4.0, t_squared: bool = True, name: str = "kd"
-) -> Part:
+def part(weight: Weight = 1.0, *, temperature: float = 4.0, t_squared: bool = True, name: str = "kd") -> Part:
     """KL to the teacher's softened logits."""
     keywords = {"temperature": temperature, "t_squared": t_squared}
     return Part((Term(name, kl_divergence, ("s.logits", "~t.logits"), weight, keywords),))

@@ -54,9 +54,10 @@ def tf_kd_reg(
     """Tf-KD_reg: a teacher made by hand, ``correct`` for the true class.
 
     ``code`` softens the probabilities as if they were logits, which leaves nearly uniform smoothing (1.05
-    times the uniform probability at C = 100, T = 20), and not the student; ``paper`` softens log-probabilities
-    and has T². Published settings: MobileNetV2 a 0.95, T 40; ShuffleNetV2 0.95, 10; ResNet18 0.1, 20 with
-    multiplier 100. With a 0.95 the whole loss is some 20 times smaller: compare at a matched learning rate.
+    times the uniform probability at C = 100, T = 20), and not the student; ``paper`` softens
+    log-probabilities and has T². Published settings: MobileNetV2 a 0.95, T 40; ShuffleNetV2 0.95, 10;
+    ResNet18 0.1, 20 with multiplier 100. With a 0.95 the whole loss is some 20 times smaller: compare at a
+    matched learning rate.
     """
     keywords = {"correct": correct, "temperature": temperature, "reading": reading}
     taught = Term(

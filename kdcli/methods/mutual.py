@@ -26,7 +26,7 @@ def dml(
     task: Task,
     *,
     networks: int = 2,
-    peers: list[str] = [],  # noqa: B006 (never changed)
+    peers: tuple[str, ...] = (),
     update: Literal["simultaneous", "sequential"] = "simultaneous",
     reduction: Literal["mean", "sum"] = "mean",
     weight: float = 1.0,
@@ -43,7 +43,7 @@ def dml(
     """
     if not peers and networks < 2:
         raise UsageError(f"method.networks: mutual learning needs 2 or more, got {networks}.")
-    others = peers or ["student"] * (networks - 1)
+    others = peers or ("student",) * (networks - 1)
     parties = (
         Party("student", "trained", "student"),
         *(Party(f"peer{i}", "trained", source, seed=i - 1) for i, source in enumerate(others, 2)),
@@ -54,7 +54,9 @@ def dml(
     def terms(name: str) -> tuple[Term, ...]:
         suffix = "" if name == "s" else f"-{name}"
         constants = (f"~{other}.logits" for other in names if other != name)
-        taught = Term(f"kl{suffix}", mutual_kl, (f"{name}.logits", *constants), weight, {"reduction": reduction})
+        taught = Term(
+            f"kl{suffix}", mutual_kl, (f"{name}.logits", *constants), weight, {"reduction": reduction}
+        )
         return replace(task.supervised(name), name=f"ce{suffix}"), taught
 
     if update == "sequential":

@@ -23,7 +23,7 @@ VIEWS = 4
 
 
 def turned(x: Tensor) -> Tensor:
-    """Pictures [B, C, H, W] by 0, 90, 180 and 270 degrees, counter-clockwise: [4·B, C, H, W], item by item."""
+    """Pictures [B, C, H, W] by 0, 90, 180 and 270 degrees anticlockwise: [4·B, C, H, W], item by item."""
     return torch.stack([x.rot90(k, (2, 3)) for k in range(VIEWS)], dim=1).flatten(0, 1)
 
 
@@ -37,7 +37,9 @@ def upright(rows: Tensor) -> Tensor:
     return rows[:, 0]
 
 
-def transfer(logits: Tensor, teacher_logits: Tensor, y: Tensor, *, ratio: float, temperature: float) -> Tensor:
+def transfer(
+    logits: Tensor, teacher_logits: Tensor, y: Tensor, *, ratio: float, temperature: float
+) -> Tensor:
     """KL of turned views where the teacher is right or least wrong: logits [B, 4, C] of both, y [B]."""
     its = teacher_logits[:, 1:].flatten(0, 1)
     kept = contrastive.least_wrong(its, y.repeat_interleave(VIEWS - 1), ratio=ratio)

@@ -57,7 +57,7 @@ class Regressor(nn.Module):
             conv = nn.Conv2d(c, c2, (1 + h - h2, 1 + w - w2))
         else:
             raise ValueError(
-                f"no kernel brings a {h}x{w} map of the student to the teacher's {h2}x{w2}: tap other blocks, "
+                f"no kernel brings the student's {h}x{w} map to the teacher's {h2}x{w2}: tap other blocks, "
                 "or let match=pool resize it"
             )
         self.layers = nn.Sequential(
@@ -68,7 +68,11 @@ class Regressor(nn.Module):
         """[B, C', H', W'] of the student's map [B, C, H, W]."""
         if self.grid is not None:
             larger = x.shape[2] >= self.grid[0] and x.shape[3] >= self.grid[1]
-            x = F.adaptive_avg_pool2d(x, self.grid) if larger else F.interpolate(x, self.grid, mode="bilinear")
+            x = (
+                F.adaptive_avg_pool2d(x, self.grid)
+                if larger
+                else F.interpolate(x, self.grid, mode="bilinear")
+            )
         return self.layers(x)
 
 

@@ -82,7 +82,11 @@ class Recorder:
                 self._watch(module, end == "in", self._seen[name].append)
             return
         entering = end == "in" and path in modules
-        module = modules.get(path if entering or (end == "map" and path in modules) else block_path(self.network.body, name) or name)
+        module = modules.get(
+            path
+            if entering or (end == "map" and path in modules)
+            else block_path(self.network.body, name) or name
+        )
         if module is None:
             raise InputError(f"{self.network.name} has no module '{name}' to tap.{nearest(name, modules)}")
         self._watch(module, entering, partial(self._seen.__setitem__, name))

@@ -23,7 +23,7 @@ from kdcli import methods
 from kdcli.artifacts.manifest import Manifest
 from kdcli.config import Section, inputs, method_option
 from kdcli.console import Console, duration, size
-from kdcli.errors import UsageError
+from kdcli.errors import InputError, UsageError
 from kdcli.sections import StudentSection
 from kdcli.stages import Result, frame, show
 
@@ -148,6 +148,24 @@ def _link(config: Config, index: int, teacher: list[str]) -> Config:
     return config.model_copy(update=update)
 
 
+def _generations(config: Config, count: int) -> Config:
+    """The chain of ``count`` students of one kind, each a run of one generation."""
+    if config.via:
+        raise UsageError("--via and method.generations both name the students in between: give one.")
+    method = config.method.model_copy(update={"generations": 1})
+    return config.model_copy(update={"method": method, "via": [str(config.student)] * (count - 1)})
+
+
+def _refuse_unlike(method: Method, networks: Mapping[str, Network]) -> None:
+    """Raise InputError unless teacher and student have tensors of the same names and shapes."""
+    found = [{n: t.shape for n, t in networks[name].state_dict().items()} for name in ("student", "teacher")]
+    if found[0] != found[1]:
+        raise InputError(
+            f"method {method.name} has the student's own architecture teach it, and "
+            f"{networks['teacher'].name} is another. Take --method kd for that."
+        )
+
+
 def _chain(config: Config, console: Console, unless_complete: bool) -> Chain | Result:
     """The first link that is still to be made; later students are built once, to be refused now if at all."""
     from kdcli.stages.material import build_student
@@ -159,7 +177,7 @@ def _chain(config: Config, console: Console, unless_complete: bool) -> Chain | R
             teacher = [str(made.path)]
             continue
         assert isinstance(made, Plan)
-        if "teacher" not in made.material.networks:
+        if index < len(config.via) and "teacher" not in made.material.networks:
             raise UsageError("--via passes on what a teacher knows, and this objective has none.")
         for later in range(index + 1, len(config.via) + 1):
             build_student(_link(config, later, teacher), made.task)
@@ -188,7 +206,10 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
         config.method.name, config.method.model_dump(exclude={"name"}, exclude_none=True)
     )
     parts = [methods.addition(text) for text in config.terms]
-    if entry.teacher and not config.teacher:
+    if arguments.get("generations", 1) > 1:
+        several = _generations(config, arguments["generations"])
+        return plan(several, console, unless_complete=unless_complete)
+    if (entry.teacher or parts) and not config.teacher:
         raise UsageError(f"method {config.method.name} needs --teacher; --method supervised does without.")
     data = frame.labelled(config.data, "train", "validation")
     extra = [open_unlabelled(source, config.data) for source in config.data.extra]
@@ -207,10 +228,14 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
 
     task = task_of(data, config.data, config.optim, config.views)
     if task.name not in entry.tasks or (parts and task.name != "classification"):
-        raise UsageError(f"{'--add' if task.name in entry.tasks else config.method.name} is for classification.")
+        raise UsageError(
+            f"{'--add' if task.name in entry.tasks else config.method.name} is for classification."
+        )
     method = methods.function(config.method.name)(task, **arguments)
     method = without_zero_terms(added(method, parts))
     material = gather(config, data, extra, task, method, console)
+    if entry.twin:
+        _refuse_unlike(method, material.networks)
     return Plan(config, target, data, task, method, arguments, material)
 
 

@@ -43,6 +43,7 @@ class Material:
         networks: parties that are known by a name: ``student``, perhaps ``teacher`` and peers.
         assembly: these and what the method builds beside them.
         steps: of training.
+        schedule_steps: that the schedules are made for; more where the run is truncated.
         row_bytes: of one cached view.
     """
 
@@ -52,6 +53,7 @@ class Material:
     networks: dict[str, Network]
     assembly: Assembly
     steps: int
+    schedule_steps: int
     row_bytes: int
 
     @property
@@ -120,7 +122,10 @@ def gather(
     assembly = _assembly(config, method, task, parties, view.size)
     store = Store(config.views.store)
     row_bytes = bytes_per_view(networks["teacher" if taught else "student"].logit_count, store)
-    steps = optim.max_steps or math.ceil(optim.epochs * len(pool) / optim.batch_size)
+    planned = optim.max_steps or math.ceil(optim.epochs * len(pool) / optim.batch_size)
+    steps = planned
+    if optim.stop_epoch is not None:
+        steps = min(planned, math.ceil(optim.stop_epoch * len(pool) / optim.batch_size))
     views = fixed_views(
         config.views.count,
         teacher=taught,
@@ -139,7 +144,7 @@ def gather(
         extra_ratio=config.data.extra_ratio,
         real=len(pool.parts[0]),
     )
-    return Material(pool, order, view, networks, assembly, steps, row_bytes)
+    return Material(pool, order, view, networks, assembly, steps, planned, row_bytes)
 
 
 def _parties(

@@ -78,6 +78,7 @@ def training_job(
         ),
         optim=config.optim,
         steps=material.steps,
+        schedule_steps=material.schedule_steps,
         classes=classes,
         seed=config.seed,
         evaluate=_evaluation(config, task, data, runtime, reading),

@@ -216,7 +216,14 @@ def test_dry_run_description(plan, capsys):
     made = plan(**{"views.count": "2"})
     made.describe(Console(stream=sys.stderr))
     text = capsys.readouterr().err
-    for expected in ("objective", "cross_entropy", "s.logits [10], ~t.logits [10]", "labelled", "forwards", "writes"):
+    for expected in (
+        "objective",
+        "cross_entropy",
+        "s.logits [10], ~t.logits [10]",
+        "labelled",
+        "forwards",
+        "writes",
+    ):
         assert expected in text
     json.dumps(made.to_json(), default=str)
 
