@@ -179,13 +179,14 @@ OPTIONS = {
     "synthesize": f"{RUN} --data --on-bad-image --weights --merge --mixer --sources --strengths --pad-tokens "
     "--guidance --steps --scheduler --resolution --per-image --count --shard --batch-size",
     "distill": f"{RUN} {DATA} --views --extra --extra-ratio --teacher --via --student --weights "
-    "--from-scratch --image-size --method --alpha --temperature --opt --lr --weight-decay --epochs "
+    "--from-scratch --image-size --method --add --alpha --temperature --opt --lr --weight-decay --epochs "
     "--max-steps --batch-size --auto-batch",
     "eval": f"{RUN} {DATA} --teacher --split --require --cost --batch-size",
 }
 OPTIMISER = (
     "opt lr weight_decay momentum betas layer_decay schedule warmup min_lr milestones decay_epochs "
-    "decay_rate epochs max_steps batch_size accumulate auto_batch clip_grad ema label_smoothing mixup cutmix"
+    "decay_rate epochs stop_epoch max_steps batch_size accumulate auto_batch clip_grad ema label_smoothing "
+    "mixup cutmix"
 )
 RUN_KEYS = (
     "out overwrite cache seed processes device precision workers worker_timeout deterministic threads track"
@@ -211,7 +212,7 @@ KEYS = {
         "sampling": "strengths pad_tokens guidance steps scheduler",
     },
     "distill": {
-        "": f"{RUN_KEYS} teacher teacher_mean via student weights from_scratch image_size drop_path "
+        "": f"{RUN_KEYS} teacher teacher_mean via terms student weights from_scratch image_size drop_path "
         "evaluate_every evaluate_steps save_steps save_minutes log_every",
         "data": f"extra extra_ratio {DATA_KEYS}",
         "views": VIEW_KEYS,

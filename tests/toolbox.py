@@ -8,7 +8,7 @@ import json
 import os
 import struct
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from kdcli.console import Console
+from kdcli.methods import METHODS
 
 QUIET = Console(silent=True)
 EXAMPLE = Path(__file__).parents[1] / "examples" / "data" / "fashion-mnist"
@@ -147,3 +148,44 @@ def model_with_exits(out: Path, network: Any, exits: Any, command: str = "distil
         manifest = Manifest("model", command, identity, [], facts={"classes": network.classes, **more})
         output.commit(manifest, names)
     return out
+
+
+def method_options(
+    name: str, pictures: Path, probed: Callable[[str], Path], folder: Path, **more: object
+) -> dict[str, object]:
+    """Options of ``kdcli distill`` for four steps of a method on toy networks; "absent" leaves one out."""
+    small: dict[str, dict[str, object]] = {
+        "hint": {"method.match": "pool"},
+        "fitnets": {"method.match": "pool", "method.hint_share": 0.5},
+        "sskd": {"method.head_share": 0.5},
+        "eskd": {"method.stop": 0.5},
+        "sequential": {"method.generations": 1},
+    }
+    options: dict[str, object] = {
+        "student": "test_resnet",
+        "from_scratch": True,
+        "image_size": 32,
+        "data.source": str(pictures),
+        "optim.max_steps": 4,
+        "optim.batch_size": 8,
+        "log_every": 1,
+        "method.name": name,
+        "out": str(folder / "out"),
+        "cache": str(folder / "cache"),
+        **({"teacher": str(probed("test_resnet"))} if METHODS[name].teacher else {}),
+        **small.get(name, {}),
+        **more,
+    }
+    return {key: value for key, value in options.items() if value != "absent"}
+
+
+class StopAfter:
+    """Asks to stop once it was looked at ``looks`` times; loops look before the first step and after each."""
+
+    def __init__(self, looks: int, asks: bool = True) -> None:
+        self.left, self.asks = looks, asks
+
+    @property
+    def requested(self) -> str | None:
+        self.left -= 1
+        return "SIGTERM" if self.asks and self.left < 0 else None

@@ -30,6 +30,7 @@ from kdcli.engine.optim import build_optimizer, build_schedule
 from kdcli.engine.runtime import Runtime, watching
 from kdcli.engine.turn import TurnModule
 from kdcli.errors import Diverged, Preempted
+from kdcli.words import Turn
 
 LOG = "metrics.jsonl"
 _OVERFLOWS = 25
@@ -131,7 +132,7 @@ class _Run:
             micro = self.micro(batch, step, self.runtime)
             row: dict[str, float] = {}
             for turn in phase.turns:
-                row |= self._turn(turn.name, prepared[turn.name].train(), micro, step - begin, length)
+                row |= self._turn(turn, prepared[turn.name].train(), micro, step - begin, length)
             self.progress.step = step + 1
             now = time.monotonic()
             self.progress.seconds, clock = self.progress.seconds + now - clock, now
@@ -176,20 +177,20 @@ class _Run:
         start = per * self.runtime.rank
         return _Lazy(lambda: (self.job.order.keys(k)[start : start + per] for k in range(first, end)))  # type: ignore[return-value]
 
-    def _turn(self, name: str, module: Any, micro: list[Any], step: int, steps: int) -> dict[str, float]:
+    def _turn(self, turn: Turn, module: Any, micro: list[Any], step: int, steps: int) -> dict[str, float]:
         """One backward and one optimiser step, number ``step`` of the phase's ``steps``.
 
         Returns the terms averaged over processes.
         """
-        accelerator, job = self.runtime.accelerator, self.job
-        optimizer = self.steppers[name]
-        self.schedules[name].step(step)
+        accelerator, job, done = self.runtime.accelerator, self.job, step / steps
+        optimizer = self.steppers[turn.name]
+        self.schedules[turn.name].step(step)
         lr = max(g["lr"] for g in optimizer.param_groups)
         totals: dict[str, Tensor] = {}
         for i, (part, share) in enumerate(micro):
             last = i == len(micro) - 1
             with contextlib.nullcontext() if last else accelerator.no_sync(module):
-                terms = module(part, share, step / steps)
+                terms = module(part, share, done)
                 accelerator.backward(terms["loss"])
             for key, value in terms.items():
                 totals[key] = totals.get(key, 0) + value.detach().float()
@@ -206,8 +207,9 @@ class _Run:
             accelerator.unwrap_model(module), "trained", {}
         ):
             self.ema.update(self.exported)
-        prefix = "" if len(self.steppers) == 1 else f"{name}/"
-        return {f"{prefix}{k}": v for k, v in zip(totals, values)} | {
+        prefix = "" if len(self.steppers) == 1 else f"{turn.name}/"
+        weights = {f"weight/{t.name}": t.weight(done) for t in turn.terms if callable(t.weight)}
+        return {f"{prefix}{k}": v for k, v in [*zip(totals, values), *weights.items()]} | {
             "grad_norm": values[-1],
             "lr": lr,
             "loss": values[0],

@@ -38,8 +38,8 @@ def dml(
     code. ``simultaneous`` computes all outputs once, then steps all networks (as DML-PT does);
     ``sequential`` is the paper's algorithm: a network steps, and its new outputs teach the next one. All take
     part in train mode. Unlabelled pictures enter the KL, as in the semi-supervised variant. Peers are written
-    to ``OUT/peers``: report their mean, and never the best of them chosen on the test split. Pretrained peers
-    start from the same weights but for the head.
+    to ``OUT/peer2`` and so on: report their mean, and never the best of them chosen on the test split.
+    Pretrained peers start from the same weights but for the head.
     """
     if not peers and networks < 2:
         raise UsageError(f"method.networks: mutual learning needs 2 or more, got {networks}.")

@@ -218,6 +218,12 @@ class Network(nn.Module):
             linear.bias.copy_(bias.to(linear.bias))
 
     @property
+    def architecture(self) -> str:
+        """Its name in timm."""
+        body: Any = self.body
+        return str((getattr(body, "pretrained_cfg", None) or {}).get("architecture", type(body).__name__))
+
+    @property
     def linear(self) -> Any:
         """The layer that gives the logits. Raises InputError if the timm model has no single linear one."""
         return self.head.linear if self.head is not None else classifier(self.body)

@@ -72,9 +72,6 @@ class Config(StudentSection):
         return [",".join(f"{k}={v}" for k, v in t.items()) if isinstance(t, dict) else t for t in value]
 
 
-PEERS = "peers"
-
-
 @dataclass
 class Plan:
     """Everything a run needs, checked."""
@@ -157,12 +154,12 @@ def _generations(config: Config, count: int) -> Config:
 
 
 def _refuse_unlike(method: Method, networks: Mapping[str, Network]) -> None:
-    """Raise InputError unless teacher and student have tensors of the same names and shapes."""
-    found = [{n: t.shape for n, t in networks[name].state_dict().items()} for name in ("student", "teacher")]
-    if found[0] != found[1]:
+    """Raise InputError unless teacher and student are of one architecture, whatever their classifiers."""
+    student, teacher = (networks[name].architecture for name in ("student", "teacher"))
+    if student != teacher:
         raise InputError(
             f"method {method.name} has the student's own architecture teach it, and "
-            f"{networks['teacher'].name} is another. Take --method kd for that."
+            f"{networks['teacher'].name} is another ({teacher}, not {student}). Take --method kd for that."
         )
 
 
@@ -197,8 +194,6 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
     """
     from kdcli.data.sources import open_unlabelled
 
-    if config.via:
-        return _chain(config, console, unless_complete)
     entry = methods.entry(config.method.name)
     frame.require(config.student, "--student")
     frame.refuse_uneven(config.optim, config.processes)
@@ -209,6 +204,8 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
     if arguments.get("generations", 1) > 1:
         several = _generations(config, arguments["generations"])
         return plan(several, console, unless_complete=unless_complete)
+    if config.via:
+        return _chain(config, console, unless_complete)
     if (entry.teacher or parts) and not config.teacher:
         raise UsageError(f"method {config.method.name} needs --teacher; --method supervised does without.")
     data = frame.labelled(config.data, "train", "validation")
@@ -334,7 +331,7 @@ def _save_beside(method: Method, parties: Mapping[str, Any], outcome: Outcome, f
             party.load_state_dict(outcome.beside[name])
             exits[name] = party
         if isinstance(party, Network):
-            (folder / PEERS / name).mkdir(parents=True, exist_ok=True)
-            save(party, folder / PEERS / name, outcome.beside[name])
-            names.append(PEERS)
-    return [*dict.fromkeys(names), *(save_exits(folder, exits) if exits else [])]
+            (folder / name).mkdir(exist_ok=True)
+            save(party, folder / name, outcome.beside[name])
+            names.append(name)
+    return [*names, *(save_exits(folder, exits) if exits else [])]

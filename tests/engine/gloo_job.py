@@ -4,13 +4,14 @@ import json
 from pathlib import Path
 
 import torch
-from toolbox import QUIET
+from toolbox import QUIET, StopAfter
 from torch import nn
 
 from kdcli.config import resolve
 from kdcli.engine.runtime import Runtime, open_runtime
 from kdcli.engine.turn import TurnModule
 from kdcli.errors import Preempted
+from kdcli.losses.relations import cc
 from kdcli.sections import RunSection
 from kdcli.stages import distill, synthesize
 from kdcli.words import Call, Derive, Term, Turn
@@ -67,6 +68,18 @@ GENERATOR = Turn(
 )
 
 
+# A relation between the rows of the batch, wherever they are.
+RELATION = Turn(
+    "student",
+    trains=("student",),
+    calls=(Call("s", "student", ("x",)), Call("t", "teacher", ("x",))),
+    terms=(
+        Term("cc", cc, ("s.out", "~t.out"), weight=0.3, scope="batch"),
+        Term("match", mean_square, ("s.out", "~t.out")),
+    ),
+)
+
+
 def parties() -> dict[str, nn.Module]:
     return {
         "student": Toy(0, unused=True),
@@ -84,13 +97,15 @@ def batch(labels: str) -> dict[str, torch.Tensor]:
     return columns
 
 
-def gradients(runtime: Runtime | None, micro: int, labels: str) -> dict[str, torch.Tensor]:
-    """Gradients of both turns in one step: of this job, or (without a runtime) of one process."""
+def gradients(
+    runtime: Runtime | None, micro: int, labels: str, turns: tuple[Turn, ...] = (GENERATOR, STUDENT)
+) -> dict[str, torch.Tensor]:
+    """Gradients of all turns in one step: of this job, or (without a runtime) of one process."""
     networks, found = parties(), {}
     whole = batch(labels)
     world, rank = (runtime.world_size, runtime.rank) if runtime else (1, 0)
     count = max(int(whole["labelled"].sum()), 1)
-    for turn in (GENERATOR, STUDENT):
+    for turn in turns:
         module = TurnModule(turn, networks)
         prepared = runtime.accelerator.prepare(module) if runtime else module
         size = ROWS // (world * micro)
@@ -125,20 +140,12 @@ def compare_gradients(runtime: Runtime, folder: Path) -> None:
             }
             worst = max(float((two[n] - one[n]).abs().max()) for n in names)
             results[f"{labels}/{micro}"] = {"worst": worst, "names": sorted(names)}
+    one, two = (gradients(where, 1, "all", (RELATION,)) for where in (None, runtime))
+    names = sorted(name for name in one if one[name].abs().sum() > 0)
+    worst = max(float((two[n] - one[n]).abs().max()) for n in names)
+    results["relation"] = {"worst": worst, "names": names}
     if runtime.main:
         (folder / "gradients.json").write_text(json.dumps(results))
-
-
-class StopAfter:
-    """Asks this process alone to stop after some steps; the other must follow."""
-
-    def __init__(self, steps: int, asks: bool) -> None:
-        self.left, self.asks = steps, asks
-
-    @property
-    def requested(self) -> str | None:
-        self.left -= 1
-        return "SIGTERM" if self.asks and self.left < 0 else None
 
 
 def resume(folder: Path, pictures: Path, stops: list[int]) -> None:
@@ -190,6 +197,34 @@ def mix(folder: Path, pictures: Path) -> None:
     except Preempted:
         assert len(list(folder.glob("mixed.partial/data-*.arrow"))) == 2, "a part of each process"
         synthesize.run(plan, QUIET)
+
+
+def every_method(folder: Path, options: dict[str, dict[str, object]]) -> None:
+    """Each method, stopped half-way and continued, against an uninterrupted run."""
+    rank, results = int(torch.distributed.get_rank()), {}
+    for name, given in options.items():
+        made = {}
+        for kind in ("whole", "stopped"):
+            resolved = resolve(distill.Config, options={**given, "out": str(folder / f"{name}-{kind}")})
+            made[kind] = distill.plan(resolved, QUIET)
+        whole = distill.run(made["whole"], QUIET).path
+        try:
+            distill.run(made["stopped"], QUIET, stop=StopAfter(2, asks=rank == 1))
+            results[name] = "was not stopped"
+        except Preempted:
+            stopped = distill.run(made["stopped"], QUIET).path
+            files = [p.relative_to(whole) for p in whole.rglob("*.safetensors")]
+            same = all((whole / f).read_bytes() == (stopped / f).read_bytes() for f in files)
+            results[name] = "equal" if same and files else "differs"
+    if rank == 0:
+        (folder / "methods.json").write_text(json.dumps(results))
+
+
+def methods_work(folder: Path, options: dict[str, dict[str, object]]) -> None:
+    """Every method, in one process of two."""
+    open_runtime(resolve(RunSection, options={"device": "cpu"}), find_unused=True)
+    every_method(folder, options)
+    torch.distributed.destroy_process_group()
 
 
 def work(folder: Path, pictures: Path, stops: list[int]) -> None:

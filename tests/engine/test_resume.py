@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from toolbox import QUIET
+from toolbox import QUIET, StopAfter
 
 from kdcli.artifacts.model import read_tensors
 from kdcli.config import resolve
@@ -14,18 +14,6 @@ from kdcli.errors import Diverged, Preempted
 from kdcli.stages import distill
 
 STEPS = 29
-
-
-class StopAfter:
-    """Asks to stop once ``steps`` steps are done (the loop looks before the first and after each)."""
-
-    def __init__(self, steps: int) -> None:
-        self.left = steps
-
-    @property
-    def requested(self) -> str | None:
-        self.left -= 1
-        return "SIGTERM" if self.left < 0 else None
 
 
 # Each has other state: BatchNorm buffers and EMA; drop path, accumulation, a cache; mixing and momentum.

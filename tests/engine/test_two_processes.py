@@ -4,17 +4,20 @@ import json
 import os
 import socket
 import traceback
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import gloo_job
 import pytest
-from toolbox import QUIET, synthesis_plan, synthetic
+from toolbox import QUIET, method_options, synthesis_plan, synthetic
 
+from kdcli import methods
 from kdcli.launch import launch
 from kdcli.stages import synthesize
 
 
-def job(folder: Path, pictures: Path, stops: list[int]) -> Path:
+def on_two_ranks(work: Callable[..., None], *arguments: Any) -> None:
     """Two ranks, forked: they have the libraries that this process has imported."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -32,13 +35,17 @@ def job(folder: Path, pictures: Path, stops: list[int]) -> Path:
             code = 1
             try:
                 os.environ |= {**shared, "KDCLI_WORKER": "1", "RANK": rank, "LOCAL_RANK": rank}
-                gloo_job.work(folder, pictures, stops)
+                work(*arguments)
                 code = 0
             except BaseException:
                 traceback.print_exc()
             finally:
                 os._exit(code)
     assert [os.waitpid(process, 0)[1] for process in ranks] == [0, 0]
+
+
+def job(folder: Path, pictures: Path, stops: list[int]) -> Path:
+    on_two_ranks(gloo_job.work, folder, pictures, stops)
     return folder
 
 
@@ -55,6 +62,20 @@ def test_gradients_equal_one_process(found, labels, micro):
     assert {n.split("/")[0] for n in result["names"]} == {"student", "generator"}
     assert not any("unused" in name for name in result["names"])
     assert len(result["names"]) == 8
+
+
+def test_a_relation_sees_the_rows_of_both_processes(found):
+    result = json.loads((found / "gradients.json").read_text())["relation"]
+    assert result["worst"] < 1e-6
+    assert len(result["names"]) == 4
+
+
+@pytest.mark.long
+def test_every_method_on_two_processes(pictures, probed, tmp_path):
+    options = {name: method_options(name, pictures, probed, tmp_path) for name in methods.METHODS}
+    on_two_ranks(gloo_job.methods_work, tmp_path, options)
+    found = json.loads((tmp_path / "methods.json").read_text())
+    assert found == dict.fromkeys(methods.METHODS, "equal")
 
 
 def test_resume_on_two_processes(found):

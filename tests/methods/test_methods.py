@@ -1,44 +1,41 @@
 """Every method in process on real small pictures: it trains what it should, leaves the rest, and resumes."""
 
 import pytest
-from toolbox import QUIET, facts, rows
+import torch
+from toolbox import QUIET, StopAfter, facts, method_options, rows
 
 from kdcli import methods
 from kdcli.config import resolve
+from kdcli.engine.turn import TurnModule
+from kdcli.errors import InputError, Preempted, UsageError
+from kdcli.models.build import build
 from kdcli.stages import distill
 
-SMALL = {
-    "hint": {"method.match": "pool"},
-    "fitnets": {"method.match": "pool", "method.hint_share": 0.5},
-    "sskd": {"method.head_share": 0.5},
-    "eskd": {"method.stop": 0.5},
+# of other kinds: two phases, two phases with a frozen head, turns in sequence, branches, exits
+KINDS = {
+    "fitnets": {},
+    "sskd": {},
+    "dml": {"method.update": "sequential"},
+    "okddip": {},
+    "byot": {},
 }
-WITHOUT_TEACHER = [name for name, row in methods.METHODS.items() if not row.teacher]
 
 
 @pytest.fixture
 def plan(pictures, probed, tmp_path):
     def make(name, **more):
-        options = {
-            "student": "test_resnet",
-            "from_scratch": True,
-            "image_size": 32,
-            "data.source": str(pictures),
-            "optim.max_steps": 4,
-            "optim.batch_size": 8,
-            "log_every": 1,
-            "method.name": name,
-            "out": str(tmp_path / "out"),
-            "cache": str(tmp_path / "cache"),
-            **({"teacher": str(probed("test_resnet"))} if methods.METHODS[name].teacher else {}),
-            **SMALL.get(name, {}),
-            **more,
-        }
-        return distill.plan(
-            resolve(distill.Config, options={k: v for k, v in options.items() if v != "absent"}), QUIET
-        )
+        options = method_options(name, pictures, probed, tmp_path, **more)
+        return distill.plan(resolve(distill.Config, options=options), QUIET)
 
     return make
+
+
+def columns(rows_=8, side=32, classes=4):
+    made = torch.Generator().manual_seed(0)
+    y = torch.arange(rows_) % classes
+    labelled = torch.ones(rows_, dtype=torch.bool)
+    x = torch.randint(256, (rows_, 3, side, side), generator=made, dtype=torch.uint8)
+    return {"x": x, "y": y, "target": y, "labelled": labelled}
 
 
 @pytest.mark.parametrize("name", methods.METHODS)
@@ -48,6 +45,161 @@ def test_end_to_end(name, plan):
     assert facts(out)["method"]["name"] == name
     logged = [row for row in rows(out) if "loss" in row]
     assert [row["step"] for row in logged] == [1, 2, 3, 4]
-    names = {term.name for turn in made.method.turns for term in turn.terms}
-    several = len(made.method.turns) > 1
-    assert names <= {key.rpartition("/")[2] if several else key for row in logged for key in row}
+    seen = {key.rpartition("/")[2] for row in logged for key in row}
+    assert {term.name for turn in made.method.turns for term in turn.terms} <= seen
+    assert build(str(out)).classes == made.data.classes
+    assert not any(name in ("regressor", "adapter1", "gate") for name in (p.name for p in out.iterdir()))
+
+
+@pytest.mark.parametrize("name", methods.METHODS)
+def test_gradients_reach_what_is_trained_and_nothing_else(name, plan):
+    made = plan(name)
+    parties = made.material.assembly.parties
+    frozen = {party.name: parties[party.name] for party in made.method.parties if party.role == "frozen"}
+    before = {key: t.clone() for net in frozen.values() for key, t in net.state_dict().items()}
+    for phase in made.method.phases:
+        trained = {name for turn in phase.turns for name in turn.trains}
+        for turn in phase.turns:
+            module = TurnModule(turn, parties, trained).train()
+            module(columns(), torch.ones(2), 0.3)["loss"].backward()
+            for party in turn.trains:
+                gradients = [p.grad for p in parties[party].parameters() if p.grad is not None]
+                assert sum(float(g.abs().sum()) for g in gradients) > 0, party
+            for network in parties.values():
+                network.zero_grad()
+    for network in frozen.values():
+        assert not network.training
+        assert all(not p.requires_grad for p in network.parameters())
+        assert all(torch.equal(t, before[key]) for key, t in network.state_dict().items())
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("stop", [2, 4])
+def test_a_stopped_run_continues_bit_for_bit(name, stop, plan, tmp_path):
+    """Step 2 is the end of a first phase: that state has the optimiser of the phase before."""
+    whole = distill.run(plan(name, **KINDS[name], out=str(tmp_path / "whole")), QUIET).path
+    made = plan(name, **KINDS[name], out=str(tmp_path / "stopped"))
+    with pytest.raises(Preempted, match=r"after step \d of 4"):
+        distill.run(made, QUIET, stop=StopAfter(stop))
+    stopped = distill.run(made, QUIET).path
+    files = sorted(p.relative_to(whole) for p in whole.rglob("*.safetensors"))
+    assert files
+    for file in files:
+        assert (whole / file).read_bytes() == (stopped / file).read_bytes(), file
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", methods.METHODS)
+def test_every_method_continues_bit_for_bit(name, plan, tmp_path):
+    whole = distill.run(plan(name, out=str(tmp_path / "whole")), QUIET).path
+    for stop in (1, 2, 3):
+        made = plan(name, out=str(tmp_path / f"stopped-{stop}"))
+        with pytest.raises(Preempted):
+            distill.run(made, QUIET, stop=StopAfter(stop))
+        stopped = distill.run(made, QUIET).path
+        for file in sorted(p.relative_to(whole) for p in whole.rglob("*.safetensors")):
+            assert (whole / file).read_bytes() == (stopped / file).read_bytes(), (stop, file)
+
+
+def test_phases_and_schedules_change_where_they_should(plan, tmp_path):
+    out = distill.run(plan("fitnets", **{"optim.max_steps": 8}), QUIET).path
+    logged = [row for row in rows(out) if "loss" in row]
+    assert ["hint" in row for row in logged] == [True] * 4 + [False] * 4
+    lam = [row["weight/soft-ce"] for row in logged[4:]]
+    assert lam == pytest.approx([4, 4 - 3 * 0.24 / 0.79, 4 - 3 * 0.49 / 0.79, 4 - 3 * 0.74 / 0.79])
+    more = {"optim.max_steps": 8, "method.stop": 0.5, "out": str(tmp_path / "eskd")}
+    logged = [row for row in rows(distill.run(plan("eskd", **more), QUIET).path) if "loss" in row]
+    assert [row["weight/kl"] for row in logged] == [0.9] * 4 + [0.0] * 4
+    assert [row["weight/ce"] for row in logged] == [0.1] * 4 + [1.0] * 4
+    assert all(row["kl"] > 0 for row in logged[:4])
+    assert all(row["kl"] == 0 for row in logged[4:])
+
+
+def test_a_truncated_run_is_the_beginning_of_a_long_one(plan, tmp_path):
+    """58 pictures in batches of 8: 7.25 steps are an epoch."""
+    common = {"optim.max_steps": "absent", "optim.epochs": 2, "views.count": "live"}
+    long = distill.run(plan("supervised", **common, out=str(tmp_path / "long")), QUIET).path
+    cut = distill.run(
+        plan("supervised", **common, **{"optim.stop_epoch": 1, "out": str(tmp_path / "cut")}), QUIET
+    ).path
+    kept = [row for row in rows(cut) if "loss" in row]
+    assert [row["step"] for row in kept] == list(range(1, 9))
+    assert kept == [row for row in rows(long) if "loss" in row][:8]
+    assert facts(cut)["steps"] == 8
+    assert facts(long)["steps"] == 15
+
+
+def test_generations_are_runs_that_teach_one_another(plan, tmp_path):
+    made = plan("sequential", **{"method.generations": 3, "optim.max_steps": 2})
+    out = distill.run(made, QUIET).path
+    first, second = (tmp_path / f"out-via-{i}" for i in (1, 2))
+    assert [parent["path"] for parent in facts(second)["parents"] if parent["role"] == "teacher"] == [
+        str(first)
+    ]
+    assert [p["path"] for p in facts(out)["parents"] if p["role"] == "teacher"] == [str(second)]
+
+
+def test_peers_and_exits_are_written_beside_the_student(plan, tmp_path):
+    out = distill.run(plan("dml", **{"method.networks": 3}), QUIET).path
+    peers = [build(str(out / name)) for name in ("peer2", "peer3")]
+    own = build(str(out))
+    weights = [next(net.parameters()) for net in (own, *peers)]
+    assert not torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[1], weights[2])
+    assert {net.classes[0] for net in (own, *peers)} == {own.classes[0]}
+    exits = distill.run(plan("byot", out=str(tmp_path / "byot")), QUIET).path
+    assert {"exits.safetensors", "exits.json"} <= {p.name for p in exits.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "message"),
+    [
+        ("hint", {"method.match": "valid", "method.teacher": "stage1"}, "no kernel brings the student's"),
+        ("hint", {"method.student": "block9"}, "no 'map9': ResNet has blocks 1 to 5"),
+        ("hint", {"method.student": "layer7"}, "no module 'layer7.map' to tap"),
+        ("rkd", {"optim.batch_size": 2}, "rkd: rkd-distance: .* at least 3"),
+        ("rkd", {"optim.batch_size": 8, "optim.accumulate": 4}, "at least 3"),
+        ("byot", {"student": "levit_128s", "image_size": "absent"}, "has 3 stages; name maps"),
+        ("self", {"student": "test_vit"}, "the student's own architecture"),
+        ("okddip", {"method.trunk": "block9"}, "no 'block9'"),
+    ],
+)
+def test_impossible_pairs_are_refused_by_the_plan(name, more, message, plan):
+    with pytest.raises(InputError, match=message):
+        plan(name, **more)
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "message"),
+    [
+        ("dkd", {"optim.mixup": 0.2}, "reads class numbers, and mixed pictures have none"),
+        ("sskd", {"data.extra": ["example:fashion-mnist"]}, "reads the labels of all pictures"),
+        ("dml", {"method.networks": 1}, "mutual learning needs 2 or more"),
+        ("okddip", {"method.auxiliary": 1}, "too few"),
+        ("hint", {"teacher": "absent"}, "needs --teacher"),
+        ("supervised", {"terms": ["rkd=1"]}, "needs --teacher"),
+        ("at", {"method.student": ["stage4"]}, "1 maps of the student and 3 of the teacher"),
+        ("sequential", {"method.generations": 2, "via": ["test_vit"]}, "give one"),
+        ("rkd", {"optim.auto_batch": True, "student": "test_vit"}, "relates the rows of a micro-batch"),
+    ],
+)
+def test_misuse_is_refused(name, more, message, plan):
+    with pytest.raises(UsageError, match=message):
+        plan(name, **more)
+
+
+def test_two_classes_leave_nothing_to_decouple(pictures, probed, tmp_path):
+    import datasets
+
+    two = datasets.load_from_disk(str(pictures))
+    for split in two:
+        two[split] = two[split].filter(lambda row: row["label"] < 2)
+        features = two[split].features.copy()
+        features["label"] = datasets.ClassLabel(names=["a", "b"])
+        two[split] = two[split].cast(features)
+    two.save_to_disk(str(tmp_path / "two"))
+    teacher = method_options("supervised", tmp_path / "two", probed, tmp_path, out=str(tmp_path / "t"))
+    taught = distill.run(distill.plan(resolve(distill.Config, options=teacher), QUIET), QUIET).path
+    options = method_options("dkd", tmp_path / "two", probed, tmp_path, teacher=str(taught))
+    with pytest.raises(InputError, match="method dkd: dkd: DKD needs at least 3 classes"):
+        distill.plan(resolve(distill.Config, options=options), QUIET)

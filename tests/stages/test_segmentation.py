@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from toolbox import QUIET, facts, rows
+from toolbox import QUIET, StopAfter, facts, rows
 
 from kdcli.config import resolve
 from kdcli.errors import Diverged, InputError, Preempted, UsageError
@@ -218,16 +218,6 @@ def test_what_probe_refuses(
 ) -> None:
     with pytest.raises(UsageError, match=message):
         heads(tmp_path / "o", **more)
-
-
-class StopAfter:
-    def __init__(self, steps: int) -> None:
-        self.left = steps
-
-    @property
-    def requested(self) -> str | None:
-        self.left -= 1
-        return "SIGTERM" if self.left < 0 else None
 
 
 def test_a_stopped_run_continues_bit_for_bit(

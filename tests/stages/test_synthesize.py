@@ -14,7 +14,7 @@ import pyarrow
 import pytest
 import torch
 from PIL import Image
-from toolbox import QUIET, encode, facts, flip, synthesis_plan, synthetic
+from toolbox import QUIET, StopAfter, encode, facts, flip, synthesis_plan, synthetic
 
 from kdcli import cli
 from kdcli.config import resolve
@@ -208,18 +208,6 @@ def test_a_dry_run_shows_the_plan(pictures, variations, tmp_path):
 
 
 # -- resume --------------------------------------------------------------------------------------------------
-
-
-class StopAfter:
-    """Asks to stop when it was looked at so often."""
-
-    def __init__(self, looks):
-        self.left = looks
-
-    @property
-    def requested(self):
-        self.left -= 1
-        return "SIGTERM" if self.left < 0 else None
 
 
 def test_a_signal_commits_what_is_ready(pictures, variations, mixed, tmp_path):
