@@ -220,7 +220,8 @@ KEYS = {
         "optim": OPTIMISER,
     },
     "eval": {
-        "": f"{RUN_KEYS} models teacher split require cost batch_size window stride repeats exit_slack",
+        "": f"{RUN_KEYS} models teacher split require cost batch_size window stride repeats exit_slack "
+        "effects_mix",
         "data": DATA_KEYS,
     },
 }

@@ -240,6 +240,14 @@ class Network(nn.Module):
             if linear.bias is not None:
                 linear.bias.copy_(linear.bias[rows].clone())
 
+    def class_rows(self) -> Tensor | None:
+        """Weight [C, D] of its linear classifier, None where it ends otherwise."""
+        try:
+            linear = self.head.linear if self.head is not None else classifier(self.body)
+        except InputError:
+            return None
+        return linear.weight if isinstance(linear, nn.Linear) else None
+
     @property
     def layout(self) -> str:
         """``timm`` if plain timm loads the artifact with the same logits, else ``kdcli``."""

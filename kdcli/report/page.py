@@ -16,7 +16,9 @@ The report is a plain mapping, so that it can be read back from its JSON file::
                             "curve": [{"threshold", "top1", "flops", "exits": [fraction]}],
                             "early"?: a row of "curve", with "latency_ms"? and
                                       "validation": {"samples", "top1", "last", "slack"}},
+                 "effects"?: see kdcli.metrics.effects.effects,
                  "curves": [{"step", "loss", ...}], "selection"?: str}],
+     "peers"?: see kdcli.metrics.peers.peers,
      "notes": [str]}
 
 A model of segmentation has instead the metrics ``miou``, ``pixel_accuracy`` and ``mean_accuracy``, and beside
@@ -56,6 +58,11 @@ def amount(value: float | None) -> str:
         if value >= 0.99995 * size:
             return f"{value / size:.1f} {unit}"
     return f"{value:.0f}"
+
+
+def correlation(value: float | None) -> str:
+    """A correlation with its sign and two decimals."""
+    return MISSING if value is None or not math.isfinite(value) else f"{value:+.2f}"
 
 
 def _at(model: Mapping[str, Any], *keys: str) -> Any:
@@ -173,7 +180,13 @@ def render(report: Mapping[str, Any], overlays: Mapping[int, Sequence[tuple[str,
         lstrip_blocks=True,
         loader=jinja2.FunctionLoader(lambda name: folder.joinpath(name).read_text(encoding="utf-8")),
     )
-    environment.filters |= {"percent": percent, "number": number, "amount": amount, "gflops": _gflops}
+    environment.filters |= {
+        "percent": percent,
+        "number": number,
+        "amount": amount,
+        "gflops": _gflops,
+        "correlation": correlation,
+    }
     header, rows = table(report)
     classes = report["data"]["classes"]
     pairs = [

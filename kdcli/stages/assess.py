@@ -35,6 +35,8 @@ class Setting:
         window: of segmentation, see :class:`kdcli.engine.pixels.Reading`.
         stride: of segmentation.
         exits: of networks that have some, by their names.
+        effects_mix: λ of :func:`kdcli.metrics.effects.effects`.
+        seed: of its permutations.
     """
 
     task: Task
@@ -45,6 +47,8 @@ class Setting:
     window: int | None = None
     stride: int | None = None
     exits: Mapping[str, Exits] = field(default_factory=dict)
+    effects_mix: float = 0.5
+    seed: int = 0
 
 
 def metrics(setting: Setting, network: Any) -> dict[str, float]:
@@ -52,10 +56,13 @@ def metrics(setting: Setting, network: Any) -> dict[str, float]:
     return _TABLE[setting.task.name][0](setting, network)
 
 
+Rows = tuple[dict[str, dict[str, Any]], dict[str, Any]]
+
+
 def rows(
     setting: Setting, networks: Mapping[str, Network], teacher: Network | None, console: Console
-) -> dict[str, dict[str, Any]]:
-    """Parts of a report (see :mod:`kdcli.report.page`) by the networks' names; each network runs once.
+) -> Rows:
+    """Parts of a report (see :mod:`kdcli.report.page`): by the networks' names, and of all; each runs once.
 
     Of segmentation also ``shown``: predictions [H, W] of some pictures by index, which are no JSON.
     """
@@ -105,9 +112,11 @@ def _class_metrics(setting: Setting, network: Network) -> dict[str, float]:
 
 def _class_rows(
     setting: Setting, networks: Mapping[str, Network], teacher: Network | None, console: Console
-) -> dict[str, dict[str, Any]]:
+) -> Rows:
     from kdcli.metrics.agreement import agreement
     from kdcli.metrics.classification import classification_metrics, confusion, reliability
+    from kdcli.metrics.effects import effects
+    from kdcli.metrics.peers import peers
 
     targets = torch.from_numpy(setting.samples.labels)
     answers = {name: _class_logits(setting, net, console, name) for name, net in networks.items()}
@@ -124,12 +133,27 @@ def _class_rows(
         }
         if teacher is not None and taught is not None:
             parts[name]["teacher"] = {"name": teacher.name, **agreement(logits, taught, targets)}
+            if networks[name] is not teacher:
+                parts[name]["effects"] = effects(
+                    logits,
+                    taught,
+                    targets,
+                    weights=_classifiers(networks[name], teacher),
+                    mix=setting.effects_mix,
+                    seed=setting.seed,
+                )
         if own := setting.exits.get(name):
             options = _class_options(setting)
             parts[name]["exits"] = exits.measure(
                 networks[name], own, answers[name], targets, setting.runtime, **options
             )
-    return parts
+    return parts, {"peers": peers(found, targets)} if len(found) > 1 else {}
+
+
+def _classifiers(student: Network, teacher: Network) -> tuple[Tensor, Tensor] | None:
+    """Rows of both linear classifiers, None where one of them ends otherwise."""
+    rows = student.class_rows(), teacher.class_rows()
+    return None if rows[0] is None or rows[1] is None else (rows[0].detach().cpu(), rows[1].detach().cpu())
 
 
 # -- segmentation --------------------------------------------------------------------------------------------
@@ -155,7 +179,7 @@ def _pixel_metrics(setting: Setting, network: Network) -> dict[str, float]:
 
 def _pixel_rows(
     setting: Setting, networks: Mapping[str, Network], teacher: Network | None, console: Console
-) -> dict[str, dict[str, Any]]:
+) -> Rows:
     names = {id(network): name for name, network in networks.items()}
     taught = None if teacher is None else names.get(id(teacher), "teacher (compared with)")
     together = {**networks, **({taught: teacher} if taught and teacher is not None else {})}
@@ -176,10 +200,10 @@ def _pixel_rows(
         if teacher is not None:
             means = (tally.follows / tally.confusion.sum()).tolist()
             parts[name]["teacher"] = {"name": teacher.name, **dict(zip(FOLLOWS, means))}
-    return parts
+    return parts, {}
 
 
-_TABLE: dict[str, tuple[Callable[..., dict[str, float]], Callable[..., dict[str, dict[str, Any]]]]] = {
+_TABLE: dict[str, tuple[Callable[..., dict[str, float]], Callable[..., Rows]]] = {
     "classification": (_class_metrics, _class_rows),
     "segmentation": (_pixel_metrics, _pixel_rows),
 }

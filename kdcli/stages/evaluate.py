@@ -47,6 +47,7 @@ class Config(RunSection):
     stride: int | None = option(None, "Pixels between windows (default: two thirds of one).", ge=1)
     repeats: int = option(30, "Timed forwards of latency and throughput.", ge=3)
     exit_slack: float = option(0.005, "Accuracy that early exit may lose on validation.", ge=0, le=1)
+    effects_mix: float = option(0.5, "Weight of the teacher in the effects' gradient factors.", ge=0, le=1)
 
 
 @dataclass
@@ -205,9 +206,18 @@ def _report(
     task = task_of(plan.data, config.data)
     reading = frame.reading(config, config.data)
     setting = assess.Setting(
-        task, plan.samples, runtime, config.batch_size, reading, config.window, config.stride, plan.exits
+        task,
+        plan.samples,
+        runtime,
+        config.batch_size,
+        reading,
+        window=config.window,
+        stride=config.stride,
+        exits=plan.exits,
+        effects_mix=config.effects_mix,
+        seed=config.seed,
     )
-    found = assess.rows(setting, plan.networks, plan.teacher, console)
+    found, of_all = assess.rows(setting, plan.networks, plan.teacher, console)
     overlays = _overlays(plan, {name: part.pop("shown", {}) for name, part in found.items()})
     models = [_model(plan, name, net, found[name], runtime) for name, net in plan.networks.items()]
     report = {
@@ -221,6 +231,7 @@ def _report(
             "fingerprint": plan.samples.fingerprint,
         },
         "models": models,
+        **of_all,
         "notes": _notes(plan),
     }
     return report, overlays

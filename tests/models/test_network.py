@@ -238,3 +238,15 @@ def test_feature_head_concatenates_in_order() -> None:
         head.linear.bias.zero_()
     parts = {name: torch.tensor([[float(i)]]) for i, name in enumerate(("pooled", "back2", "back3", "back4"))}
     assert head(parts).item() == 3 + 20 + 100
+
+
+def test_rows_of_a_linear_classifier() -> None:
+    net = network("test_vit", 32)
+    assert net.class_rows() is net.body.get_parameter("head.weight")
+    net.attach_linear("last4", torch.ones(5, 256), torch.zeros(5), list("abcde"))
+    rows = net.class_rows()
+    assert rows is not None
+    assert torch.equal(rows, torch.ones(5, 256))
+    net.attach_dense("grid", ["a", "b"])
+    assert net.class_rows() is None
+    assert build("deit_tiny_distilled_patch16_224", pretrained=False).class_rows() is None

@@ -3,8 +3,12 @@ import json
 from html.parser import HTMLParser
 
 import pytest
+import torch
 
-from kdcli.report.page import MISSING, amount, confused_pairs, number, percent, render, table
+from kdcli.metrics.effects import effects
+from kdcli.metrics.exits import early_exit_curve, exit_metrics
+from kdcli.metrics.peers import peers
+from kdcli.report.page import MISSING, amount, confused_pairs, correlation, number, percent, render, table
 
 EVIL = "<script>alert('x')</script>"
 
@@ -62,6 +66,31 @@ def make_report():
         "models": [full, make_model("plain")],
         "notes": ["The test split was used once."],
     }
+
+
+def add_sections(report):
+    """Exits, effects and peers of random answers, as the metrics write them."""
+    generator = torch.Generator().manual_seed(0)
+    y = torch.arange(30) % 3
+    logits = torch.randn(30, 3, 3, generator=generator)
+    each, together = exit_metrics(logits, y)
+    times = {"median": 1.25, "p10": 1.0, "p90": 1.5, "repeats": 9}
+    curve = early_exit_curve(logits, y, [1e9, 2e9, 4e9])
+    full, plain = report["models"]
+    names = (("exit1", "map1"), ("exit2", "map2"), ("network", ""))
+    full["exits"] = {
+        "exits": [
+            {"name": name, "tap": tap, **own, "flops": 1e9 * 2**i, "latency_ms": times}
+            for i, ((name, tap), own) in enumerate(zip(names, each))
+        ],
+        "ensemble": together,
+        "curve": curve,
+        "early": curve[6]
+        | {"latency_ms": 1.5, "validation": {"samples": 1234, "top1": 0.8, "last": 0.81, "slack": 0.005}},
+    }
+    full["effects"] = effects(logits[:, 0], logits[:, 1], y, weights=(torch.eye(3), torch.randn(3, 2)))
+    report["peers"] = peers({full["name"]: logits[:, 0], plain["name"]: logits[:, 1]}, y)
+    return report
 
 
 @pytest.fixture
@@ -168,12 +197,65 @@ def test_what_no_model_has_is_left_out(report):
     assert table(report)[0] == ["model", "top-1", "per class", "NLL", "ECE"]
     page = Page(render(report))
     assert page.tags.count("svg") == 2
-    for absent in ("Cost", "Student and teacher", "Training", "Notes", "FLOPs", "Agreement"):
+    for absent in (
+        "Exits",
+        "Effects",
+        "together",
+        "Cost",
+        "Student and teacher",
+        "Training",
+        "Notes",
+        "FLOPs",
+        "Agreement",
+    ):
         assert absent not in page.text
 
 
+def test_exits_effects_and_peers_are_told(report):
+    text = Page(render(add_sections(report))).text
+    exits, peers = report["models"][0]["exits"], report["peers"]
+    for expected in (
+        "Exits",
+        f"exit1 map1 {percent(exits['exits'][0]['top1'])}",
+        "1.00 1.25 (1.00 – 1.50)",
+        f"is at least 0.6: top-1 {percent(exits['early']['top1'])} at ",
+        f" {exits['early']['flops'] / 1e9:.2f} GFLOPs and 1.50 ms on average",
+        "on average. On 1,234 validation pictures",
+        "lose at most 0.5% of accuracy (80.0%, always to the end 81.0%)",
+        "Effects of distillation",
+        "student, taught by dinov2_vits",
+        f"leaves {percent(report['models'][0]['effects']['smoothing'])} to the wrong classes on average",
+        "λ = 0.5",
+        "Models together",
+        f"mean of logits {percent(peers['ensemble']['logits']['top1'])}",
+        f"student plain {percent(peers['pairs'][0]['disagreement'])}",
+    ):
+        assert expected in text, expected
+    assert "None" not in text
+    header, rows = table(report)
+    at = header.index("exits' mean")
+    assert header[at : at + 3] == ["exits' mean", "early exit", "early GFLOPs"]
+    assert [row[at + 2] for row in rows] == [number(exits["early"]["flops"] / 1e9), MISSING]
+
+
+def test_exits_without_latency_or_threshold(report):
+    add_sections(report)
+    exits = report["models"][0]["exits"]
+    for row in exits["exits"]:
+        del row["latency_ms"]
+    del exits["early"]
+    text = Page(render(report)).text
+    assert "exit1 map1" in text
+    assert "where each image stops" not in text
+    assert "1.25 (1.00" not in text
+
+
 def test_names_and_paths_are_escaped_everywhere(report):
-    evil = copy.deepcopy(report)
+    evil = copy.deepcopy(add_sections(report))
+    for row in evil["models"][0]["exits"]["exits"]:
+        row["name"] = row["tap"] = EVIL
+    evil["peers"]["pairs"][0]["first"] = EVIL
+    evil["peers"]["only"][EVIL] = 0.5
     evil["title"] = evil["created"] = EVIL
     evil["data"] |= {
         "name": EVIL,
@@ -236,6 +318,9 @@ def test_confused_pairs_are_the_largest_off_the_diagonal():
         (amount, 3_412_000, "3.4 M"),
         (amount, 1_100_000_000, "1.1 G"),
         (amount, None, MISSING),
+        (correlation, 0.5, "+0.50"),
+        (correlation, -0.994, "-0.99"),
+        (correlation, None, MISSING),
     ],
 )
 def test_values_are_formatted_for_reading(form, value, text):

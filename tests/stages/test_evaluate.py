@@ -95,6 +95,46 @@ def test_report_of_two_models_against_a_teacher(models, run):
     assert facts(result.path)["kind"] == "report"
 
 
+def test_models_together_and_effects_of_the_teacher(models, run):
+    result = run(models, teacher=models[1])
+    report = json.loads((result.path / "report.json").read_text())
+    student, teacher = report["models"]
+    peers, shares = report["peers"], student["teacher"]
+    (pair,) = peers["pairs"]
+    assert (pair["first"], pair["second"]) == ("test_vit", "test_resnet")
+    assert pair["disagreement"] == pytest.approx(1 - shares["agreement"])
+    assert pair["kl_back"] == pytest.approx(shares["kl"])
+    assert peers["only"]["test_vit"] == pytest.approx(shares["only_student"])
+    assert peers["only"]["test_resnet"] == pytest.approx(shares["only_teacher"])
+    assert peers["none_right"] == pytest.approx(shares["neither_right"])
+    assert "effects" not in teacher
+    effects = student["effects"]
+    assert effects["student"]["ece"] == pytest.approx(student["metrics"]["ece"])
+    assert effects["teachers"]["teacher"]["ece"] == pytest.approx(teacher["metrics"]["ece"])
+    assert -1 <= effects["weights"] <= 1
+    rows = [build(name).class_rows() for name in models]
+    unit = [(w / w.norm(dim=1, keepdim=True)).detach() for w in rows]
+    lists = [[float(u[i] @ u[k]) for i in range(4) for k in range(i)] for u in unit]
+    ranks = torch.tensor(lists).argsort(1).argsort(1).double()
+    assert effects["weights"] == pytest.approx(float(torch.corrcoef(ranks)[0, 1]))
+    page = " ".join((result.path / "report.html").read_text().split())
+    assert "<h3>test_vit, taught by " in page
+    assert "<td>mean of probabilities</td>" in page
+
+
+def test_the_seed_decides_the_permutations_and_the_weight_the_factors(models, run, tmp_path):
+    found = {}
+    for name, more in {"plain": {}, "seed": {"seed": 5}, "mix": {"effects_mix": 0.25}}.items():
+        report = json.loads((run(models[:1], teacher=models[1], out=str(tmp_path / name), **more).path
+                             / "report.json").read_text())  # fmt: skip
+        assert "peers" not in report
+        found[name] = report["models"][0]["effects"]["teachers"]
+    assert found["seed"]["teacher"] == found["plain"]["teacher"]
+    assert found["seed"]["shuffled_classes"] != found["plain"]["shuffled_classes"]
+    plain, mixed = (found[n]["teacher"]["rescaling"]["mean"] for n in ("plain", "mix"))
+    assert 1 - mixed == pytest.approx((1 - plain) / 2)
+
+
 def test_gates(models, run):
     assert run(models[:1], require=["top1>=0.0", "ece<=1"]).failed == []
     failed = run(models[:1], require=["top1>1.5"]).failed
@@ -113,6 +153,8 @@ def test_selection_split_is_noted(models, run):
     [
         ({"require": ["top1=>0.8"]}, UsageError, "write METRIC>=NUMBER"),
         ({"require": ["topp1>=0.8"]}, UsageError, "no metric 'topp1'. Did you mean 'top1'"),
+        ({"require": ["exits.early.topp1>=0.8"]}, UsageError, "Did you mean 'exits.early.top1'"),
+        ({"require": ["exits.early.top1>=0.8"]}, UsageError, "'exits.early.top1' was not measured"),
         ({"require": ["agreement>=0.8"]}, UsageError, "'agreement' was not measured"),
         ({"split": "tset"}, InputError, "no split 'tset'"),
         ({"data.source": None}, UsageError, "--data is required"),
