@@ -1,4 +1,4 @@
-"""Make new pictures of a training set: mixtures and variations, without labels or prompts.
+"""Make new pictures: mixtures and variations of a training set, without labels or prompts; or without data.
 
 One process:     kdcli synthesize --weights image-mixer/ --data cars/ --per-image 2 --out runs/mixed
 Several GPUs:    kdcli synthesize -n 8 --precision bf16 --weights image-mixer/ --data cars/ --count 100000
@@ -10,6 +10,10 @@ training pictures with Image Mixer; ``kdcli distill --extra`` reads what this st
 distill carve for validation is among the sources too (carving needs the labels, which are never read here).
 
 Picture j depends on (seed, j) alone: any ``--shard``, any number of processes and any restart make the same.
+
+Without data:    kdcli synthesize --mixer deepinversion --teacher runs/teacher --count 5000 --out runs/dreams
+
+Such mixers (:mod:`kdcli.stages.invert`) optimise pictures in blocks against a teacher.
 """
 
 from __future__ import annotations
@@ -24,8 +28,9 @@ from kdcli.config import inputs, method_option, option, outputs, running
 from kdcli.console import Console
 from kdcli.errors import InputError, UsageError
 from kdcli.sections import RunSection, SourceSection
-from kdcli.stages import Result, frame, shards
+from kdcli.stages import Result, frame, invert, shards
 from kdcli.synthesis.sampling import SamplingSection, resolved
+from kdcli.synthesis.settings import InversionSection
 
 if TYPE_CHECKING:
     from kdcli.artifacts.store import Output
@@ -45,9 +50,11 @@ class Sources(SourceSection):
 
 
 class Config(RunSection):
-    """Make new pictures of a training set: mixtures and variations, without labels or prompts."""
+    """Make new pictures: mixtures and variations of a training set, or pictures from a teacher alone."""
 
     weights: str | None = inputs(None, "Diffusers directory, or hub id with @revision.", "--weights")
+    teacher: str | None = inputs(None, "Model that pictures are made from, without data.", "--teacher")
+    student: str | None = inputs(None, "Model that adaptive-deepinversion plays against it.", "--student")
     merge: list[str] = inputs([], "Join all shards of a run instead (repeatable).", "--merge", runtime=True)
     data: Sources = Sources()
     mixer: str = method_option("imagemixer", ", ".join(synthesis.MIXERS) + ".", "--mixer")
@@ -55,6 +62,7 @@ class Config(RunSection):
         None, "Pictures that one is made of (default: the mixer's).", "--sources", ge=1
     )
     sampling: SamplingSection = SamplingSection()
+    inversion: InversionSection = InversionSection()
     alpha: float = option(1.0, "Of mixup and cutmix: λ from Beta(alpha, alpha).", gt=0)
     resolution: int | None = outputs(None, "Side in pixels (default: the model's).", "--resolution", ge=8)
     per_image: int | None = outputs(None, "New pictures per source, each with it [1].", "--per-image", ge=1)
@@ -121,7 +129,10 @@ class Plan:
         console.note(f"writes   {self.target.path}: {len(self.numbers):,} pictures{part}")
 
 
-def plan(config: Config, console: Console, *, unless_complete: bool = False) -> Plan | shards.Merge | Result:
+AnyPlan = Plan | invert.Plan | shards.Merge
+
+
+def plan(config: Config, console: Console, *, unless_complete: bool = False) -> AnyPlan | Result:
     """Check data, mixer and weights; with ``unless_complete`` it ends early where the output stands already.
 
     Raises:
@@ -134,11 +145,13 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
                 "--merge joins finished shards on one process: leave out --data, --shard and -n."
             )
         return shards.plan(config, config.merge, unless_complete)
+    entry = synthesis.entry(config.mixer)
+    if entry.data_free:
+        return invert.plan(config, unless_complete)
     from kdcli.data.sources import open_train, refuse_small
     from kdcli.synthesis import draws
 
     frame.require(config.data.source, "--data")
-    entry = synthesis.entry(config.mixer)
     _refuse_unheeded(config, entry)
     weights = None
     if entry.weights:
@@ -167,7 +180,7 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
 def _refuse_unheeded(config: Config, entry: synthesis.Entry) -> None:
     """Options that the mixer would not heed."""
     names = ("alpha",) if entry.weights else ("weights", "sampling", "precision")
-    for name in names:
+    for name in (*names, "teacher", "student", "inversion"):
         if getattr(config, name) != getattr(Config(), name):
             what = "sampling (steps, guidance, …)" if name == "sampling" else name
             raise UsageError(f"--mixer {config.mixer} has no use for {what}.")
@@ -192,14 +205,14 @@ def _resolved(config: Config, entry: synthesis.Entry, weights: Weights | None) -
     return config.model_copy(update=found)
 
 
-def run(plan: Plan | shards.Merge, console: Console, *, stop: Any = None, command: str = "") -> Result:
+def run(plan: AnyPlan, console: Console, *, stop: Any = None, command: str = "") -> Result:
     """Make the pictures, or join shards, and write a dataset artifact with a contact sheet.
 
     Raises:
         Preempted: the pictures so far are kept, the same command goes on with the next.
         Diverged: NaN or Inf in a picture.
     """
-    from kdcli.engine.generate import Job, generate
+    from kdcli.engine.generate import Job, features, generate
     from kdcli.engine.runtime import open_runtime, shared_output
 
     config, path = plan.config, plan.target.path
@@ -210,6 +223,9 @@ def run(plan: Plan | shards.Merge, console: Console, *, stop: Any = None, comman
         if isinstance(plan, shards.Merge):
             plan.write(output, command)
             return Result(path, frame.summary(path))
+        if isinstance(plan, invert.Plan):
+            plan.write(output, runtime, console, stop, command)
+            return Result(path, frame.summary(path))
         batch = min(plan.config.batch_size, plan.total)
         make = _maker(plan, batch, runtime, console, stop)
         job = Job(
@@ -217,6 +233,7 @@ def run(plan: Plan | shards.Merge, console: Console, *, stop: Any = None, comman
             plan.draw,
             make,
             lambda draws: _columns(plan, draws),
+            features(),
             batch,
             plan.config.commit_images,
         )
