@@ -1,4 +1,4 @@
-"""``kdcli synthesize`` without data: pictures optimised against a teacher."""
+"""``kdcli synthesize`` without data: pictures, or a generator of them, optimised against a teacher."""
 
 from __future__ import annotations
 
@@ -12,18 +12,20 @@ from kdcli.artifacts.files import write_bytes
 from kdcli.artifacts.manifest import Manifest
 from kdcli.console import Console
 from kdcli.errors import InputError, UsageError
+from kdcli.launch import world_size
 from kdcli.stages import Result, frame, shards, show
 from kdcli.synthesis.settings import InversionSection, resolved
 
 if TYPE_CHECKING:
     from kdcli.artifacts.store import Output
+    from kdcli.engine.mixing import Make
     from kdcli.engine.runtime import Runtime
     from kdcli.models.network import Network
     from kdcli.synthesis.draws import Draw
     from kdcli.words import Phase
 
 _SHEET_PICTURES = 64
-_LOG = "metrics.jsonl"
+_LOG, _GENERATOR = "metrics.jsonl", "generator.safetensors"
 _UNHEEDED = {
     "data": "--data: it makes pictures from the teacher alone",
     "batch_size": "--batch-size: --set inversion.batch=… is the number that is optimised together",
@@ -48,6 +50,11 @@ class Plan:
     networks: dict[str, Network]
     phases: tuple[Phase, ...]
     numbers: range
+
+    @property
+    def generates(self) -> bool:
+        """Whether a generator is trained, instead of pictures."""
+        return synthesis.entry(self.config.mixer).family == "generator"
 
     @property
     def section(self) -> InversionSection:
@@ -86,7 +93,7 @@ class Plan:
             show.network(console, role, network)
         given = {k: v for k, v in section if v is not None}
         console.note(f"makes    {len(self.classes)} classes by {config.mixer}, no data")
-        console.note("inverts  " + ", ".join(f"{k} {v}" for k, v in given.items()))
+        console.note("descends " + ", ".join(f"{k} {v}" for k, v in given.items()))
         part = f" of {config.count:,} (shard {config.shard}, whole blocks)" if config.shard else ""
         console.note(f"writes   {self.target.path}: {len(self.numbers):,} pictures{part}")
 
@@ -94,15 +101,19 @@ class Plan:
         """Make the pictures that are missing and commit the dataset.
 
         Raises:
-            Preempted: whole blocks are kept, and the state of one that was cut off.
+            Preempted: whole blocks are kept, and the state of what was cut off.
             Diverged: NaN or Inf.
         """
         from kdcli.engine.generate import Job, features, generate
-        from kdcli.engine.inversion import from_teacher
+        from kdcli.engine.runtime import watching
 
-        batch, schema = self.section.batch or 1, features(target=True)
-        make = from_teacher(self._inversion(runtime), output.partial, runtime, console, stop)
-        every = self.config.commit_images
+        batch, schema, every = (
+            self.section.batch or 1,
+            features(not self.generates),
+            self.config.commit_images,
+        )
+        with watching(stop):
+            make = (self._generated if self.generates else self._optimised)(output, runtime, console, stop)
         job = Job(self.numbers, self.draw, make, self._columns, schema, batch, every)
         rate = generate(job, output, runtime, console, stop)
         runtime.barrier()
@@ -111,10 +122,21 @@ class Plan:
             console.note(f"{self.target.path}: {len(self.numbers):,} pictures")
         runtime.barrier()
 
-    def _inversion(self, runtime: Runtime) -> Any:
+    def _generated(self, output: Output, runtime: Runtime, console: Console, stop: Any) -> Make:
+        """Trains the generator, or goes on with it."""
+        from kdcli.artifacts.store import write_tensors
+        from kdcli.engine import generator as engine
+
+        teacher, (phase,), seed = self.networks["teacher"].to(runtime.device), self.phases, self.config.seed
+        generator = engine.initial(self.section, teacher.spec.size[0], seed).to(runtime.device)
+        engine.train_generator(generator, teacher, phase, self.section, seed, output, runtime, console, stop)
+        write_tensors(output.partial / _GENERATOR, generator.state_dict())
+        return engine.from_generator(generator, teacher, self.section.batch or 1, runtime)
+
+    def _optimised(self, output: Output, runtime: Runtime, console: Console, stop: Any) -> Make:
         from torch import nn
 
-        from kdcli.engine.inversion import Inversion
+        from kdcli.engine.inversion import Inversion, from_teacher
         from kdcli.models.pictures import Renormalised
 
         parties: dict[str, nn.Module] = {k: v.to(runtime.device) for k, v in self.networks.items()}
@@ -122,16 +144,18 @@ class Plan:
         if "student" in self.networks:
             specs = (self.networks[role].spec for role in ("teacher", "student"))
             parties["renormalise"] = Renormalised(*specs).to(runtime.device)
-        return Inversion(self.phases, parties, self.section, self.target_class)
+        inversion = Inversion(self.phases, parties, self.section, self.target_class)
+        return from_teacher(inversion, output.partial, runtime, console, stop)
 
     def _columns(self, draws: list[Draw]) -> dict[str, list[Any]]:
         """(seed, number) says all that is random; ``target`` is the class that was asked for, not a label."""
+        target = {} if self.generates else {"target": [self.target_class(draw.number) for draw in draws]}
         return {
             "source_ids": [[] for _ in draws],
             "mixer": [self.config.mixer] * len(draws),
             "seed": [self.config.seed] * len(draws),
             "number": [draw.number for draw in draws],
-            "target": [self.target_class(draw.number) for draw in draws],
+            **target,
         }
 
     def _export(self, output: Output, runtime: Runtime, command: str, rate: float, schema: Any) -> None:
@@ -142,11 +166,8 @@ class Plan:
         names = dataset.finish(output.partial, schema, {})
         cells = dataset.head(output.partial, "image", _SHEET_PICTURES)
         write_bytes(output.partial / shards.SHEET, gallery([decode(cell["bytes"]) for cell in cells]))
-        rows = [json.loads(file.read_text()) for file in sorted(output.partial.glob("block-*.json"))]
-        write_bytes(output.partial / _LOG, "".join(json.dumps(row) + "\n" for row in rows).encode())
+        more = self._figures(output)
         manifest = Manifest("dataset", "synthesize", self.target.identity, self.target.parents)
-        section = self.section
-        steps = len(rows) * ((section.steps or 0) + (section.half_steps or 0))
         manifest.facts = frame.facts(
             self.config,
             command,
@@ -155,12 +176,28 @@ class Plan:
             images_of_all_shards=self.config.count,
             images_per_second=round(rate, 4),
             licences={},
-            targets=self.classes,
-            metrics={"agreement": sum(row["agreement"] for row in rows) / len(rows)},
-            cost={"teacher_forwards": steps * (section.batch or 1)},
+            **more,
             **runtime.describe(),
         )
-        output.commit(manifest, [*names, shards.SHEET, _LOG])
+        kept = [_GENERATOR] if self.generates else []
+        output.commit(manifest, [*names, shards.SHEET, _LOG, *kept])
+
+    def _figures(self, output: Output) -> dict[str, Any]:
+        """Facts of the manifest about how it went; gathers the blocks' rows into the log."""
+        section, log = self.section, output.partial / _LOG
+        batch = section.batch or 1
+        if self.generates:
+            last = json.loads(log.read_text().splitlines()[-1])
+            metrics = {"label_entropy": last["label_entropy"]}
+            return {"metrics": metrics, "cost": {"teacher_forwards": (section.steps or 0) * batch}}
+        rows = [json.loads(file.read_text()) for file in sorted(output.partial.glob("block-*.json"))]
+        write_bytes(log, "".join(json.dumps(row) + "\n" for row in rows).encode())
+        steps = (section.steps or 0) + (section.half_steps or 0)
+        return {
+            "targets": self.classes,
+            "metrics": {"agreement": sum(row["agreement"] for row in rows) / len(rows)},
+            "cost": {"teacher_forwards": len(rows) * steps * batch},
+        }
 
 
 def plan(config: Any, unless_complete: bool) -> Plan | Result:
@@ -177,6 +214,7 @@ def plan(config: Any, unless_complete: bool) -> Plan | Result:
     from kdcli.synthesis import draws
 
     _refuse_unheeded(config)
+    entry = synthesis.entry(config.mixer)
     section = resolved(config.inversion, config.mixer)
     config = config.model_copy(update={"inversion": section})
     roles = {role: getattr(config, role) for role in ("teacher", "student") if getattr(config, role)}
@@ -186,6 +224,8 @@ def plan(config: Any, unless_complete: bool) -> Plan | Result:
     if unless_complete and frame.complete(target, config):
         return Result(target.path, frame.summary(target.path))
     networks = _networks(config)
+    if entry.family == "generator" and networks["teacher"].spec.size[0] % 4:
+        raise UsageError("--resolution: a generator makes pictures whose side is a multiple of 4.")
     phases = synthesis.function(config.mixer)(networks["teacher"], section)
     return Plan(config, target, networks, phases, numbers)
 
@@ -204,6 +244,11 @@ def _refuse_unheeded(config: Any) -> None:
         frame.require(config.student, f"--mixer {mixer}: --student (or use deepinversion)")
     elif config.student:
         raise UsageError(f"--mixer {mixer} has no use for --student; adaptive-deepinversion has.")
+    if entry.family == "generator" and (config.shard or max(config.processes, world_size()) > 1):
+        raise UsageError(
+            f"--mixer {mixer} runs on one process without --shard: each would train the generator again, and "
+            "drawing from it takes seconds."
+        )
 
 
 def _networks(config: Any) -> dict[str, Network]:

@@ -106,6 +106,13 @@ MIXERS: dict[str, Entry] = {
         family="inversion",
         student=True,
     ),
+    "dafl": Entry(
+        "kdcli.synthesis.dafl:dafl",
+        "pictures of a generator that was trained against the teacher",
+        "Chen et al. 2019, arXiv 1904.01186",
+        sources=0,
+        family="generator",
+    ),
 }
 
 

@@ -17,6 +17,8 @@ class InversionSection(Section):
     ImageNet settings of DeepInversion's README and code (ResNet-50): batch 84, lr 0.25, statistics 0.01,
     first_statistics 10, tv_l2 1e-4, l2 1e-5 with l2_over image, betas [0.5, 0.9], schedule cosine with warmup
     100, jitter 30, flip 0.5, clip true, and half_steps 2000 with steps 1000; adaptive: competition 0.2.
+    DAFL's code on MNIST: batch 512, steps 24000, lr 0.2, latent 100, one_hot 1, activation 0.1; on CIFAR-100:
+    one_hot 0.5, entropy 20, activation 0.1.
     """
 
     batch: int | None = option(None, f"Pictures optimised, or generated, together {_MINE}", ge=1)
@@ -82,6 +84,19 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "deepinversion": _DEEPINVERSION,
     # the competition's weight is that of the ImageNet script, the CIFAR script has it off
     "adaptive-deepinversion": {**_DEEPINVERSION, "competition": 0.2},
+    # DAFL's code on CIFAR-10, where a student is trained beside the generator (2000 epochs of 120 steps)
+    "dafl": {
+        "batch": 1024,
+        "steps": 240_000,
+        "lr": 0.02,
+        "betas": (0.9, 0.999),
+        "schedule": "constant",
+        "warmup": 0,
+        "latent": 1000,
+        "one_hot": 0.05,
+        "entropy": 5.0,
+        "activation": 0.01,
+    },
 }
 
 
