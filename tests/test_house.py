@@ -162,7 +162,7 @@ RUN = "--out --overwrite --cache --seed -n,--num-processes --device --precision 
 DATA = "--data --labels-per-class --class-balance --on-bad-image"
 OPTIONS = {
     "probe": f"{RUN} {DATA} --views --teacher --weights --image-size --head --finetune --features --protocol "
-    "--epochs --batch-size",
+    "--statistics --epochs --batch-size",
     "synthesize": f"{RUN} --data --on-bad-image --weights --teacher --student --merge --mixer --sources "
     "--strengths --pad-tokens --guidance --steps --scheduler --resolution --per-image --count --shard "
     "--batch-size",
@@ -191,6 +191,7 @@ KEYS = {
         "views": VIEW_KEYS,
         "optim": OPTIMISER,
         "grid": "lr weight_decay l2 solver epochs batch_size momentum patience",
+        "statistics": "record taps min_count max_gigabytes",
     },
     "synthesize": {
         "": f"{RUN_KEYS} weights teacher student merge mixer sources alpha resolution per_image count shard "
@@ -198,7 +199,8 @@ KEYS = {
         "data": f"{SOURCE_KEYS} min_side",
         "sampling": "strengths pad_tokens guidance steps scheduler",
         "inversion": "batch steps half_steps lr betas schedule warmup start jitter flip clip label "
-        "statistics first_statistics tv_l2 tv_l1 l2 l2_over competition latent one_hot entropy activation",
+        "statistics first_statistics tv_l2 tv_l1 l2 l2_over competition latent one_hot entropy activation "
+        "min_count small_classes",
     },
     "distill": {
         "": f"{RUN_KEYS} teacher teacher_mean via student weights from_scratch image_size drop_path "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from kdcli import synthesis
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from kdcli.engine.runtime import Runtime
     from kdcli.models.network import Network
     from kdcli.synthesis.draws import Draw
+    from kdcli.synthesis.lopes import Records
     from kdcli.words import Phase
 
 _SHEET_PICTURES = 64
@@ -43,6 +44,8 @@ class Plan:
         networks: by role, ``teacher`` and perhaps ``student``, frozen.
         phases: of the mixer.
         numbers: of the pictures of this shard.
+        kept: numbers of the classes that pictures are made for.
+        records: of the teacher's activations, for the mixer that needs them.
     """
 
     config: Any
@@ -50,6 +53,8 @@ class Plan:
     networks: dict[str, Network]
     phases: tuple[Phase, ...]
     numbers: range
+    kept: list[int]
+    records: Records | None = None
 
     @property
     def generates(self) -> bool:
@@ -74,7 +79,7 @@ class Plan:
 
     def target_class(self, number: int) -> int:
         """Class that a picture is made for: one after another."""
-        return number % len(self.classes)
+        return self.kept[number % len(self.kept)]
 
     def to_json(self) -> dict[str, Any]:
         """What ``--dry-run --json`` prints."""
@@ -92,7 +97,7 @@ class Plan:
         for role, network in self.networks.items():
             show.network(console, role, network)
         given = {k: v for k, v in section if v is not None}
-        console.note(f"makes    {len(self.classes)} classes by {config.mixer}, no data")
+        console.note(f"makes    {len(self.kept)} of {len(self.classes)} classes by {config.mixer}, no data")
         console.note("descends " + ", ".join(f"{k} {v}" for k, v in given.items()))
         part = f" of {config.count:,} (shard {config.shard}, whole blocks)" if config.shard else ""
         console.note(f"writes   {self.target.path}: {len(self.numbers):,} pictures{part}")
@@ -145,6 +150,8 @@ class Plan:
             specs = (self.networks[role].spec for role in ("teacher", "student"))
             parties["renormalise"] = Renormalised(*specs).to(runtime.device)
         inversion = Inversion(self.phases, parties, self.section, self.target_class)
+        if self.records is not None:
+            inversion = replace(inversion, columns=self.records.sampled)
         return from_teacher(inversion, output.partial, runtime, console, stop)
 
     def _columns(self, draws: list[Draw]) -> dict[str, list[Any]]:
@@ -211,7 +218,7 @@ def plan(config: Any, unless_complete: bool) -> Plan | Result:
         UsageError: an option that is missing, or that the mixer does not heed.
         InputError: a teacher that cannot be inverted in this way.
     """
-    from kdcli.synthesis import draws
+    from kdcli.synthesis import draws, lopes
 
     _refuse_unheeded(config)
     entry = synthesis.entry(config.mixer)
@@ -220,14 +227,19 @@ def plan(config: Any, unless_complete: bool) -> Plan | Result:
     roles = {role: getattr(config, role) for role in ("teacher", "student") if getattr(config, role)}
     parents = [frame.parent(role, name) for role, name in roles.items()]
     numbers = draws.shard(config.shard, config.count, section.batch or 1)
-    target = frame.target("synthesize", config, parents, {})
+    records = lopes.read_records(config.teacher) if entry.records else None
+    prints = {"statistics": records.hash} if records else {}
+    target = frame.target("synthesize", config, parents, prints)
     if unless_complete and frame.complete(target, config):
         return Result(target.path, frame.summary(target.path))
     networks = _networks(config)
     if entry.family == "generator" and networks["teacher"].spec.size[0] % 4:
         raise UsageError("--resolution: a generator makes pictures whose side is a multiple of 4.")
-    phases = synthesis.function(config.mixer)(networks["teacher"], section)
-    return Plan(config, target, networks, phases, numbers)
+    teacher = networks["teacher"]
+    classes = teacher.classes or []
+    kept = lopes.allowed(records, classes, section) if records else list(range(len(classes)))
+    phases = synthesis.function(config.mixer)(records or teacher, section)
+    return Plan(config, target, networks, phases, numbers, kept, records)
 
 
 def _refuse_unheeded(config: Any) -> None:

@@ -4,7 +4,7 @@ By family, a mixer is a function of
 
 * ``diffusion``: image embeddings of K source pictures ``[B, K, D]`` to cross-attention tokens ``[B, T, D]``;
 * ``pixels``: K source pictures and a seed to a picture;
-* ``inversion``: a teacher and weights to the phases in which pictures are optimised, without any sources;
+* ``inversion``: a teacher, or its records, and weights to the phases in which pictures are optimised;
 * ``generator``: a teacher and weights to the phases in which a generator of pictures is trained.
 
 The table imports without torch.
@@ -34,6 +34,7 @@ class Entry:
         sources: default number K of source pictures.
         exact: whether K can be no other.
         family: what kind of function it is.
+        records: whether it needs activations that probe recorded.
         student: whether it plays a student against the teacher.
         default_weights: those that it takes without ``--weights``.
     """
@@ -44,6 +45,7 @@ class Entry:
     sources: int = 2
     exact: bool = False
     family: Literal["diffusion", "pixels", "inversion", "generator"] = "diffusion"
+    records: bool = False
     student: bool = False
     default_weights: str | None = None
 
@@ -105,6 +107,14 @@ MIXERS: dict[str, Entry] = {
         sources=0,
         family="inversion",
         student=True,
+    ),
+    "lopes": Entry(
+        "kdcli.synthesis.lopes:lopes",
+        "pictures with activations like those that probe recorded of each class",
+        "Lopes, Fenu & Starner 2017, arXiv 1710.07535",
+        sources=0,
+        family="inversion",
+        records=True,
     ),
     "dafl": Entry(
         "kdcli.synthesis.dafl:dafl",

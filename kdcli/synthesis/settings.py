@@ -54,6 +54,12 @@ class InversionSection(Section):
     activation: float | None = option(
         None, f"DAFL: weight of the features' size, a mean as in the code {_MINE}", ge=0
     )
+    min_count: int | None = option(
+        None, "Lopes: least pictures of a class behind its record, for their privacy [20].", ge=2
+    )
+    small_classes: Literal["refuse", "skip"] | None = option(
+        None, "Lopes: refuse to run where a class has fewer, or leave it out [refuse]."
+    )
 
 
 _OPTIMISED = {
@@ -84,6 +90,18 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "deepinversion": _DEEPINVERSION,
     # the competition's weight is that of the ImageNet script, the CIFAR script has it off
     "adaptive-deepinversion": {**_DEEPINVERSION, "competition": 0.2},
+    # the code's, with the first noise of its CelebA script (MNIST: [0.15, 0.1])
+    "lopes": {
+        **{k: _OPTIMISED[k] for k in ("betas", "schedule", "warmup", "clip")},
+        "batch": 64,
+        "steps": 1000,
+        "lr": 0.07,
+        "start": (0.44, 0.29),
+        "jitter": 0,
+        "flip": 0.0,
+        "min_count": 20,
+        "small_classes": "refuse",
+    },
     # DAFL's code on CIFAR-10, where a student is trained beside the generator (2000 epochs of 120 steps)
     "dafl": {
         "batch": 1024,

@@ -102,7 +102,7 @@ def test_a_dry_run_shows_the_plan(normed, tmp_path):
     stream = io.StringIO()
     plan = inversion_plan(normed, tmp_path / "out", shard="2/2")
     plan.describe(Console(stream=stream))
-    assert "4 classes by deepinversion, no data" in stream.getvalue()
+    assert "4 of 4 classes by deepinversion, no data" in stream.getvalue()
     assert "4 pictures of 20 (shard 2/2, whole blocks)" not in stream.getvalue()
     assert "12 pictures of 20 (shard 2/2, whole blocks)" in stream.getvalue()
     assert json.loads(json.dumps(plan.to_json(), default=str))["images"] == 12
@@ -228,3 +228,65 @@ def test_pictures_are_what_the_teacher_takes_for_their_class(normed, tmp_path):
     agreement = (logits.argmax(dim=1).numpy() == [row["target"] for row in synthetic(out)]).mean()
     assert agreement == rows(out)[0]["agreement"] == facts(out)["metrics"]["agreement"]
     assert agreement >= 0.75
+
+
+# -- against a student ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def rival(probed):
+    """A toy ViT with a normalisation of its own, that knows the same classes."""
+    return probed("test_vit")
+
+
+def test_adaptive_pictures_are_sought_where_a_student_disagrees(normed, rival, tmp_path):
+    options = {"mixer": "adaptive-deepinversion", "student": str(rival), "count": 8, "inversion.steps": 40}
+    weights = {
+        "inversion.lr": 0.02,
+        "inversion.statistics": 0.0,
+        "inversion.label": 0.0,
+        "inversion.tv_l2": 0.0,
+    }
+    out = make(normed, tmp_path / "out", **options, **weights, **{"inversion.competition": 1.0})
+    (row,) = rows(out)
+    assert row["loss"] == pytest.approx(row["competition"])
+    early = make(normed, tmp_path / "early", **{**options, **weights, "inversion.steps": 1})
+    assert row["competition"] < rows(early)[0]["competition"]
+    assert [p["role"] for p in facts(out)["parents"]] == ["teacher", "student"]
+    assert facts(out)["config"]["inversion"]["competition"] == 1.0
+
+
+def test_the_student_decides_the_pictures(normed, rival, whole, tmp_path):
+    options = {"mixer": "adaptive-deepinversion", "student": str(rival), "count": 8}
+    adaptive = synthetic(make(normed, tmp_path / "out", **options))
+    assert adaptive[0]["mixer"] == "adaptive-deepinversion"
+    assert adaptive[0]["image"] != synthetic(whole)[0]["image"]
+    off = make(normed, tmp_path / "off", **options, **{"inversion.competition": 0})
+    assert [row["image"] for row in synthetic(off)] == [row["image"] for row in synthetic(whole)][:8]
+
+
+def test_each_network_sees_its_own_normalisation(normed, rival):
+    from dataclasses import replace
+
+    from kdcli.models.pictures import Renormalised
+
+    teacher, student = build(str(normed)), build(str(rival))
+    student.spec = replace(student.spec, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6), size=(16, 16))
+    x = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    seen = Renormalised(teacher.spec, replace(student.spec, size=(32, 32)))(teacher.prepare(x))
+    mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (student.spec.mean, student.spec.std))
+    assert torch.allclose(seen, (x / 255 - mean) / std, atol=1e-5)
+    assert Renormalised(teacher.spec, student.spec)(teacher.prepare(x)).shape == (2, 3, 16, 16)
+    assert torch.equal(teacher.restore(teacher.prepare(x)), x)
+
+
+def test_a_student_of_other_classes_is_refused(normed, pictures, tmp_path, probed):
+    import shutil
+
+    other = tmp_path / "other"
+    shutil.copytree(probed("test_vit"), other)
+    manifest = facts(other)
+    manifest["classes"] = ["a", "b", "c", "d"]
+    (other / "kdcli.json").write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match="classes"):
+        inversion_plan(normed, tmp_path / "out", mixer="adaptive-deepinversion", student=str(other))
