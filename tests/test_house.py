@@ -33,7 +33,7 @@ RANKS = (
 )
 RANK = {room: rank for rank, rooms in enumerate(RANKS) for room in rooms}
 # what stages share
-_PARTS = ("assess", "finetune", "fit", "frame", "invert", "material", "shards", "show", "training")
+_PARTS = ("assess", "finetune", "fit", "frame", "invert", "material", "mixing", "shards", "show", "training")
 SHARED = {"kdcli.stages", *(f"kdcli.stages.{part}" for part in _PARTS)}
 
 

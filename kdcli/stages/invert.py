@@ -75,7 +75,7 @@ class Plan:
         """Noise of a picture's block."""
         from kdcli.synthesis.draws import draw_of_block
 
-        return draw_of_block(number, self.config.seed, self.section.batch or 1)
+        return draw_of_block(number, self.config.seed, self.batch)
 
     def target_class(self, number: int) -> int:
         """Class that a picture is made for: one after another."""
@@ -102,41 +102,40 @@ class Plan:
         part = f" of {config.count:,} (shard {config.shard}, whole blocks)" if config.shard else ""
         console.note(f"writes   {self.target.path}: {len(self.numbers):,} pictures{part}")
 
-    def write(self, output: Output, runtime: Runtime, console: Console, stop: Any, command: str) -> None:
-        """Make the pictures that are missing and commit the dataset.
+    @property
+    def batch(self) -> int:
+        """Pictures that belong together."""
+        return self.section.batch or 1
+
+    @property
+    def features(self) -> Any:
+        """``datasets.Features`` of what is written."""
+        from kdcli.engine.generate import features
+
+        return features(target=not self.generates)
+
+    def maker(self, output: Output, runtime: Runtime, console: Console, stop: Any) -> Make:
+        """What turns draws into pictures; trains the generator where there is one.
 
         Raises:
-            Preempted: whole blocks are kept, and the state of what was cut off.
-            Diverged: NaN or Inf.
+            Preempted: a signal came while it was trained.
         """
-        from kdcli.engine.generate import Job, features, generate
-        from kdcli.engine.runtime import watching
-
-        batch, schema, every = (
-            self.section.batch or 1,
-            features(not self.generates),
-            self.config.commit_images,
-        )
-        with watching(stop):
-            make = (self._generated if self.generates else self._optimised)(output, runtime, console, stop)
-        job = Job(self.numbers, self.draw, make, self._columns, schema, batch, every)
-        rate = generate(job, output, runtime, console, stop)
-        runtime.barrier()
-        if runtime.main:
-            self._export(output, runtime, command, rate, schema)
-            console.note(f"{self.target.path}: {len(self.numbers):,} pictures")
-        runtime.barrier()
+        return (self._generated if self.generates else self._optimised)(output, runtime, console, stop)
 
     def _generated(self, output: Output, runtime: Runtime, console: Console, stop: Any) -> Make:
         """Trains the generator, or goes on with it."""
         from kdcli.artifacts.store import write_tensors
         from kdcli.engine import generator as engine
+        from kdcli.engine.runtime import watching
 
         teacher, (phase,), seed = self.networks["teacher"].to(runtime.device), self.phases, self.config.seed
         generator = engine.initial(self.section, teacher.spec.size[0], seed).to(runtime.device)
-        engine.train_generator(generator, teacher, phase, self.section, seed, output, runtime, console, stop)
+        with watching(stop):
+            engine.train_generator(
+                generator, teacher, phase, self.section, seed, output, runtime, console, stop
+            )
         write_tensors(output.partial / _GENERATOR, generator.state_dict())
-        return engine.from_generator(generator, teacher, self.section.batch or 1, runtime)
+        return engine.from_generator(generator, teacher, self.batch, runtime)
 
     def _optimised(self, output: Output, runtime: Runtime, console: Console, stop: Any) -> Make:
         from torch import nn
@@ -154,7 +153,7 @@ class Plan:
             inversion = replace(inversion, columns=self.records.sampled)
         return from_teacher(inversion, output.partial, runtime, console, stop)
 
-    def _columns(self, draws: list[Draw]) -> dict[str, list[Any]]:
+    def columns(self, draws: list[Draw]) -> dict[str, list[Any]]:
         """(seed, number) says all that is random; ``target`` is the class that was asked for, not a label."""
         target = {} if self.generates else {"target": [self.target_class(draw.number) for draw in draws]}
         return {
@@ -165,12 +164,12 @@ class Plan:
             **target,
         }
 
-    def _export(self, output: Output, runtime: Runtime, command: str, rate: float, schema: Any) -> None:
+    def export(self, output: Output, runtime: Runtime, command: str, rate: float) -> None:
         """Write what makes the parts a dataset, the blocks' figures and the contact sheet, and commit."""
         from kdcli.data.images import decode
         from kdcli.synthesis.sheet import gallery
 
-        names = dataset.finish(output.partial, schema, {})
+        names = dataset.finish(output.partial, self.features, {})
         cells = dataset.head(output.partial, "image", _SHEET_PICTURES)
         write_bytes(output.partial / shards.SHEET, gallery([decode(cell["bytes"]) for cell in cells]))
         more = self._figures(output)
@@ -192,18 +191,17 @@ class Plan:
     def _figures(self, output: Output) -> dict[str, Any]:
         """Facts of the manifest about how it went; gathers the blocks' rows into the log."""
         section, log = self.section, output.partial / _LOG
-        batch = section.batch or 1
         if self.generates:
             last = json.loads(log.read_text().splitlines()[-1])
             metrics = {"label_entropy": last["label_entropy"]}
-            return {"metrics": metrics, "cost": {"teacher_forwards": (section.steps or 0) * batch}}
+            return {"metrics": metrics, "cost": {"teacher_forwards": (section.steps or 0) * self.batch}}
         rows = [json.loads(file.read_text()) for file in sorted(output.partial.glob("block-*.json"))]
         write_bytes(log, "".join(json.dumps(row) + "\n" for row in rows).encode())
         steps = (section.steps or 0) + (section.half_steps or 0)
         return {
             "targets": self.classes,
             "metrics": {"agreement": sum(row["agreement"] for row in rows) / len(rows)},
-            "cost": {"teacher_forwards": len(rows) * steps * batch},
+            "cost": {"teacher_forwards": len(rows) * steps * self.batch},
         }
 
 
