@@ -97,6 +97,45 @@ def teacher(probed: Callable[[str], Path]) -> Path:
 
 
 @pytest.fixture(scope="session")
+def normed(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A probed toy ResNet of 32 px whose batch norms have seen the training pictures."""
+    import datasets
+    import timm
+    import torch
+    from safetensors.torch import save_file
+    from toolbox import QUIET
+
+    from kdcli.config import resolve
+    from kdcli.data.views import evaluation_view
+    from kdcli.models.build import build
+    from kdcli.stages import probe
+
+    folder = tmp_path_factory.mktemp("normed")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        body = timm.create_model("test_resnet")
+    spec = build("test_resnet", pretrained=False, size=32).spec
+    train = datasets.load_from_disk(str(pictures))["train"]["image"][:]
+    x = torch.stack([evaluation_view(picture.convert("RGB"), spec) for picture in train])
+    for module in body.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 1.0
+    with torch.no_grad():
+        body.train()((x / 255 - 0.5) / 0.5)
+    save_file(body.state_dict(), folder / "weights.safetensors")
+    options = {
+        "teacher": "test_resnet",
+        "weights": str(folder / "weights.safetensors"),
+        "image_size": 32,
+        "data.source": str(pictures),
+        "grid.solver": "lbfgs",
+        "out": str(folder / "teacher"),
+        "cache": str(folder / "cache"),
+    }
+    return probe.run(probe.plan(resolve(probe.Config, options=options), QUIET), QUIET).path
+
+
+@pytest.fixture(scope="session")
 def variations(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny image-variation model of random but fixed weights, 16 px, as a diffusers directory."""
     return toys.variation_model(tmp_path_factory.mktemp("variations") / "weights")

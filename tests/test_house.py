@@ -33,21 +33,20 @@ RANKS = (
 )
 RANK = {room: rank for rank, rooms in enumerate(RANKS) for room in rooms}
 # what stages share
-SHARED = {
-    f"kdcli.stages{name}"
-    for name in (
-        "",
-        ".assess",
-        ".exits",
-        ".finetune",
-        ".fit",
-        ".frame",
-        ".material",
-        ".shards",
-        ".show",
-        ".training",
-    )
-}
+_PARTS = (
+    "assess",
+    "exits",
+    "finetune",
+    "fit",
+    "frame",
+    "invert",
+    "material",
+    "mixing",
+    "shards",
+    "show",
+    "training",
+)
+SHARED = {"kdcli.stages", *(f"kdcli.stages.{part}" for part in _PARTS)}
 
 
 def module_name(file: Path) -> str:
@@ -175,9 +174,10 @@ RUN = "--out --overwrite --cache --seed -n,--num-processes --device --precision 
 DATA = "--data --labels-per-class --class-balance --on-bad-image"
 OPTIONS = {
     "probe": f"{RUN} {DATA} --views --teacher --weights --image-size --head --finetune --features --protocol "
-    "--epochs --batch-size",
-    "synthesize": f"{RUN} --data --on-bad-image --weights --merge --mixer --sources --strengths --pad-tokens "
-    "--guidance --steps --scheduler --resolution --per-image --count --shard --batch-size",
+    "--statistics --epochs --batch-size",
+    "synthesize": f"{RUN} --data --on-bad-image --weights --teacher --student --merge --mixer --sources "
+    "--strengths --pad-tokens --guidance --steps --scheduler --resolution --per-image --count --shard "
+    "--batch-size",
     "distill": f"{RUN} {DATA} --views --extra --extra-ratio --teacher --via --student --weights "
     "--from-scratch --image-size --method --add --alpha --temperature --opt --lr --weight-decay --epochs "
     "--max-steps --batch-size --auto-batch",
@@ -204,12 +204,16 @@ KEYS = {
         "views": VIEW_KEYS,
         "optim": OPTIMISER,
         "grid": "lr weight_decay l2 solver epochs batch_size momentum patience",
+        "statistics": "record taps min_count max_gigabytes",
     },
     "synthesize": {
-        "": f"{RUN_KEYS} weights merge mixer sources alpha resolution per_image count shard batch_size "
-        "commit_images",
+        "": f"{RUN_KEYS} weights teacher student merge mixer sources alpha resolution per_image count shard "
+        "batch_size commit_images",
         "data": f"{SOURCE_KEYS} min_side",
         "sampling": "strengths pad_tokens guidance steps scheduler",
+        "inversion": "batch steps half_steps lr betas schedule warmup start jitter flip clip label "
+        "statistics first_statistics tv_l2 tv_l1 l2 l2_over competition latent one_hot entropy activation "
+        "min_count small_classes",
     },
     "distill": {
         "": f"{RUN_KEYS} teacher teacher_mean via terms student weights from_scratch image_size drop_path "
@@ -296,7 +300,7 @@ def test_no_work_is_left_in_notes() -> None:
     "module",
     [
         *("kdcli.methods", "kdcli.words", "kdcli.stages", "kdcli.cli", "kdcli.artifacts.manifest"),
-        *("kdcli.synthesis", "kdcli.synthesis.sampling"),
+        *("kdcli.synthesis", "kdcli.synthesis.sampling", "kdcli.synthesis.settings"),
     ],
 )
 def test_tables_and_words_import_without_torch(module: str) -> None:

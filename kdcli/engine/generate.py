@@ -31,6 +31,7 @@ class Job:
         draw: number to sources and noise.
         make: draws of one block of ``batch_size`` numbers to pictures (PIL), in their order.
         columns: draws to the values of all columns but ``image``.
+        features: of all columns.
         batch_size: pictures that are made at a time by each process.
         commit_images: pictures after which a part is committed (or after a minute).
     """
@@ -39,6 +40,7 @@ class Job:
     draw: Callable[[int], Draw]
     make: Callable[[list[Draw]], Sequence[Any]]
     columns: Callable[[list[Draw]], dict[str, list[Any]]]
+    features: Any
     batch_size: int
     commit_images: int
 
@@ -46,7 +48,7 @@ class Job:
 def generate(job: Job, output: Output, runtime: Runtime, console: Console, stop: Any = None) -> float:
     """Make the pictures that the partial output lacks; returns the job's pictures per second.
 
-    Each process takes a block of them. Whatever ends it, the pictures that are ready are committed.
+    Each process takes a range of batches. Whatever ends it, the pictures that are ready are committed.
 
     Raises:
         Preempted: a signal came, here or at another process; the same command goes on.
@@ -59,17 +61,22 @@ def generate(job: Job, output: Output, runtime: Runtime, console: Console, stop:
     missing = dataset.missing(folder, job.numbers)
     runtime.barrier()  # or a quick process would commit before a slow one has looked
     total, world = len(job.numbers), runtime.world_size
-    mine = missing[runtime.rank * len(missing) // world : (runtime.rank + 1) * len(missing) // world]
+    blocks = list(batches(missing, job.batch_size))
+    mine = blocks[runtime.rank * len(blocks) // world : (runtime.rank + 1) * len(blocks) // world]
     done = total - len(missing)
     stopped = False
     with watching(stop), console.progress("pictures", total, "images", start=done) as bar:
         with _Writer(folder, job) as writer:
-            for numbers in batches(mine, job.batch_size):
-                if stop is not None and stop.requested:
+            for numbers in mine:
+                draws = [job.draw(number) for number in numbers]
+                try:
+                    if stop is not None and stop.requested:
+                        raise Preempted(stop.requested)
+                    pictures = job.make(draws)
+                except Preempted:  # all processes stop together, below
                     stopped = True
                     break
-                draws = [job.draw(number) for number in numbers]
-                writer.add(draws, job.make(draws))
+                writer.add(draws, pictures)
                 bar.update(min(bar.done + len(draws) * world, total))
         stopped = runtime.largest([float(stopped)])[0] > 0
     if stopped:
@@ -118,13 +125,19 @@ class _Writer:
             part, waiting = waiting[:count], waiting[count:]
             images = [{"bytes": encoded.result(), "path": None} for _, encoded in part]
             columns = {"image": images, **self.job.columns([draw for draw, _ in part])}
-            dataset.write_part(self.folder, first, columns, features())
+            dataset.write_part(self.folder, first, columns, self.job.features)
 
 
-def features() -> Any:
-    """``datasets.Features`` of a synthetic dataset: what a picture is made of, no labels."""
+def features(target: bool = False) -> Any:
+    """``datasets.Features`` of a synthetic dataset: what a picture is made of, no labels.
+
+    Args:
+        target: whether pictures were made for a class of the teacher's.
+    """
     import datasets
 
     text, number = datasets.Value("string"), datasets.Value("int64")
     columns = {"source_ids": datasets.List(text), "mixer": text, "seed": number, "number": number}
+    if target:
+        columns["target"] = number
     return datasets.Features({"image": datasets.Image(), **columns})

@@ -93,6 +93,12 @@ class Network(nn.Module):
             x = F.interpolate(x, self.spec.size, mode=mode, antialias=True, align_corners=False).clamp(0, 255)
         return ((x - mean) / self._std).contiguous(memory_format=_LAYOUT)
 
+    def restore(self, x: Tensor) -> Tensor:
+        """Pictures uint8 [B, 3, H, W] of prepared ones (float): what :meth:`prepare` normalises to them."""
+        mean: Any = self._mean
+        std: Any = self._std
+        return (x.detach().to(mean.dtype) * std + mean).round().clamp(0, 255).to(torch.uint8)
+
     def forward(self, x: Tensor) -> Tensor:
         """Logits [B, C], or [B, C, h, w], of views (uint8) or prepared pictures (float)."""
         x = self.prepare(x)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +46,7 @@ class Recorder:
         self.network, self.names = network, tuple(names)
         self._seen: dict[str, Any] = {}
         self._handles: list[Any] = []
+        self._modules = dict(network.body.named_modules())
 
     def __enter__(self) -> Recorder:
         try:
@@ -73,7 +75,7 @@ class Recorder:
         return found
 
     def _hook(self, name: str) -> None:
-        modules = dict(self.network.body.named_modules())
+        modules = self._modules
         path, _, end = name.rpartition(".")
         by_class = [m for m in modules.values() if end in ("in", "out") and _is_a(m, path)]
         if by_class:
@@ -223,7 +225,8 @@ def tensor_of(network: Network, name: str) -> Tensor:
     """
     if name == "classifier":
         return network.linear.weight
+    for find in (network.body.get_parameter, network.body.get_buffer):
+        with suppress(AttributeError):  # found by its path: a walk over all of them would cost every step
+            return find(name)
     tensors = {**dict(network.body.named_parameters()), **dict(network.body.named_buffers())}
-    if name not in tensors:
-        raise InputError(f"{network.name} has no parameter or buffer '{name}'.{nearest(name, tensors)}")
-    return tensors[name]
+    raise InputError(f"{network.name} has no parameter or buffer '{name}'.{nearest(name, tensors)}")

@@ -16,7 +16,7 @@ STAGES: dict[str, tuple[str, str]] = {
     ),
     "synthesize": (
         "kdcli.stages.synthesize",
-        "Make new pictures of a training set: mixtures and variations.",
+        "Make new pictures: of a training set, or from a teacher alone.",
     ),
     "distill": ("kdcli.stages.distill", "Train a student, with or without a teacher."),
     "eval": ("kdcli.stages.evaluate", "Measure models on one split: quality, calibration, cost, agreement."),

@@ -1,4 +1,4 @@
-"""Heads of a grid fitted on what a frozen backbone makes of the training pictures."""
+"""Heads of a grid fitted on what a frozen backbone makes of the training pictures, and records of that."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ from kdcli.engine.dense_heads import DenseResult, Part, train_dense_heads
 from kdcli.engine.features import cached_features, live_features
 from kdcli.engine.heads import HeadResult, HeadSpec, train_heads, train_heads_live
 from kdcli.engine.lbfgs import lbfgs_path
+from kdcli.engine.records import record
 from kdcli.engine.runtime import Runtime
 from kdcli.models.network import Network
 from kdcli.stages import frame
+from kdcli.synthesis.lopes import Records
 
 
 @dataclass(frozen=True)
@@ -121,4 +123,21 @@ def fit_dense_heads(parts: Parts, specs: Sequence[HeadSpec]) -> list[DenseResult
         batch_size=grid.batch_size,
         patience=grid.patience,
         seed=config.seed,
+    )
+
+
+def record_activations(parts: Parts) -> Records:
+    """Moments of the network's activations over the labelled training pictures, class by class."""
+    config, wanted = parts.config, parts.config.statistics
+    return record(
+        parts.network,
+        parts.labelled("train"),
+        wanted.taps,
+        parts.classes,
+        parts.runtime,
+        parts.console,
+        batch_size=config.grid.batch_size,
+        min_count=wanted.min_count,
+        max_bytes=wanted.max_gigabytes * 1e9,
+        **frame.reading(config, config.data),
     )

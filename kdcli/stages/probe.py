@@ -22,6 +22,7 @@ from kdcli.artifacts.manifest import Manifest
 from kdcli.config import Section, head_option, inputs, option, training
 from kdcli.console import Console
 from kdcli.errors import InputError, UsageError, nearest
+from kdcli.launch import world_size
 from kdcli.sections import DataSection, OptimSection, RunSection, StudentSection, TrainingData, ViewSection
 from kdcli.stages import Result, frame, show
 
@@ -52,6 +53,18 @@ class GridSection(Section):
     patience: int | None = option(5, "Epochs without gain after which a head stops.", ge=1)
 
 
+class StatisticsSection(Section):
+    """What is recorded of the finished model's activations, for pictures without data."""
+
+    principal: ClassVar[str | None] = "record"
+    record: bool = head_option(
+        False, "Record activations by class, for synthesize --mixer lopes.", "--statistics"
+    )
+    taps: list[str] = option(["pooled"], "Of what: the classifier's input, logits, block1, module paths.")
+    min_count: int = option(20, "Record no class of fewer pictures, for their privacy.", ge=2)
+    max_gigabytes: float = option(2.0, "Deviations where covariances would take more.", ge=0)
+
+
 class FinetuneSection(OptimSection):
     """How backbone and head learn together with --finetune."""
 
@@ -79,6 +92,7 @@ class Config(RunSection):
     data: DataSection = DataSection()
     views: ViewSection = ViewSection(count="1")
     grid: GridSection = GridSection()
+    statistics: StatisticsSection = StatisticsSection()
     optim: FinetuneSection = FinetuneSection()
 
     def finetuning(self) -> StudentSection:
@@ -144,6 +158,8 @@ class Plan:
                 heads = f"{len(self.specs)} segmentation heads by AdamW"
             console.note(f"reads    {self.config.data.source}: {show.splits(self.data)}")
             console.note(f"trains   {heads} on {', '.join(self.features)}{tune}")
+            if self.config.statistics.record:
+                console.note(f"records  {', '.join(self.config.statistics.taps)} of each class")
         else:
             console.note(f"keeps    the trained classifier of {len(self.network.classes or [])} classes")
         console.note(f"writes   {self.target.path}")
@@ -171,6 +187,10 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
         if config.head == "keep":
             raise UsageError("--finetune trains a fitted head further; leave out --head keep.")
         frame.refuse_uneven(config.optim, config.processes)
+    if config.statistics.record and (
+        config.head == "keep" or (config.finetune and max(config.processes, world_size()) > 1)
+    ):
+        raise UsageError("--statistics needs training pictures (no --head keep), and with --finetune no -n.")
     parents = [frame.parent("teacher", str(config.teacher), config.weights)]
     data = frame.labelled(config.data, "train", "validation") if config.head == "fit" else None
     prints = {"data": data.fingerprint} if data else {}
@@ -186,6 +206,8 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
         if data.task == "segmentation" and (config.protocol != "cached" or config.grid.solver == "lbfgs"):
             raise UsageError("segmentation has no --protocol dinov2 and no L-BFGS: its heads learn by AdamW.")
     network = build(str(config.teacher), weights=config.weights, size=config.image_size)
+    if config.statistics.record:
+        _refuse_taps(config, network, data)
     if network.trained == "random":
         raise InputError(f"{config.teacher} has random weights: nothing to probe.")
     if data is None:
@@ -207,6 +229,7 @@ def run(plan: Plan, console: Console, *, stop: Any = None, command: str = "") ->
     """
     from kdcli.engine.heads import best
     from kdcli.engine.runtime import open_runtime, shared_output
+    from kdcli.synthesis.lopes import FILE as RECORDS
 
     runtime = open_runtime(plan.config, find_unused=plan.dense)
     path = plan.target.path
@@ -217,7 +240,7 @@ def run(plan: Plan, console: Console, *, stop: Any = None, command: str = "") ->
         results: Sequence[HeadResult | DenseResult] = []
         outcome: Outcome | None = None
         if plan.data is not None:
-            from kdcli.stages.fit import Parts, fit_dense_heads, fit_heads
+            from kdcli.stages.fit import Parts, fit_dense_heads, fit_heads, record_activations
 
             parts = Parts(plan.data, network, plan.features, plan.config, runtime, console, stop)
             results = (fit_dense_heads if plan.dense else fit_heads)(parts, plan.specs)
@@ -230,6 +253,12 @@ def run(plan: Plan, console: Console, *, stop: Any = None, command: str = "") ->
 
                 config = plan.config.finetuning()
                 outcome = finetune(network, config, plan.data, output, runtime, console, stop)
+            if plan.config.statistics.record:
+                if outcome is not None:
+                    network.load_state_dict(outcome.best or outcome.last)
+                records = record_activations(parts)
+                if runtime.main:
+                    records.write(output.partial / RECORDS)
         if runtime.main:
             _export(plan, network, results, outcome, output, runtime, command)
         runtime.barrier()
@@ -249,6 +278,18 @@ def _features(config: Config, network: Network, task: str) -> list[str]:
     return wanted
 
 
+def _refuse_taps(config: Config, network: Network, data: Data | None) -> None:
+    """Taps that the network has not, found by a call of it."""
+    import torch
+
+    if data is not None and data.task == "segmentation":
+        raise UsageError("--statistics records classes of pictures, and these data have masks.")
+    with torch.inference_mode():
+        network.eval().taps(
+            torch.zeros((1, 3, *network.spec.size), dtype=torch.uint8), config.statistics.taps
+        )
+
+
 def _export(
     plan: Plan,
     network: Network,
@@ -262,8 +303,11 @@ def _export(
     from kdcli.engine.heads import best
     from kdcli.engine.loop import LOG
     from kdcli.models.save import save
+    from kdcli.synthesis.lopes import FILE as RECORDS
 
     keep = save(network, output.partial, (outcome.best or outcome.last) if outcome else None)
+    if plan.config.statistics.record:
+        keep.append(RECORDS)
     manifest = Manifest("model", "probe", plan.target.identity, plan.target.parents)
     chosen: dict[str, Any] = {}
     if results:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from kdcli.artifacts.store import Output
 
 SHEET = "contact_sheet.png"
+_KEPT = ("mixer", "licences", "data", "seed", "targets")  # of a shard's facts
 
 
 @dataclass
@@ -59,8 +60,9 @@ class Merge:
         for path, _ in self.shards:
             dataset.copy_parts(path, output.partial)
         first, manifest = self.shards[0]
-        kept = {k: v for k, v in manifest.facts.items() if k in ("mixer", "licences", "data", "seed")}
-        names = dataset.finish(output.partial, features(), kept["licences"])
+        kept = {k: v for k, v in manifest.facts.items() if k in _KEPT}
+        schema = features(target="targets" in kept)
+        names = dataset.finish(output.partial, schema, kept["licences"])
         write_bytes(output.partial / SHEET, (first / SHEET).read_bytes())
         merged = Manifest("dataset", "synthesize", self.target.identity, self.target.parents)
         merged.facts = frame.facts(self.config, command) | kept | {"images": self.images}
@@ -112,6 +114,7 @@ def _run(manifest: Manifest) -> dict[str, Any]:
     identity = json.loads(json.dumps(manifest.identity))
     config = identity["config"]
     shards = config.pop("shard").partition("/")[2]
-    config.pop("weights", None)
+    for place in ("weights", "teacher", "student"):  # their hashes are among the parents
+        config.pop(place, None)
     config.get("data", {}).pop("source", None)
     return {**identity, "shards": shards}

@@ -1,8 +1,13 @@
-"""The table of mixers: how a new picture is made of K source pictures. Labels and text are never read.
+"""The table of mixers: how a new picture is made. Labels and text are never read.
 
-A mixer that needs ``weights`` is a function of image embeddings ``[B, K, D]`` to cross-attention tokens
-``[B, T, D]``; one that needs none is a function of K pictures and a seed to a picture. The table imports
-without torch.
+By family, a mixer is a function of
+
+* ``diffusion``: image embeddings of K source pictures ``[B, K, D]`` to cross-attention tokens ``[B, T, D]``;
+* ``pixels``: K source pictures and a seed to a picture;
+* ``inversion``: a teacher, or its records, and weights to the phases in which pictures are optimised;
+* ``generator``: a teacher and weights to the phases in which a generator of pictures is trained.
+
+The table imports without torch.
 """
 
 from __future__ import annotations
@@ -11,7 +16,7 @@ import importlib
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from kdcli.errors import UsageError, nearest
 
@@ -28,7 +33,9 @@ class Entry:
         paper: where it comes from.
         sources: default number K of source pictures.
         exact: whether K can be no other.
-        weights: whether it needs a diffusion model.
+        family: what kind of function it is.
+        records: whether it needs activations that probe recorded.
+        student: whether it plays a student against the teacher.
         default_weights: those that it takes without ``--weights``.
     """
 
@@ -37,8 +44,20 @@ class Entry:
     paper: str
     sources: int = 2
     exact: bool = False
-    weights: bool = True
+    family: Literal["diffusion", "pixels", "inversion", "generator"] = "diffusion"
+    records: bool = False
+    student: bool = False
     default_weights: str | None = None
+
+    @property
+    def weights(self) -> bool:
+        """Whether it needs a diffusion model."""
+        return self.family == "diffusion"
+
+    @property
+    def data_free(self) -> bool:
+        """Whether it reads no pictures, but a teacher."""
+        return self.family in ("inversion", "generator")
 
 
 MIXERS: dict[str, Entry] = {
@@ -65,14 +84,44 @@ MIXERS: dict[str, Entry] = {
         "kdcli.synthesis.mixup:mixup",
         "a convex combination of the pixels",
         "Zhang et al. 2018, arXiv 1710.09412",
-        weights=False,
+        family="pixels",
     ),
     "cutmix": Entry(
         "kdcli.synthesis.cutmix:cutmix",
         "a box of one picture pasted into another",
         "Yun et al. 2019, arXiv 1905.04899",
         exact=True,
-        weights=False,
+        family="pixels",
+    ),
+    "deepinversion": Entry(
+        "kdcli.synthesis.deepinversion:deepinversion",
+        "pictures with the statistics of a teacher's batch norms",
+        "Yin et al. 2020, arXiv 1912.08795",
+        sources=0,
+        family="inversion",
+    ),
+    "adaptive-deepinversion": Entry(
+        "kdcli.synthesis.deepinversion:deepinversion",
+        "the same, sought where a student disagrees with the teacher",
+        "Yin et al. 2020, arXiv 1912.08795",
+        sources=0,
+        family="inversion",
+        student=True,
+    ),
+    "lopes": Entry(
+        "kdcli.synthesis.lopes:lopes",
+        "pictures with activations like those that probe recorded of each class",
+        "Lopes, Fenu & Starner 2017, arXiv 1710.07535",
+        sources=0,
+        family="inversion",
+        records=True,
+    ),
+    "dafl": Entry(
+        "kdcli.synthesis.dafl:dafl",
+        "pictures of a generator that was trained against the teacher",
+        "Chen et al. 2019, arXiv 1904.01186",
+        sources=0,
+        family="generator",
     ),
 }
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from kdcli.data.views import mix
 from kdcli.errors import UsageError
 
-_SOURCES, _NOISE = 1, 2
+_SOURCES, _NOISE, _BLOCK = 1, 2, 3
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,18 @@ def draw(number: int, seed: int, pictures: int, count: int, per_image: int | Non
     return Draw(number, tuple(chosen), mix(seed, _NOISE, number) >> 1)
 
 
-def shard(text: str | None, total: int) -> range:
-    """Numbers of shard ``i/n`` (from 1) of ``total`` pictures, all without one: a block each, in order.
+def draw_of_block(number: int, seed: int, block: int) -> Draw:
+    """The draw of a picture without sources: its noise is that of its block of ``block`` numbers."""
+    return Draw(number, (), mix(seed, _BLOCK, number // block) >> 1)
+
+
+def shard(text: str | None, total: int, block: int = 1) -> range:
+    """Numbers of shard ``i/n`` (from 1) of ``total`` pictures, all without one: a range each, in order.
+
+    Args:
+        text: ``i/n``, or None.
+        total: pictures.
+        block: pictures that belong together; no shard divides them.
 
     Raises:
         UsageError: not a shard, or one without a picture.
@@ -58,7 +68,9 @@ def shard(text: str | None, total: int) -> range:
     if not (slash and part.isdecimal() and of.isdecimal() and 1 <= int(part) <= int(of)):
         raise UsageError(f"--shard {text}: a shard is i/n, from 1/n to n/n.")
     i, n = int(part), int(of)
-    numbers = range((i - 1) * total // n, i * total // n)
+    blocks = -(-total // block)
+    numbers = range(min((i - 1) * blocks // n * block, total), min(i * blocks // n * block, total))
     if not numbers:
-        raise UsageError(f"--shard {text}: {total} pictures leave it empty. Use fewer shards.")
+        kind = "pictures" if block == 1 else f"pictures in blocks of {block}"
+        raise UsageError(f"--shard {text}: {total} {kind} leave it empty. Use fewer shards.")
     return numbers

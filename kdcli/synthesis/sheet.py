@@ -1,4 +1,7 @@
-"""A contact sheet: each row has the sources of a new picture, and the new picture beside them."""
+"""A contact sheet: each row has the sources of a new picture, and the new picture beside them.
+
+Pictures that have no sources stand side by side.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +25,23 @@ def contact_sheet(rows: Sequence[tuple[Sequence[Any], Any]]) -> bytes:
     sheet = Image.new("RGB", (columns * step + 3 * _GAP, len(rows) * step + _GAP), "white")
     for y, (sources, result) in enumerate(rows):
         for x, picture in [*enumerate(sources), (columns - 1, result)]:
-            tile = ImageOps.pad(picture, (_TILE, _TILE), Image.Resampling.BICUBIC, color="white")
             apart = 2 * _GAP if x == columns - 1 else 0
-            sheet.paste(tile, (_GAP + x * step + apart, _GAP + y * step))
+            sheet.paste(_tile(picture), (_GAP + x * step + apart, _GAP + y * step))
     return png(sheet)
+
+
+def gallery(pictures: Sequence[Any], columns: int = 8) -> bytes:
+    """PNG of pictures of any size, row by row."""
+    step, rows = _TILE + _GAP, -(-len(pictures) // columns)
+    sheet = Image.new("RGB", (min(columns, len(pictures)) * step + _GAP, rows * step + _GAP), "white")
+    for place, picture in enumerate(pictures):
+        y, x = divmod(place, columns)
+        sheet.paste(_tile(picture), (_GAP + x * step, _GAP + y * step))
+    return png(sheet)
+
+
+def _tile(picture: Any) -> Any:
+    return ImageOps.pad(picture, (_TILE, _TILE), Image.Resampling.BICUBIC, color="white")
 
 
 def png(picture: Any) -> bytes:

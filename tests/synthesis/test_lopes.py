@@ -1,0 +1,55 @@
+"""Records of activations: what is drawn from them, and which classes are refused."""
+
+import pytest
+import torch
+
+from kdcli.errors import InputError
+from kdcli.synthesis.lopes import Records, allowed, lopes
+from kdcli.synthesis.settings import InversionSection, resolved
+
+
+def records(**spreads):
+    means = {tap: torch.tensor([[1.0, 2.0], [-3.0, 4.0]]) for tap in spreads}
+    return Records(torch.tensor([0, 3]), torch.tensor([40, 25]), means, spreads)
+
+
+def test_samples_have_the_recorded_moments():
+    covariance = torch.tensor([[[2.0, 0.5], [0.5, 1.0]], [[0.2, 0.0], [0.0, 0.1]]])
+    deviation = torch.tensor([[1.0, 2.0], [0.1, 0.2]])
+    found = records(pooled=covariance, block1=deviation).sampled(5, torch.tensor([0, 3]).repeat(4000))
+    for k in (0, 1):
+        rows = found["a0"][k::2]
+        assert torch.allclose(rows.mean(dim=0), torch.tensor([[1.0, 2.0], [-3.0, 4.0]])[k], atol=0.1)
+        assert torch.allclose(torch.cov(rows.T), covariance[k], atol=0.12)
+        assert torch.allclose(found["a1"][k::2].std(dim=0), deviation[k], rtol=0.05)
+
+
+def test_samples_are_a_function_of_the_seed():
+    some, targets = records(pooled=torch.eye(2).repeat(2, 1, 1)), torch.tensor([3, 0, 3])
+    assert torch.equal(some.sampled(1, targets)["a0"], some.sampled(1, targets)["a0"])
+    assert not torch.equal(some.sampled(1, targets)["a0"], some.sampled(2, targets)["a0"])
+
+
+def test_classes_of_few_pictures_are_refused():
+    names, some = ["a", "b", "c", "d"], records(pooled=torch.ones(2, 2))
+    section = resolved(InversionSection(), "lopes")
+    with pytest.raises(
+        InputError, match=r"fewer than 20 pictures were recorded of b, c: .*small_classes=skip"
+    ):
+        allowed(some, names, section)
+    assert allowed(some, names, section.model_copy(update={"small_classes": "skip"})) == [0, 3]
+    stricter = section.model_copy(update={"small_classes": "skip", "min_count": 30})
+    assert allowed(some, names, stricter) == [0]
+    with pytest.raises(InputError, match=r"fewer than 50 pictures were recorded of a, b, c and 1 more"):
+        allowed(some, names, stricter.model_copy(update={"min_count": 50}))
+
+
+def test_layers_are_weighed_by_their_size():
+    section = resolved(InversionSection(), "lopes")
+    (one,) = lopes(records(pooled=torch.ones(2, 2)), section)
+    assert [term.weight for term in one.turns[0].terms] == [1.0]
+    (two,) = lopes(records(pooled=torch.ones(2, 2), block1=torch.ones(2, 2)), section)
+    assert [(term.name, term.weight) for term in two.turns[0].terms] == [
+        ("activations/pooled", 0.5),
+        ("activations/block1", 0.5),
+    ]
