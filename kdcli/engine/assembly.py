@@ -67,8 +67,10 @@ def assemble(
 def _shape(
     method: Method, parties: Mapping[str, nn.Module], reference: str, batch: dict[str, Tensor]
 ) -> tuple[int, ...]:
-    """The shape of one row of a tap, in the first turn that has the call."""
+    """The shape of one row of a column, or of a tap in the first turn that has the call."""
     _, call, _, tap = split_reference(reference)
+    if not call:
+        return tuple(batch[tap].shape[1:])
     turn = next(t for t in method.turns if call in {c.name for c in t.calls})
     graph = Graph(turn, parties.__getitem__)
     graph.taps[call] = (tap,)

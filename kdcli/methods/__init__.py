@@ -139,6 +139,11 @@ METHODS: dict[str, Entry] = {
         "self-supervision on turned views, transferred with selection",
         "Xu et al. 2020, arXiv 2006.07114",
     ),
+    "dafl": Entry(
+        _at("dafl", "dafl"),
+        "without data: a generator and the student, both from the teacher",
+        "Chen et al. 2019, arXiv 1904.01186",
+    ),
 }
 
 ADDITIONS: dict[str, str] = {
