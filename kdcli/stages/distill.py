@@ -90,12 +90,12 @@ class Plan:
             **self.target.to_json(),
             "data": self.data.describe(),
             "method": {"name": self.method.name, **self.arguments},
-            "objective": show.objective(self.method, self.material.assembly.shapes),
+            "objective": self._objective(),
             "steps": self.material.steps,
             "views": self.material.order.views or "live",
             "teacher_forwards": self.material.teacher_forwards,
             "cache_bytes": self.material.cache_bytes,
-            "parameters": show.parameters(self.material.networks),
+            "parameters": show.parameters(self.material.assembly.parties),
         }
 
     def describe(self, console: Console) -> None:
@@ -105,6 +105,7 @@ class Plan:
         console.note(f"reads    {self.config.data.source}: {pictures}")
         for name, net in material.networks.items():
             show.network(console, name, net)
+        show.built(console, material.assembly.parties, material.networks)
         kind = f"{views} fixed views per picture" if views else "a new view each epoch"
         batch = f"{self.config.optim.batch_size} at {material.view.size} px"
         console.note(f"trains   {material.steps:,} steps of {batch}, {kind}")
@@ -112,9 +113,13 @@ class Plan:
             cache = f"cache of {size(material.cache_bytes)}, live would be {material.drawn:,}"
             how = cache if material.cached else "live, no cache"
             console.note(f"teacher  {material.teacher_forwards:,} forwards ({how})")
-        rows = show.objective(self.method, material.assembly.shapes)
+        rows = self._objective()
         console.table(list(rows[0]), [list(row.values()) for row in rows], title="objective")
         console.note(f"writes   {self.target.path}")
+
+    def _objective(self) -> list[dict[str, str]]:
+        accumulate = self.config.optim.accumulate
+        return show.objective(self.method, self.material.assembly.shapes, accumulate)
 
 
 @dataclass

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from kdcli.console import Console
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from kdcli.data.samples import Data
     from kdcli.models.network import Network
     from kdcli.words import Method
@@ -32,13 +34,27 @@ def network(console: Console, role: str, net: Network) -> None:
     )
 
 
-def parameters(networks: Mapping[str, Network]) -> dict[str, int]:
+def built(console: Console, parties: Mapping[str, nn.Module], networks: Mapping[str, Network]) -> None:
+    """One line about what a method brings beside the networks."""
+    brought = [f"{n} ({k:,})" for n, k in parameters(parties).items() if n not in networks]
+    if brought:
+        console.note(f"brings   {', '.join(brought)} parameters")
+
+
+def parameters(networks: Mapping[str, nn.Module]) -> dict[str, int]:
     """Number of parameters of each network."""
     return {name: sum(p.numel() for p in net.parameters()) for name, net in networks.items()}
 
 
-def objective(method: Method, shapes: Mapping[str, tuple[int, ...]]) -> list[dict[str, str]]:
-    """Terms of a method as rows of a table; ``shapes`` of one row of each tap, as far as they are known."""
+def objective(method: Method, shapes: Mapping[str, tuple[int, ...]], accumulate: int) -> list[dict[str, str]]:
+    """Terms of a method as rows of a table.
+
+    Args:
+        method: whose.
+        shapes: of one row of each tap, as far as they are known.
+        accumulate: micro-batches of a step.
+    """
+    related = "the whole batch" if accumulate == 1 else f"each of {accumulate} micro-batches"
     return [
         {
             "turn": turn.name if phase.name == "train" else f"{phase.name} ({phase.share:.0%}): {turn.name}",
@@ -48,7 +64,7 @@ def objective(method: Method, shapes: Mapping[str, tuple[int, ...]]) -> list[dic
             "rows": term.rows or "all",
             "weight": str(term.weight) if callable(term.weight) else f"{term.weight:g}",
             "with": ", ".join(f"{k}={v}" for k, v in term.keywords.items()),
-            "sees": "each row" if term.scope == "sample" else "one micro-batch of all processes",
+            "sees": "each row" if term.scope == "sample" else related,
         }
         for phase in method.phases
         for turn in phase.turns
