@@ -14,13 +14,11 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ConfigDict, field_validator
 
 from kdcli import methods
-from kdcli.artifacts.manifest import Manifest
 from kdcli.config import Section, inputs, method_option
 from kdcli.console import Console, duration, size
 from kdcli.errors import InputError, UsageError
@@ -28,10 +26,7 @@ from kdcli.sections import StudentSection
 from kdcli.stages import Result, frame, show
 
 if TYPE_CHECKING:
-    from kdcli.artifacts.store import Output
     from kdcli.data.samples import Data
-    from kdcli.engine.job import Outcome
-    from kdcli.engine.runtime import Runtime
     from kdcli.models.network import Network
     from kdcli.stages.material import Material
     from kdcli.tasks import Task
@@ -252,6 +247,7 @@ def run(plan: Plan | Chain, console: Console, *, stop: Any = None, command: str 
     from kdcli.engine.loop import train
     from kdcli.engine.runtime import open_runtime, shared_output
     from kdcli.engine.track import tracking
+    from kdcli.stages.export import export
     from kdcli.stages.training import training_job
 
     dense = bool(plan.task.head)  # such a head leaves what timm's own head would read without a gradient
@@ -269,7 +265,7 @@ def run(plan: Plan | Chain, console: Console, *, stop: Any = None, command: str 
         with tracking(plan.config, path, runtime) as job.track:
             outcome = train(job, output, runtime, console, stop)
         if runtime.main:
-            _export(plan, parties, outcome, output, runtime, command)
+            export(plan, parties, outcome, output, runtime, command)
             seconds = duration(outcome.progress.seconds)
             console.note(f"{path}: {material.steps:,} steps in {seconds}, {outcome.rate:.1f} steps/s")
         runtime.barrier()
@@ -283,60 +279,3 @@ def _run_chain(chain: Chain, console: Console, stop: Any, command: str) -> Resul
         assert isinstance(following, Plan)
         result = run(following, console, stop=stop, command=command)
     return result
-
-
-def _export(
-    plan: Plan, parties: Mapping[str, Any], outcome: Outcome, output: Output, runtime: Runtime, command: str
-) -> None:
-    """Write the best student as the artifact and the last one beside it, and commit."""
-    from kdcli.engine.loop import LOG
-    from kdcli.models.save import save
-
-    config, material, progress = plan.config, plan.material, outcome.progress
-    student = parties[plan.method.export]
-    (output.partial / "last").mkdir(exist_ok=True)
-    save(student, output.partial / "last", outcome.last)
-    keep = save(student, output.partial, outcome.best or outcome.last)
-    keep += _save_beside(plan.method, parties, outcome, output.partial)
-    parents = [p for p in plan.target.parents if p["role"].rstrip("0123456789") in material.networks]
-    manifest = Manifest("model", "distill", plan.target.identity, parents)
-    manifest.facts = frame.facts(
-        config,
-        command,
-        task=plan.task.name,
-        layout=student.layout,
-        classes=list(plan.task.classes),
-        metrics=outcome.metrics,
-        metrics_last={f"validation/{k}": v for k, v in progress.last.items()},
-        selection=outcome.selection,
-        data=plan.data.describe(),
-        method={"name": plan.method.name, **plan.arguments},
-        views=material.order.views or "live",
-        global_batch=config.optim.batch_size,
-        accumulate=progress.accumulate or config.optim.accumulate,
-        lr=config.optim.lr,
-        steps=progress.step,
-        seconds=round(progress.seconds, 4),
-        cost={"student_steps": progress.step, "teacher_forwards": material.teacher_forwards},
-        **runtime.describe(),
-    )
-    output.commit(manifest, [*keep, "last", LOG])
-
-
-def _save_beside(method: Method, parties: Mapping[str, Any], outcome: Outcome, folder: Path) -> list[str]:
-    """Write exits and peers as they were at the student's best step; returns names of files and folders."""
-    from kdcli.models.exits import ExitHead, save_exits
-    from kdcli.models.network import Network
-    from kdcli.models.save import save
-
-    names, exits = [], {}
-    for name in method.beside:
-        party = parties[name]
-        if isinstance(party, ExitHead):
-            party.load_state_dict(outcome.beside[name])
-            exits[name] = party
-        if isinstance(party, Network):
-            (folder / name).mkdir(exist_ok=True)
-            save(party, folder / name, outcome.beside[name])
-            names.append(name)
-    return [*names, *(save_exits(folder, exits) if exits else [])]
