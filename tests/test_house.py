@@ -36,6 +36,7 @@ RANK = {room: rank for rank, rooms in enumerate(RANKS) for room in rooms}
 _PARTS = (
     "assess",
     "exits",
+    "export",
     "finetune",
     "fit",
     "frame",
