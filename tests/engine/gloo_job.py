@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import torch
-from toolbox import QUIET
+from toolbox import QUIET, inversion_plan
 from torch import nn
 
 from kdcli.config import resolve
@@ -192,10 +192,21 @@ def mix(folder: Path, pictures: Path) -> None:
         synthesize.run(plan, QUIET)
 
 
-def work(folder: Path, pictures: Path, stops: list[int]) -> None:
+def invert(folder: Path, network: Path) -> None:
+    """Three blocks of pictures on two processes, one of which is told to stop within its block."""
+    plan = inversion_plan(network, folder / "inverted")
+    try:
+        synthesize.run(plan, QUIET, stop=StopAfter(3, asks=torch.distributed.get_rank() == 1))
+    except Preempted:
+        assert len(list(folder.glob("inverted.partial/resting-*.safetensors"))) == 1
+        synthesize.run(plan, QUIET)
+
+
+def work(folder: Path, pictures: Path, network: Path, stops: list[int]) -> None:
     """All checks, in one process of two."""
     runtime = open_runtime(resolve(RunSection, options={"device": "cpu"}), find_unused=True)
     compare_gradients(runtime, folder)
     resume(folder, pictures, stops)
     mix(folder, pictures)
+    invert(folder, network)
     torch.distributed.destroy_process_group()

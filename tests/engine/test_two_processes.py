@@ -8,13 +8,13 @@ from pathlib import Path
 
 import gloo_job
 import pytest
-from toolbox import QUIET, synthesis_plan, synthetic
+from toolbox import QUIET, inversion_plan, synthesis_plan, synthetic
 
 from kdcli.launch import launch
 from kdcli.stages import synthesize
 
 
-def job(folder: Path, pictures: Path, stops: list[int]) -> Path:
+def job(folder: Path, pictures: Path, network: Path, stops: list[int]) -> Path:
     """Two ranks, forked: they have the libraries that this process has imported."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -32,7 +32,7 @@ def job(folder: Path, pictures: Path, stops: list[int]) -> Path:
             code = 1
             try:
                 os.environ |= {**shared, "KDCLI_WORKER": "1", "RANK": rank, "LOCAL_RANK": rank}
-                gloo_job.work(folder, pictures, stops)
+                gloo_job.work(folder, pictures, network, stops)
                 code = 0
             except BaseException:
                 traceback.print_exc()
@@ -43,8 +43,8 @@ def job(folder: Path, pictures: Path, stops: list[int]) -> Path:
 
 
 @pytest.fixture(scope="module")
-def found(pictures, tmp_path_factory):
-    return job(tmp_path_factory.mktemp("job"), pictures, [0, 1, 8, 29])
+def found(pictures, normed, tmp_path_factory):
+    return job(tmp_path_factory.mktemp("job"), pictures, normed, [0, 1, 8, 29])
 
 
 @pytest.mark.parametrize("labels", ["all", "uneven", "none"])
@@ -64,8 +64,8 @@ def test_resume_on_two_processes(found):
 
 
 @pytest.mark.long
-def test_resume_at_every_step_on_two_processes(pictures, tmp_path):
-    results = json.loads((job(tmp_path, pictures, list(range(30))) / "resume.json").read_text())
+def test_resume_at_every_step_on_two_processes(pictures, normed, tmp_path):
+    results = json.loads((job(tmp_path, pictures, normed, list(range(30))) / "resume.json").read_text())
     assert len(results) == 30
     assert set(results.values()) == {"equal in 5 files"}
 
@@ -74,6 +74,13 @@ def test_two_processes_make_the_same_pictures(found, pictures, tmp_path):
     whole = synthesize.run(synthesis_plan(pictures, tmp_path / "whole", mixer="cutmix"), QUIET).path
     assert len(list((found / "mixed").glob("data-*.arrow"))) > 2  # of two processes, before and after
     assert synthetic(found / "mixed") == synthetic(whole)
+
+
+def test_two_processes_invert_the_same_pictures(found, normed, tmp_path):
+    """A process was stopped within a block, the other between two."""
+    whole = synthesize.run(inversion_plan(normed, tmp_path / "whole"), QUIET).path
+    assert synthetic(found / "inverted") == synthetic(whole)
+    assert (found / "inverted" / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
 
 
 @pytest.mark.long

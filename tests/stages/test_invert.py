@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from toolbox import QUIET, facts, rows, synthetic
+from toolbox import QUIET, facts, inversion_plan, rows, synthetic
 
 from kdcli.config import resolve
 from kdcli.console import Console
@@ -17,19 +17,6 @@ from kdcli.errors import Diverged, InputError, Preempted, UsageError
 from kdcli.models.build import build
 from kdcli.sections import SourceSection
 from kdcli.stages import Result, synthesize
-
-
-def inversion_plan(network, out, **options):
-    given = {
-        "mixer": "deepinversion",
-        "teacher": str(network),
-        "count": 20,
-        "out": str(out),
-        "inversion.batch": 8,
-        "inversion.steps": 6,
-    }
-    config = resolve(synthesize.Config, options={**given, **options})
-    return synthesize.plan(config, QUIET, unless_complete=True)
 
 
 def make(teacher, out, **options):
