@@ -149,6 +149,13 @@ def test_a_block_that_rested_is_not_begun_anew(normed, tmp_path):
     assert synthetic(synthesize.run(plan, QUIET).path) != synthetic(make(normed, tmp_path / "b", count=8))
 
 
+def test_bf16_makes_nearly_the_same(whole, normed, tmp_path):
+    other = rows(make(normed, tmp_path / "out", precision="bf16"))
+    for ours, theirs in zip(rows(whole), other):
+        assert ours["loss"] != theirs["loss"]
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=0.05)
+
+
 def test_nan_ends_it(normed, tmp_path):
     with pytest.raises(Diverged, match=r"became (nan|NaN).*Lower inversion\.lr"):
         make(normed, tmp_path / "out", **{"inversion.lr": 1e30, "inversion.steps": 3})
