@@ -127,6 +127,23 @@ def synthesis_plan(pictures: Path, out: Path, **options: Any) -> Any:
     return synthesize.plan(resolve(synthesize.Config, options={**given, **options}), QUIET)
 
 
+def inversion_plan(network: Path, out: Path, **options: Any) -> Any:
+    """A plan of twenty pictures from a teacher alone, in three blocks of few steps."""
+    from kdcli.config import resolve
+    from kdcli.stages import synthesize
+
+    given = {
+        "mixer": "deepinversion",
+        "teacher": str(network),
+        "count": 20,
+        "out": str(out),
+        "inversion.batch": 8,
+        "inversion.steps": 6,
+    }
+    config = resolve(synthesize.Config, options={**given, **options})
+    return synthesize.plan(config, QUIET, unless_complete=True)
+
+
 def synthetic(artifact: Path) -> list[dict[str, Any]]:
     """Rows of a synthetic dataset as plain datasets reads them, pictures as stored."""
     import datasets

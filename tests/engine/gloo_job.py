@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import torch
-from toolbox import QUIET, StopAfter
+from toolbox import QUIET, StopAfter, inversion_plan
 from torch import nn
 
 from kdcli.config import resolve
@@ -227,10 +227,21 @@ def methods_work(folder: Path, options: dict[str, dict[str, object]]) -> None:
     torch.distributed.destroy_process_group()
 
 
-def work(folder: Path, pictures: Path, stops: list[int]) -> None:
+def invert(folder: Path, network: Path) -> None:
+    """Three blocks of pictures on two processes, one of which is told to stop within its block."""
+    plan = inversion_plan(network, folder / "inverted")
+    try:
+        synthesize.run(plan, QUIET, stop=StopAfter(3, asks=torch.distributed.get_rank() == 1))
+    except Preempted:
+        assert len(list(folder.glob("inverted.partial/resting-*.safetensors"))) == 1
+        synthesize.run(plan, QUIET)
+
+
+def work(folder: Path, pictures: Path, network: Path, stops: list[int]) -> None:
     """All checks, in one process of two."""
     runtime = open_runtime(resolve(RunSection, options={"device": "cpu"}), find_unused=True)
     compare_gradients(runtime, folder)
     resume(folder, pictures, stops)
     mix(folder, pictures)
+    invert(folder, network)
     torch.distributed.destroy_process_group()

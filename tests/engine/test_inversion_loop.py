@@ -1,7 +1,11 @@
 """The loop of inversion: what it brings down, what it leaves as it was."""
 
+import random
+
 import pytest
 import torch
+from test_kills import Child
+from toolbox import QUIET, inversion_plan, rows, synthetic
 from torch import nn
 
 from kdcli.data.sources import open_train
@@ -12,6 +16,7 @@ from kdcli.engine.turn import TurnModule
 from kdcli.models.build import build
 from kdcli.models.pictures import Pictures
 from kdcli.sections import RunSection, SourceSection
+from kdcli.stages import synthesize
 from kdcli.synthesis.deepinversion import batch_norms, deepinversion
 from kdcli.synthesis.settings import InversionSection, resolved
 
@@ -122,3 +127,20 @@ def test_learning_rates():
     assert [rate(0), rate(1), rate(2), rate(7)] == [0.5, 1.0, 1.0, pytest.approx(0.5)]
     assert rate(11) < 0.05
     assert {learning_rate(section(lr=0.3), 9)(step) for step in range(9)} == {0.3}
+
+
+def test_killed_at_random_moments_it_goes_on(normed, tmp_path):
+    torch.set_num_threads(1)
+    whole = synthesize.run(inversion_plan(normed, tmp_path / "whole"), QUIET).path
+    rng, kills, plan = random.Random(0), 0, inversion_plan(normed, tmp_path / "out", commit_images=8)
+    while True:
+        child = Child(lambda report: synthesize.run(plan, QUIET) and None)
+        code = child.wait(rng.uniform(0.05, 0.6) if kills < 4 else 60)
+        child.steps()
+        if code is not None:
+            break
+        kills += 1
+    assert code == 0
+    assert kills > 0
+    assert synthetic(tmp_path / "out") == synthetic(whole)
+    assert rows(tmp_path / "out") == rows(whole)

@@ -10,7 +10,7 @@ from typing import Any
 
 import gloo_job
 import pytest
-from toolbox import QUIET, method_options, synthesis_plan, synthetic
+from toolbox import QUIET, inversion_plan, method_options, synthesis_plan, synthetic
 
 from kdcli import methods
 from kdcli.launch import launch
@@ -44,14 +44,14 @@ def on_two_ranks(work: Callable[..., None], *arguments: Any) -> None:
     assert [os.waitpid(process, 0)[1] for process in ranks] == [0, 0]
 
 
-def job(folder: Path, pictures: Path, stops: list[int]) -> Path:
-    on_two_ranks(gloo_job.work, folder, pictures, stops)
+def job(folder: Path, pictures: Path, network: Path, stops: list[int]) -> Path:
+    on_two_ranks(gloo_job.work, folder, pictures, network, stops)
     return folder
 
 
 @pytest.fixture(scope="module")
-def found(pictures, tmp_path_factory):
-    return job(tmp_path_factory.mktemp("job"), pictures, [0, 1, 8, 29])
+def found(pictures, normed, tmp_path_factory):
+    return job(tmp_path_factory.mktemp("job"), pictures, normed, [0, 1, 8, 29])
 
 
 @pytest.mark.parametrize("labels", ["all", "uneven", "none"])
@@ -85,8 +85,8 @@ def test_resume_on_two_processes(found):
 
 
 @pytest.mark.long
-def test_resume_at_every_step_on_two_processes(pictures, tmp_path):
-    results = json.loads((job(tmp_path, pictures, list(range(30))) / "resume.json").read_text())
+def test_resume_at_every_step_on_two_processes(pictures, normed, tmp_path):
+    results = json.loads((job(tmp_path, pictures, normed, list(range(30))) / "resume.json").read_text())
     assert len(results) == 30
     assert set(results.values()) == {"equal in 5 files"}
 
@@ -95,6 +95,13 @@ def test_two_processes_make_the_same_pictures(found, pictures, tmp_path):
     whole = synthesize.run(synthesis_plan(pictures, tmp_path / "whole", mixer="cutmix"), QUIET).path
     assert len(list((found / "mixed").glob("data-*.arrow"))) > 2  # of two processes, before and after
     assert synthetic(found / "mixed") == synthetic(whole)
+
+
+def test_two_processes_invert_the_same_pictures(found, normed, tmp_path):
+    """A process was stopped within a block, the other between two."""
+    whole = synthesize.run(inversion_plan(normed, tmp_path / "whole"), QUIET).path
+    assert synthetic(found / "inverted") == synthetic(whole)
+    assert (found / "inverted" / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
 
 
 @pytest.mark.long

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from toolbox import QUIET, facts, rows, synthetic
+from toolbox import QUIET, facts, inversion_plan, rows, synthetic
 
 from kdcli.config import resolve
 from kdcli.console import Console
@@ -17,19 +17,6 @@ from kdcli.errors import Diverged, InputError, Preempted, UsageError
 from kdcli.models.build import build
 from kdcli.sections import SourceSection
 from kdcli.stages import Result, synthesize
-
-
-def inversion_plan(network, out, **options):
-    given = {
-        "mixer": "deepinversion",
-        "teacher": str(network),
-        "count": 20,
-        "out": str(out),
-        "inversion.batch": 8,
-        "inversion.steps": 6,
-    }
-    config = resolve(synthesize.Config, options={**given, **options})
-    return synthesize.plan(config, QUIET, unless_complete=True)
 
 
 def make(teacher, out, **options):
@@ -160,6 +147,13 @@ def test_a_block_that_rested_is_not_begun_anew(normed, tmp_path):
     assert int(kept["done"]) == 4
     save_file({**kept, "pixels": kept["pixels"] + 1}, file)
     assert synthetic(synthesize.run(plan, QUIET).path) != synthetic(make(normed, tmp_path / "b", count=8))
+
+
+def test_bf16_makes_nearly_the_same(whole, normed, tmp_path):
+    other = rows(make(normed, tmp_path / "out", precision="bf16"))
+    for ours, theirs in zip(rows(whole), other):
+        assert ours["loss"] != theirs["loss"]
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=0.05)
 
 
 def test_nan_ends_it(normed, tmp_path):

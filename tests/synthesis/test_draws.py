@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from kdcli.errors import UsageError
-from kdcli.synthesis.draws import draw, shard
+from kdcli.synthesis.draws import draw, draw_of_block, shard
 
 
 def test_sources_are_distinct_and_evenly_drawn():
@@ -49,3 +49,24 @@ def test_no_shard(text):
 def test_an_empty_shard():
     with pytest.raises(UsageError, match=r"--shard 1/5: 3 pictures leave it empty\. Use fewer shards"):
         shard("1/5", 3)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_shards_of_blocks_hold_whole_ones(count):
+    parts = [shard(f"{i}/{count}", 41, block=8) for i in range(1, count + 1)]
+    assert [j for part in parts for j in part] == list(range(41))
+    assert all(part.start % 8 == 0 for part in parts)
+
+
+def test_a_shard_without_a_block():
+    with pytest.raises(UsageError, match=r"--shard 1/4: 20 pictures in blocks of 8 leave it empty"):
+        shard("1/4", 20, block=8)
+
+
+def test_pictures_of_a_block_share_their_noise():
+    draws = [draw_of_block(j, seed=0, block=8) for j in range(24)]
+    assert [d.number for d in draws] == list(range(24))
+    assert len({d.noise for d in draws[8:16]}) == 1
+    assert len({d.noise for d in draws}) == 3
+    assert draw_of_block(9, seed=1, block=8).noise != draws[9].noise
+    assert all(d.sources == () for d in draws)
