@@ -80,7 +80,7 @@ def _shape(
 def _dry_step(
     method: Method, turn: Turn, parties: Mapping[str, nn.Module], batch: dict[str, Tensor]
 ) -> dict[str, tuple[int, ...]]:
-    module = TurnModule(turn, parties).eval()
+    module = TurnModule(turn, parties, shared=False).eval()
     values: dict[str, Any] = dict(batch)
     for term in turn.terms:
         try:

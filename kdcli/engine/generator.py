@@ -66,7 +66,7 @@ def train_generator(
     """
     steps, batch = section.steps or 0, section.batch or 1
     optimizer = adam(generator, section)
-    turn = TurnModule(phase.turns[0], {"generator": generator, "teacher": teacher})
+    turn = TurnModule(phase.turns[0], {"generator": generator, "teacher": teacher}, shared=False)
     progress, found = state.Progress(), output.last_state()
     if found is not None:
         progress = state.load(found[1], {"generator": generator}, {"generator": optimizer}, None, None)

@@ -196,7 +196,7 @@ def optimise(
     for phase in job.phases:
         share += phase.share
         end = round(total * share)
-        turn = TurnModule(phase.turns[0], {**job.parties, "pictures": pictures})
+        turn = TurnModule(phase.turns[0], {**job.parties, "pictures": pictures}, shared=False)
         optimizer = adam(pictures, section)
         first = kept.restore(pictures.pixels, optimizer, begin, end)
         rate = learning_rate(section, end - begin)

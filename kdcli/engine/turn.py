@@ -26,12 +26,19 @@ class TurnModule(nn.Module):
         parties: every party of the method by name, as :class:`Graph` has them.
         trained_elsewhere: names of held ones that another turn trains: they are called in the mode that
             they are trained in. All others that are held stay in eval mode.
+        shared: whether the processes share each batch; else every one of them has a batch of its own.
     """
 
     def __init__(
-        self, turn: Turn, parties: Mapping[str, nn.Module], trained_elsewhere: Collection[str] = ()
+        self,
+        turn: Turn,
+        parties: Mapping[str, nn.Module],
+        trained_elsewhere: Collection[str] = (),
+        *,
+        shared: bool = True,
     ) -> None:
         super().__init__()
+        self._world = _world_size() if shared else 1
         self.turn = turn
         self.trained = nn.ModuleDict({name: parties[name] for name in turn.trains})
         # Held in a tuple, so outside the module tree: neither wrapped, saved nor moved.
@@ -72,7 +79,7 @@ class TurnModule(nn.Module):
         arguments = [self._graph[0].value(a, values) for a in term.args]
         if term.rows is None:
             if term.scope == "batch":
-                return _related(term, arguments) * share[0]
+                return self._related(term, arguments) * share[0]
             return term.loss(*arguments, **term.keywords) * share[0]
         mask = values[term.rows]
         if not mask.any():  # nothing selected here: zero, with a zero gradient so that every process has one
@@ -80,6 +87,17 @@ class TurnModule(nn.Module):
         if not mask.all():
             arguments = [each(a, lambda tensor: tensor[mask]) for a in arguments]
         return term.loss(*arguments, **term.keywords) * share[1]
+
+    def _related(self, term: Term, arguments: list[Any]) -> Tensor:
+        """A relation between the rows of all processes.
+
+        Each process computes it whole, with a gradient for its own rows only; as gradients are averaged over
+        processes, that gradient counts as often as there are processes.
+        """
+        if self._world > 1:
+            arguments = [each(a, _gathered) for a in arguments]
+        value = term.loss(*arguments, **term.keywords)
+        return value + (self._world - 1) * (value - value.detach())
 
     def train(self, mode: bool = True) -> TurnModule:
         """Train mode for all parties in training; the frozen ones stay in eval mode."""
@@ -92,19 +110,6 @@ class TurnModule(nn.Module):
 def _world_size() -> int:
     distributed = torch.distributed
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
-
-
-def _related(term: Term, arguments: list[Any]) -> Tensor:
-    """A relation between the rows of all processes.
-
-    Each process computes it whole, with a gradient for its own rows only; as gradients are averaged over
-    processes, that gradient counts as often as there are processes.
-    """
-    world = _world_size()
-    if world > 1:
-        arguments = [each(a, _gathered) for a in arguments]
-    value = term.loss(*arguments, **term.keywords)
-    return value + (world - 1) * (value - value.detach())
 
 
 def _gathered(rows: Tensor) -> Tensor:
