@@ -106,7 +106,7 @@ def gradients(
     world, rank = (runtime.world_size, runtime.rank) if runtime else (1, 0)
     count = max(int(whole["labelled"].sum()), 1)
     for turn in turns:
-        module = TurnModule(turn, networks)
+        module = TurnModule(turn, networks, shared=runtime is not None)
         prepared = runtime.accelerator.prepare(module) if runtime else module
         size = ROWS // (world * micro)
         for i in range(micro):
