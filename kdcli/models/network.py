@@ -249,7 +249,7 @@ class Network(nn.Module):
     def class_rows(self) -> Tensor | None:
         """Weight [C, D] of its linear classifier, None where it ends otherwise."""
         try:
-            linear = self.head.linear if self.head is not None else classifier(self.body)
+            linear = self.linear
         except InputError:
             return None
         return linear.weight if isinstance(linear, nn.Linear) else None
