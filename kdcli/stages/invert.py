@@ -169,7 +169,9 @@ class Plan:
         from kdcli.data.images import decode
         from kdcli.synthesis.sheet import gallery
 
-        names = dataset.finish(output.partial, self.features, {})
+        facts = frame.model_facts(self.config.teacher)  # what the teacher learned from shows in the pictures
+        licences = {"data": str((facts.get("data") or {}).get("licence", ""))}
+        names = dataset.finish(output.partial, self.features, licences)
         cells = dataset.head(output.partial, "image", _SHEET_PICTURES)
         write_bytes(output.partial / shards.SHEET, gallery([decode(cell["bytes"]) for cell in cells]))
         more = self._figures(output)
@@ -181,7 +183,7 @@ class Plan:
             images=len(self.numbers),
             images_of_all_shards=self.config.count,
             images_per_second=round(rate, 4),
-            licences={},
+            licences=licences,
             **more,
             **runtime.describe(),
         )

@@ -13,6 +13,7 @@ from kdcli.data.views import evaluation_view
 from kdcli.engine.inversion import Inversion, learning_rate, optimise, summed, view_of
 from kdcli.engine.runtime import open_runtime
 from kdcli.engine.turn import TurnModule
+from kdcli.errors import Preempted
 from kdcli.models.build import build
 from kdcli.models.pictures import Pictures
 from kdcli.sections import RunSection, SourceSection
@@ -96,6 +97,30 @@ def test_half_size_first(network):
     assert (half.share, whole.share) == (pytest.approx(1 / 3), pytest.approx(2 / 3))
     _, seen = run(network, section(half_steps=10, steps=20))
     assert [step for step, _ in seen] == [10, 20, 30]
+
+
+@pytest.mark.parametrize("looks", [2, 4, 6])
+def test_it_goes_on_in_either_phase(looks, network, tmp_path):
+    """Stopped in the first phase, between the two (where Adam begins anew), and in the second."""
+    settings = section(half_steps=4, steps=4)
+    whole, _ = run(network, settings)
+    with pytest.raises(Preempted, match=f"stopped after step {looks}"):
+        run(network, settings, resting=tmp_path / "rest.safetensors", stop=StopAfter(looks))
+    again, seen = run(network, settings, resting=tmp_path / "rest.safetensors")
+    assert torch.equal(again, whole)
+    assert [step for step, _ in seen] == ([4, 8] if looks < 4 else [8])
+
+
+class StopAfter:
+    """Asks to stop when it was looked at so often."""
+
+    def __init__(self, looks):
+        self.left = looks
+
+    @property
+    def requested(self):
+        self.left -= 1
+        return "SIGTERM" if self.left < 0 else None
 
 
 def test_clipped_pictures_stay_in_range(network):

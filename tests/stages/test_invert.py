@@ -77,6 +77,19 @@ def test_extra_reads_it_without_labels(whole):
     assert not samples.labelled().any()
 
 
+def test_the_licence_of_the_teachers_data_goes_with_them(normed, tmp_path):
+    import shutil
+
+    teacher = tmp_path / "teacher"
+    shutil.copytree(normed, teacher)
+    manifest = facts(teacher)
+    manifest["data"]["licence"] = "CC-BY-4.0"
+    (teacher / "kdcli.json").write_text(json.dumps(manifest))
+    out = make(teacher, tmp_path / "out", count=8, **{"inversion.steps": 1})
+    assert facts(out)["licences"] == {"data": "CC-BY-4.0"}
+    assert datasets.load_from_disk(str(out)).info.license == "data: CC-BY-4.0"
+
+
 def test_again_it_is_complete(whole, normed, tmp_path):
     (tmp_path / "config.yaml").write_text(json.dumps(facts(whole)["config"]))  # a legal --config
     config = resolve(synthesize.Config, file=tmp_path / "config.yaml")
