@@ -52,14 +52,18 @@ class Linear:
 
 @dataclass(frozen=True)
 class RampUp:
-    """The schedule value·exp(−5·(1 − done/length)²), full from ``length`` on (Laine & Aila 2017)."""
+    """The schedule value·exp(−5·(1 − done/length)²), full from ``length`` on (Laine & Aila 2017).
+
+    A length of 0 is the full value at once.
+    """
 
     value: float
     length: float
 
     def __call__(self, done: float) -> float:
         """The weight."""
-        return self.value * math.exp(-5.0 * (1.0 - min(done / self.length, 1.0)) ** 2)
+        part = min(done / self.length, 1.0) if self.length > 0 else 1.0
+        return self.value * math.exp(-5.0 * (1.0 - part) ** 2)
 
     def __str__(self) -> str:
         return f"{self.value:g}, ramped up until {self.length:.0%}"

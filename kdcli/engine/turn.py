@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from kdcli.engine.graph import Graph, each, needs_gradient
-from kdcli.words import Term, Turn
+from kdcli.words import Term, Turn, split_reference
 
 
 class TurnModule(nn.Module):
@@ -85,7 +85,10 @@ class TurnModule(nn.Module):
         if not mask.any():  # nothing selected here: zero, with a zero gradient so that every process has one
             return sum((a.sum() * 0.0 for a in arguments if needs_gradient(a)), share.new_zeros(()))
         if not mask.all():
-            arguments = [each(a, lambda tensor: tensor[mask]) for a in arguments]
+            arguments = [
+                a if split_reference(reference)[2] == ":" else each(a, lambda tensor: tensor[mask])
+                for reference, a in zip(term.args, arguments)  # parameters have no rows of the batch
+            ]
         return term.loss(*arguments, **term.keywords) * share[1]
 
     def _related(self, term: Term, arguments: list[Any]) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import math
+import re
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -159,6 +160,8 @@ ADDITIONS: dict[str, str] = {
 }
 """Terms that ``--add`` puts beside any method's: name → function of the weight that returns a part."""
 
+_OF_A_ROW = ("loss", "step", "epoch", "lr", "grad_norm")  # what else a row of the log has
+
 
 def entry(name: str) -> Entry:
     """Row of the table. Raises UsageError with the nearest name."""
@@ -216,6 +219,13 @@ def _checked(name: str, annotation: Any, value: Any) -> Any:
     return found
 
 
+def as_option(term: dict[Any, Any]) -> str:
+    """``NAME=WEIGHT,key=value,…`` of a mapping with the same keys, in any order."""
+    keys = sorted(term, key=lambda key: key not in ADDITIONS)
+    values = ["+".join(map(str, v)) if isinstance(v, list) else str(v) for v in (term[k] for k in keys)]
+    return ",".join(f"{key}={value}" for key, value in zip(keys, values))
+
+
 def addition(text: str) -> Any:
     """The part (:class:`kdcli.methods.parts.Part`) behind ``NAME=WEIGHT,key=value,…``; imports torch.
 
@@ -223,7 +233,8 @@ def addition(text: str) -> Any:
     several taps are joined by ``+``.
 
     Raises:
-        UsageError: an unknown name or key, with the nearest one, or a value of the wrong type.
+        UsageError: an unknown name or key, with the nearest one, a key given twice, or a value of the wrong
+            type.
     """
     head, *rest = [item.strip() for item in text.split(",")]
     name, _, number = head.partition("=")
@@ -238,7 +249,11 @@ def addition(text: str) -> Any:
         if key not in known or not equals:
             shown = ["as" if key == "name" else key for key in known]
             raise UsageError(f"--add {name}: no '{item}'.{nearest(key, shown)} It has: {', '.join(shown)}.")
-        many = typing.get_origin(known[key].annotation) not in (None, typing.Literal)
+        if key in keywords:
+            raise UsageError(f"--add {name}: '{item}' is given a second time.")
+        if key == "name" and (value in _OF_A_ROW or not re.fullmatch(r"[A-Za-z0-9_-]+", value)):
+            raise UsageError(f"--add {name}: as={value} is no name for a term: letters, digits, - and _.")
+        many = typing.get_origin(known[key].annotation) is tuple
         keywords[key] = _checked(
             f"--add {name}: {key}", known[key].annotation, value.split("+") if many else value
         )

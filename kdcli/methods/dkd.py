@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from kdcli.losses import logits
-from kdcli.methods.parts import Part, one_turn
+from kdcli.methods.parts import Part, Positive, one_turn
 from kdcli.tasks import Task
 from kdcli.words import Linear, Method, Term, Weight
 
@@ -18,7 +18,7 @@ def part(
     *,
     alpha: float = 1.0,
     beta: float = 8.0,
-    temperature: float = 4.0,
+    temperature: Positive = 4.0,
     name: str = "dkd",
 ) -> Part:
     """TCKD and NCKD on labelled rows, which know their true class."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from kdcli.errors import UsageError
 from kdcli.losses import features
@@ -18,6 +18,7 @@ from kdcli.tasks import Task
 from kdcli.words import Call, Method, Party, Term, Weight
 
 LEVELS = ("stage2", "stage3", "stage4")
+Adapter = Literal["conv", "linear", "none"]
 
 
 def hint_part(
@@ -25,18 +26,29 @@ def hint_part(
     *,
     student: str = "stage3",
     teacher: str = "stage3",
+    adapter: Adapter = "conv",
     match: Match = "conv",
     relu: bool = True,
     name: str = "hint",
 ) -> Part:
-    """Mean squared difference of the teacher's map and a regressor on the student's."""
+    """Mean squared difference of the teacher's map and an adapter on the student's.
+
+    ``conv`` is a regressor with BN, and ``match`` and ``relu`` are its own; ``linear`` is one linear map at
+    every position, on the teacher's grid; ``none`` compares the maps as they are.
+    """
     mine, its = f"s.{as_map_tap(student)}", f"t.{as_map_tap(teacher)}"
-    adapter = f"{name}-regressor"
-    build = partial(Regressor, match=match, relu=relu)
+    if adapter == "none":
+        return Part((Term(name, features.hint, (mine, f"~{its}"), weight),))
+    build = (
+        partial(Regressor, match=match, relu=relu)
+        if adapter == "conv"
+        else partial(Regressor, match="pool", relu=False, norm=False)
+    )
+    regressor = f"{name}-regressor"
     return Part(
-        (Term(name, features.hint, (f"{adapter}.out", f"~{its}"), weight),),
-        (Party(adapter, "trained", build=build, reads=(mine, its)),),
-        (Call(adapter, adapter, (mine,)),),
+        (Term(name, features.hint, (f"{regressor}.out", f"~{its}"), weight),),
+        (Party(regressor, "trained", build=build, reads=(mine, its)),),
+        (Call(regressor, regressor, (mine,)),),
     )
 
 
@@ -84,6 +96,7 @@ def hint(
     temperature: float = 4.0,
     student: str = "stage3",
     teacher: str = "stage3",
+    adapter: Adapter = "conv",
     match: Match = "conv",
     relu: bool = True,
 ) -> Method:
@@ -92,10 +105,11 @@ def hint(
     This is what RepDistiller and mdistiller call FitNet, and what published tables mean by it (weight 100
     beside labels, no kd, convolution with BN and ReLU, third of their five features); the two phases of the
     paper are ``fitnets``. Taps: stage1 to stage4, mapK, or any module's path. With a transformer for a
-    teacher say ``relu=false``: its features have signs.
+    teacher say ``relu=false`` or ``adapter=linear``: its features have signs. ``match`` and ``relu`` belong
+    to ``adapter=conv``; ``none`` asks for two maps of one shape.
     """
     labels = labels_and_teacher(task, ce=ce, kd=kd, temperature=temperature)
-    found = hint_part(weight, student=student, teacher=teacher, match=match, relu=relu)
+    found = hint_part(weight, student=student, teacher=teacher, adapter=adapter, match=match, relu=relu)
     return one_turn("hint", Part(labels), found)
 
 

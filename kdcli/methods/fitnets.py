@@ -10,7 +10,7 @@ from functools import partial
 
 from kdcli.losses import features
 from kdcli.losses.logits import soft_cross_entropy
-from kdcli.methods.parts import STUDENT, TEACHER, S, T
+from kdcli.methods.parts import STUDENT, TEACHER, S, Share, T
 from kdcli.models.adapters import Match, Regressor
 from kdcli.models.taps import as_map_tap
 from kdcli.tasks import Task
@@ -22,7 +22,7 @@ def fitnets(
     *,
     student: str = "stage2",
     teacher: str = "stage2",
-    hint_share: float = 0.25,
+    hint_share: Share = 0.25,
     hint_opt: str = "rmsprop",
     hint_lr: float = 5e-3,
     match: Match = "valid",

@@ -8,12 +8,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 from kdcli.losses.logits import kl_divergence
-from kdcli.methods.parts import Part, labels_and_teacher, one_turn
+from kdcli.methods.parts import Part, Positive, labels_and_teacher, one_turn
 from kdcli.tasks import Task
 from kdcli.words import Method, Term, Until, Weight
 
 
-def part(weight: Weight = 1.0, *, temperature: float = 4.0, t_squared: bool = True, name: str = "kd") -> Part:
+def part(
+    weight: Weight = 1.0, *, temperature: Positive = 4.0, t_squared: bool = True, name: str = "kd"
+) -> Part:
     """KL to the teacher's softened logits."""
     keywords = {"temperature": temperature, "t_squared": t_squared}
     return Part((Term(name, kl_divergence, ("s.logits", "~t.logits"), weight, keywords),))
@@ -87,8 +89,8 @@ def self(task: Task, *, alpha: float = 0.5, temperature: float = 4.0) -> Method:
 def ensemble(task: Task, *, alpha: float = 0.9, temperature: float = 4.0) -> Method:
     """Distillation from the mean of several independently trained teachers (repeat ``--teacher``).
 
-    ``--set teacher_mean=logits`` averages outputs (Allen-Zhu & Li), ``probabilities`` softmax at temperature
-    1 (Hinton et al. average softened ones). L = (1 − α)·CE + α·T²·KL; the weights are RepDistiller's for kd.
+    ``--set teacher_mean=logits`` averages outputs (Allen-Zhu & Li), ``probabilities`` softmax at the
+    temperature T (Hinton et al.). L = (1 − α)·CE + α·T²·KL; the weights are RepDistiller's for kd.
     """
     return replace(kd_of(task, 1 - alpha, alpha, temperature), name="ensemble")
 

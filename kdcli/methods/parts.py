@@ -5,9 +5,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Annotated
 
+from pydantic import Field
+
+from kdcli.errors import UsageError
 from kdcli.tasks import Task
 from kdcli.words import Call, Derive, Method, Party, Phase, Term, Turn, Weight, split_reference
+
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, lt=1)]
 
 STUDENT, TEACHER = Party("student", "trained", "student"), Party("teacher", "frozen", "teacher")
 S, T = Call("s", "student"), Call("t", "teacher")
@@ -54,13 +61,29 @@ def added(method: Method, parts: Sequence[Part]) -> Method:
     """A method with more terms in the last of its turns that trains the student.
 
     The student's call there is ``s``; a teacher's call ``t`` is added where there is none.
+
+    Raises:
+        UsageError: two terms of one name, or a term that reads labels row by row where the student sees
+            several views of each row.
     """
     phases = list(method.phases)
     turns = list(phases[-1].turns)
     at = max(i for i, turn in enumerate(turns) if method.export in turn.trains)
     turn, parties = turns[at], {party.name: party for party in method.parties}
     calls = {call.name: call for call in turn.calls}
+    several_views = calls.get("s", S).inputs != S.inputs
     for part in parts:
+        for term in part.terms:
+            if term.name in {other.name for other in turn.terms}:
+                raise UsageError(
+                    f"--add: the objective has a term '{term.name}' already; as=NAME calls a second one "
+                    "otherwise."
+                )
+            if several_views and term.rows is not None:
+                raise UsageError(
+                    f"--add {term.name} reads a label for every row, and the student of {method.name} sees "
+                    "several views of each."
+                )
         read = [reference for term in part.terms for reference in term.args]
         read += [reference for derive in part.derives for reference in derive.args]
         read += [reference for call in part.calls for reference in call.inputs]

@@ -17,7 +17,7 @@ from kdcli.words import Call, Method, Party, Term, Weight
 
 
 def rkd_part(
-    weight: Weight = 1.0,
+    weight: float = 1.0,
     *,
     distance: float = 25.0,
     angle: float = 50.0,
@@ -25,13 +25,12 @@ def rkd_part(
     teacher: str = "pooled",
     name: str = "rkd",
 ) -> Part:
-    """Distances and angles between rows; a number as weight multiplies both."""
+    """Distances and angles between rows; the weight multiplies both."""
     taps = (f"s.{student}", f"~t.{teacher}")
-    factor = 1.0 if callable(weight) else weight
     return Part(
         (
-            Term(f"{name}-distance", relations.rkd_distance, taps, factor * distance, scope="batch"),
-            Term(f"{name}-angle", relations.rkd_angle, taps, factor * angle, scope="batch"),
+            Term(f"{name}-distance", relations.rkd_distance, taps, weight * distance, scope="batch"),
+            Term(f"{name}-angle", relations.rkd_angle, taps, weight * angle, scope="batch"),
         )
     )
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kdcli.losses import contrastive
 from kdcli.losses.logits import kl_divergence
-from kdcli.methods.parts import STUDENT, TEACHER
+from kdcli.methods.parts import STUDENT, TEACHER, Positive, Share
 from kdcli.models.adapters import projection_head
 from kdcli.tasks import Task
 from kdcli.words import Call, Derive, Method, Party, Phase, Term, Turn
@@ -62,20 +62,21 @@ def sskd(
     tf: float = 2.7,
     ss: float = 10.0,
     temperature: float = 4.0,
-    tf_temperature: float = 4.0,
-    ss_temperature: float = 0.5,
+    tf_temperature: Positive = 4.0,
+    ss_temperature: Positive = 0.5,
     ratio_tf: float = 1.0,
     ratio_ss: float = 0.75,
-    head_share: float = 0.2,
+    head_share: Share = 0.2,
     head_opt: str = "sgd",
     head_lr: float = 0.05,
 ) -> Method:
     """Labels, teacher, and what the teacher knows of turned views, where it is right or least wrong.
 
     Weights, ratios and the head's 60 of 300 epochs (SGD at 0.05, no temperature) are the released code's.
-    That code turns pictures by quarters only, where the paper lists more transformations; each picture is
-    four, so a step costs four. All pictures need labels. Ties between rows go to the lower index. The
-    published table's kd row is that of CRD, with other teachers.
+    That code turns pictures by quarters only, where the paper lists more transformations, and crops each of
+    the four views anew, where here one crop is turned. Each picture is four, so a step costs four. All
+    pictures need labels. Ties between rows go to the lower index. The published table's kd row is that of
+    CRD, with other teachers.
     """
     on_teacher = (
         Call("t", "teacher", ("turned",)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -19,12 +20,12 @@ Mean = Literal["logits", "probabilities"]
 class _Mean(nn.Module):
     """The mean of the members' answers to views (uint8), which each of them prepares for itself."""
 
-    def __init__(self, members: Sequence[Network], mean: Mean) -> None:
+    def __init__(self, members: Sequence[Network], mean: Mean, temperature: float) -> None:
         super().__init__()
-        self.members, self.mean = nn.ModuleList(members), mean
+        self.members, self.mean, self.temperature = nn.ModuleList(members), mean, temperature
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits [B, C]: z̄ = mean z_m, or log mean softmax(z_m), whose softmax is the mean probability.
+        """Logits [B, C]: z̄ = mean z_m, or T·log mean softmax(z_m/T), whose softmax at T is the mean.
 
         Grids of logits [B, C, h, w] are brought to the finest one's size.
         """
@@ -35,7 +36,8 @@ class _Mean(nn.Module):
         logits = torch.stack(found)
         if self.mean == "logits":
             return logits.mean(dim=0)
-        return logits.float().log_softmax(dim=2).logsumexp(dim=0) - torch.tensor(float(len(logits))).log()
+        log_sum = (logits.float() / self.temperature).log_softmax(dim=2).logsumexp(dim=0)
+        return self.temperature * (log_sum - math.log(len(logits)))
 
 
 class Ensemble(Network):
@@ -43,22 +45,24 @@ class Ensemble(Network):
 
     Args:
         members: each with its own input and normalisation.
-        mean: of their logits, or of their probabilities at temperature 1.
+        mean: of their logits (Allen-Zhu & Li 2020), or of their softened probabilities (Hinton et al. 2015).
+        temperature: T at which probabilities are averaged, and are to be read.
 
     Raises:
         InputError: their classes differ.
     """
 
-    def __init__(self, members: Sequence[Network], mean: Mean) -> None:
+    def __init__(self, members: Sequence[Network], mean: Mean, temperature: float = 1.0) -> None:
         first = members[0]
         if other := next((m for m in members if m.classes != first.classes), None):
             raise InputError(f"{first.name} and {other.name} have different classes, or in another order.")
+        softened = [temperature] if mean == "probabilities" else []
         super().__init__(
-            _Mean(members, mean),
+            _Mean(members, mean, temperature),
             max((m.spec for m in members), key=lambda spec: spec.size[0] * spec.size[1]),
             first.classes,
             name=" + ".join(m.name for m in members),
-            source=digest([mean, *([m.source, m.spec.to_json()] for m in members)]),
+            source=digest([mean, *softened, *([m.source, m.spec.to_json()] for m in members)]),
             trained=" + ".join(dict.fromkeys(m.trained for m in members)),
         )
 
@@ -66,6 +70,11 @@ class Ensemble(Network):
     def task(self) -> str:
         """That of its members."""
         return self._members[0].task
+
+    @property
+    def linear(self) -> Any:
+        """None. Raises InputError: several classifiers have no rows in common."""
+        raise InputError(f"{self.name} has several classifiers. Take one teacher.")
 
     @property
     def logit_count(self) -> int:

@@ -64,7 +64,7 @@ class Config(StudentSection):
         """``[{rkd: 1, student: pooled}]`` of a YAML file says the same as ``rkd=1,student=pooled``."""
         if not isinstance(value, list):
             return value
-        return [",".join(f"{k}={v}" for k, v in t.items()) if isinstance(t, dict) else t for t in value]
+        return [methods.as_option(term) if isinstance(term, dict) else term for term in value]
 
 
 @dataclass
@@ -137,11 +137,15 @@ class Chain:
 
 
 def _link(config: Config, index: int, teacher: list[str]) -> Config:
-    """The run that trains the assistant number ``index``, or the student behind the last one."""
+    """The run that trains the assistant number ``index``, or the student behind the last one.
+
+    Each has a seed of its own: students of one kind would else begin alike and see the same batches.
+    """
     update: dict[str, Any] = {"via": [], "teacher": teacher}
     if index < len(config.via):
         out = f"{config.out}-via-{index + 1}" if config.out else None
-        update |= {"student": config.via[index], "weights": None, "out": out}
+        seed = config.seed + len(config.via) - index
+        update |= {"student": config.via[index], "weights": None, "out": out, "seed": seed}
     return config.model_copy(update=update)
 
 
@@ -230,8 +234,10 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
         )
     method = methods.function(config.method.name)(task, **arguments)
     method = without_zero_terms(added(method, parts))
+    if empty := next((turn for turn in method.turns if not turn.terms), None):
+        raise UsageError(f"every term of turn '{empty.name}' weighs 0: there is nothing to learn.")
     material = gather(config, data, extra, task, method, console)
-    if entry.twin:
+    if entry.twin and "teacher" in material.networks:
         _refuse_unlike(method, material.networks)
     return Plan(config, target, data, task, method, arguments, material)
 

@@ -115,11 +115,11 @@ def gather(
         raise UsageError(f"method {method.name} reads class numbers, and mixed pictures have none: no mixup.")
     parties: Mapping[str, nn.Module] = networks or _parties(config, method, task, data, console)
     networks = {name: party for name, party in parties.items() if isinstance(party, Network)}
-    if optim.auto_batch:
-        _refuse_to_split(optim, method, networks["student"])
     largest = max(network.spec.size[0] for network in networks.values())
     view = TrainingView(config.views, config.views.size or largest, config.seed)
     assembly = _assembly(config, method, task, parties, view.size)
+    if optim.auto_batch:
+        _refuse_to_split(optim, method, assembly.parties)
     store = Store(config.views.store)
     row_bytes = bytes_per_view(networks["teacher" if taught else "student"].logit_count, store)
     planned = optim.max_steps or math.ceil(optim.epochs * len(pool) / optim.batch_size)
@@ -156,7 +156,7 @@ def _parties(
         if party.build is not None:
             continue
         if party.source == "teacher":
-            found[party.name] = _teacher(config, task, data, console)
+            found[party.name] = _teacher(config, method, task, data, console)
             continue
         update: dict[str, Any] = {"seed": config.seed + party.seed}
         if party.source != "student":
@@ -196,14 +196,16 @@ def _assembly(
     return assemble(method, parties, batch, config.seed)
 
 
-def _refuse_to_split(optim: OptimSection, method: Method, student: Network) -> None:
+def _refuse_to_split(optim: OptimSection, method: Method, parties: Mapping[str, nn.Module]) -> None:
     """--auto-batch promises the same result however a batch is split."""
     terms = [term for turn in method.turns for term in turn.terms]
     why = next((f"{t.name} relates the rows of a micro-batch" for t in terms if t.scope == "batch"), "")
     if optim.mixup or optim.cutmix:
         why = "mixup and CutMix pair the pictures of a micro-batch"
-    if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in student.modules()):
-        why = f"{student.name} has batch norms, whose statistics are those of a micro-batch"
+    for name in (party.name for party in method.parties if party.role == "trained"):
+        if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in parties[name].modules()):
+            who = getattr(parties[name], "name", name)
+            why = f"{who} has batch norms, whose statistics are those of a micro-batch"
     if why:
         raise UsageError(f"--auto-batch: {why}. Set optim.accumulate yourself.")
 
@@ -235,11 +237,27 @@ def build_student(config: StudentSection, task: Task) -> Network:
     )
 
 
-def _teacher(config: StudentSection, task: Task, data: Data, console: Console) -> Network:
-    """The teacher, or several as one, with the classes in the data's order."""
+def _teacher(config: StudentSection, method: Method, task: Task, data: Data, console: Console) -> Network:
+    """The teacher, or several as one, with the classes in the data's order.
+
+    Probabilities are averaged as the terms that read them soften them.
+    """
     for name in config.teacher:
         if frame.split_hash(name, "validation") not in ("", data.split("validation").fingerprint):
             console.warn(f"{name} was chosen on other validation samples than this run selects by.")
     classes, order = list(task.classes), config.data.class_order
     teachers = [frame.teacher(name, classes, order, task.name) for name in config.teacher]
-    return teachers[0] if len(teachers) == 1 else Ensemble(teachers, config.teacher_mean).eval()
+    if len(teachers) == 1:
+        return teachers[0]
+    temperatures = {
+        float(term.keywords.get("temperature", 1.0))
+        for turn in method.turns
+        for term in turn.terms
+        if "~t.logits" in term.args
+    }
+    if len(temperatures) > 1 and config.teacher_mean == "probabilities":
+        raise UsageError(
+            f"terms soften the teachers by {', '.join(f'{t:g}' for t in sorted(temperatures))}, and "
+            "teacher_mean=probabilities averages them at one temperature."
+        )
+    return Ensemble(teachers, config.teacher_mean, min(temperatures, default=1.0)).eval()
