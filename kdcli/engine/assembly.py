@@ -85,7 +85,7 @@ def _dry_step(
     for term in turn.terms:
         try:
             module.term(term, values, torch.ones(2))
-        except (ValueError, RuntimeError) as error:
+        except (ValueError, RuntimeError, TypeError, AttributeError, IndexError) as error:
             raise InputError(f"method {method.name}: {term.name}: {error}.") from error
     references = {a.removeprefix("~") for term in turn.terms for a in term.args} & values.keys()
     return {name: tuple(values[name].shape[1:]) for name in references if isinstance(values[name], Tensor)}

@@ -9,7 +9,9 @@ from dataclasses import replace
 from functools import partial
 from typing import Literal
 
+from kdcli.errors import UsageError
 from kdcli.losses import exits
+from kdcli.methods.parts import Fraction
 from kdcli.models.adapters import embedding
 from kdcli.models.exits import ExitHead, Kind
 from kdcli.models.taps import as_map_tap
@@ -32,7 +34,7 @@ def byot(
     task: Task,
     *,
     maps: tuple[str, ...] = ("stage1", "stage2", "stage3"),
-    alpha: float = 0.3,
+    alpha: Fraction = 0.3,
     lam: float = 0.03,
     temperature: float = 3.0,
     reading: exits.Reading = "code",
@@ -47,6 +49,8 @@ def byot(
     and three quarters. The student is exported with its exits (``exits.safetensors``), which ``kdcli eval``
     measures; the adapters are dropped.
     """
+    if not maps or "grid" in maps:
+        raise UsageError("method.maps names the blocks that exits stand on: mapK, stageK or a module.")
     code = reading == "code"
     parties: list[Party] = []
     calls: list[Call] = []

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kdcli.losses import targets
 from kdcli.losses.logits import cross_entropy
-from kdcli.methods.parts import Part, one_turn
+from kdcli.methods.parts import Fraction, Part, one_turn
 from kdcli.tasks import Task
 from kdcli.words import Method, Term
 
@@ -35,7 +35,7 @@ def taught_by_topk(
     return cross_entropy(logits, kept)
 
 
-def kd_pt(task: Task, *, lam: float = 0.5, temperature: float = 1.0) -> Method:
+def kd_pt(task: Task, *, lam: Fraction = 0.5, temperature: float = 1.0) -> Method:
     """The teacher's probability of the true class only, the rest spread evenly: no class relations.
 
     The formulas are our reading of the paper (its code was not found); compare with label smoothing of the
@@ -45,7 +45,7 @@ def kd_pt(task: Task, *, lam: float = 0.5, temperature: float = 1.0) -> Method:
     return _method("kd-pt", task, lam, taught_by_pt, **terms)
 
 
-def kd_sim(task: Task, *, lam: float = 0.5, temperature: float = 0.3, head: str = "") -> Method:
+def kd_sim(task: Task, *, lam: Fraction = 0.5, temperature: float = 0.3, head: str = "") -> Method:
     """Class relations only: softmax of the cosines between the rows of the teacher's last layer.
 
     ``temperature`` sharpens the cosines; the paper's exponent could not be read, so it is an axis. ``head``
@@ -56,7 +56,12 @@ def kd_sim(task: Task, *, lam: float = 0.5, temperature: float = 0.3, head: str 
 
 
 def kd_topk(
-    task: Task, *, lam: float = 0.5, part: float = 0.25, temperature: float = 1.0, keep_true: bool = False
+    task: Task,
+    *,
+    lam: Fraction = 0.5,
+    part: Fraction = 0.25,
+    temperature: float = 1.0,
+    keep_true: bool = False,
 ) -> Method:
     """The teacher's largest probabilities for ``part`` of the classes, the rest spread evenly.
 

@@ -10,17 +10,19 @@ weights belong to it.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from kdcli.losses import logits
-from kdcli.methods.parts import Part, one_turn
+from kdcli.methods.parts import Fraction, Part, one_turn
 from kdcli.tasks import Task
 from kdcli.words import Method, Term
 
 Reading = Literal["code", "paper"]
 
 
-def lsr(task: Task, *, smoothing: float = 0.1, reading: Reading = "code") -> Method:
+def lsr(task: Task, *, smoothing: Fraction = 0.1, reading: Reading = "code") -> Method:
     """Label smoothing, the baseline without a teacher.
 
     ``code``: 1 − a for the true class, a/(C − 1) for each other. ``paper`` is the usual (1 − a)·onehot + a/C,
@@ -48,7 +50,7 @@ def tf_kd_reg(
     alpha: float = 0.95,
     temperature: float = 40.0,
     multiplier: float = 1.0,
-    correct: float = 0.99,
+    correct: Annotated[float, Field(gt=0, lt=1)] = 0.99,
     reading: Reading = "code",
 ) -> Method:
     """Tf-KD_reg: a teacher made by hand, ``correct`` for the true class.

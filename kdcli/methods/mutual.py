@@ -43,6 +43,8 @@ def dml(
     """
     if not peers and networks < 2:
         raise UsageError(f"method.networks: mutual learning needs 2 or more, got {networks}.")
+    if peers and networks not in (2, 1 + len(peers)):
+        raise UsageError(f"method.networks={networks} and method.peers names {len(peers)}: give one of them.")
     others = peers or ("student",) * (networks - 1)
     parties = (
         Party("student", "trained", "student"),

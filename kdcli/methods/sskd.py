@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kdcli.losses import contrastive
 from kdcli.losses.logits import kl_divergence
-from kdcli.methods.parts import STUDENT, TEACHER, Positive, Share
+from kdcli.methods.parts import STUDENT, TEACHER, Fraction, Positive, Share
 from kdcli.models.adapters import projection_head
 from kdcli.tasks import Task
 from kdcli.words import Call, Derive, Method, Party, Phase, Term, Turn
@@ -64,8 +64,8 @@ def sskd(
     temperature: float = 4.0,
     tf_temperature: Positive = 4.0,
     ss_temperature: Positive = 0.5,
-    ratio_tf: float = 1.0,
-    ratio_ss: float = 0.75,
+    ratio_tf: Fraction = 1.0,
+    ratio_ss: Fraction = 0.75,
     head_share: Share = 0.2,
     head_opt: str = "sgd",
     head_lr: float = 0.05,

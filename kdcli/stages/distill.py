@@ -210,8 +210,10 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
         return plan(several, console, unless_complete=unless_complete)
     if config.via:
         return _chain(config, console, unless_complete)
-    if (entry.teacher or parts) and not config.teacher:
+    if entry.teacher and not config.teacher:
         raise UsageError(f"method {config.method.name} needs --teacher; --method supervised does without.")
+    if parts and not config.teacher:
+        raise UsageError("--add needs --teacher: its terms compare the student with one.")
     data = frame.labelled(config.data, "train", "validation")
     extra = [open_unlabelled(source, config.data) for source in config.data.extra]
     parents = [frame.parent("student", str(config.student), config.weights)]
