@@ -8,6 +8,7 @@ output of a derive.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -162,6 +163,16 @@ class Phase:
 
 
 @dataclass(frozen=True)
+class Span:
+    """Steps ``begin`` to ``end`` of a run, in a phase that would be ``length`` steps long."""
+
+    phase: Phase
+    begin: int
+    end: int
+    length: int
+
+
+@dataclass(frozen=True)
 class Method:
     """What a method function returns.
 
@@ -183,6 +194,17 @@ class Method:
     def turns(self) -> tuple[Turn, ...]:
         """Of all phases."""
         return tuple(turn for phase in self.phases for turn in phase.turns)
+
+    def spans(self, schedule_steps: int, steps: int) -> list[Span]:
+        """Where the phases lie in a run of ``steps`` whose schedules are made for ``schedule_steps``."""
+        found, begin, share = [], 0, 0.0
+        for phase in self.phases:
+            share += phase.share
+            end = round(schedule_steps * share)
+            if min(end, steps) > begin:
+                found.append(Span(phase, begin, min(end, steps), end - begin))
+            begin = end
+        return found
 
     @property
     def cacheable(self) -> bool:
@@ -265,6 +287,25 @@ def taps_used(turn: Turn) -> dict[str, tuple[str, ...]]:
         if kind == ".":
             found[call][name] = None
     return {call: tuple(names) for call, names in found.items()}
+
+
+def calls_made(turn: Turn, steps: int, length: int) -> Counter[str]:
+    """How often each call runs in the first ``steps`` of a phase of ``length``.
+
+    A call runs in the steps in which a term that needs it weighs something.
+    """
+    taps = taps_used(turn)
+    scheduled = [t for t in turn.terms if callable(t.weight)]
+    fixed = [t for t in turn.terms if not callable(t.weight) and t.weight]
+    kinds = Counter(
+        tuple(callable(t.weight) and bool(t.weight(step / length)) for t in scheduled)
+        for step in range(steps if scheduled else 0)
+    ) or Counter({(): steps})
+    found: Counter[str] = Counter()
+    for weighing, count in kinds.items():
+        used, _ = used_by(turn, [*fixed, *(t for t, on in zip(scheduled, weighing) if on)])
+        found.update({name: count for name in used if taps[name]})
+    return found
 
 
 def inputs_used(turn: Turn) -> set[str]:

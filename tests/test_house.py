@@ -43,6 +43,7 @@ _PARTS = (
     "invert",
     "material",
     "mixing",
+    "refusals",
     "shards",
     "show",
     "training",

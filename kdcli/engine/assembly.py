@@ -25,10 +25,12 @@ class Assembly:
     Attributes:
         parties: all, by name.
         shapes: of one row of every tap that a term reads, by reference; those of lists are left out.
+        rows: of a call's output over those of the batch, by turn and call, where it was run.
     """
 
     parties: dict[str, nn.Module]
     shapes: dict[str, tuple[int, ...]]
+    rows: dict[tuple[str, str], float]
 
 
 def assemble(
@@ -58,10 +60,10 @@ def assemble(
                     parties[party.name] = party.build(*shapes).eval()
                 except ValueError as error:
                     raise InputError(f"method {method.name}: {party.name}: {error}") from error
-        found: dict[str, tuple[int, ...]] = {}
+        found = Assembly(parties, {}, {})
         for turn in method.turns:
-            found |= _dry_step(method, turn, parties, batch)
-    return Assembly(parties, found)
+            _dry_step(method, turn, parties, batch, found)
+    return found
 
 
 def _shape(
@@ -78,8 +80,8 @@ def _shape(
 
 
 def _dry_step(
-    method: Method, turn: Turn, parties: Mapping[str, nn.Module], batch: dict[str, Tensor]
-) -> dict[str, tuple[int, ...]]:
+    method: Method, turn: Turn, parties: Mapping[str, nn.Module], batch: dict[str, Tensor], found: Assembly
+) -> None:
     module = TurnModule(turn, parties, shared=False).eval()
     values: dict[str, Any] = dict(batch)
     for term in turn.terms:
@@ -87,5 +89,10 @@ def _dry_step(
             module.term(term, values, torch.ones(2))
         except (ValueError, RuntimeError, TypeError, AttributeError, IndexError) as error:
             raise InputError(f"method {method.name}: {term.name}: {error}.") from error
-    references = {a.removeprefix("~") for term in turn.terms for a in term.args} & values.keys()
-    return {name: tuple(values[name].shape[1:]) for name in references if isinstance(values[name], Tensor)}
+    tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+    read = {reference.removeprefix("~") for term in turn.terms for reference in term.args}
+    found.shapes.update({name: tuple(tensors[name].shape[1:]) for name in read & tensors.keys()})
+    for name, tensor in tensors.items():
+        call = split_reference(name)[1]
+        if call:
+            found.rows[turn.name, call] = len(tensor) / len(batch["y"])

@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ from kdcli.engine.optim import build_optimizer, build_schedule
 from kdcli.engine.runtime import Runtime, watching
 from kdcli.engine.turn import TurnModule
 from kdcli.errors import Diverged, Preempted
-from kdcli.words import Turn
+from kdcli.words import Span, Turn
 
 LOG = "metrics.jsonl"
 _OVERFLOWS = 25
@@ -68,25 +69,20 @@ class _Run:
 
     # -- phases ----------------------------------------------------------------------------------------------
     def all_phases(self) -> Outcome:
-        done, share = 0, 0.0
-        for phase in self.job.method.phases:
-            share += phase.share
-            end = round(self.job.schedule_steps * share)
-            stop = min(end, self.job.steps)
-            if stop > done and (self.found is None or self.found[0] < stop or stop == self.job.steps):
-                self._phase(phase, done, stop, end - done)
-            done = end
+        for span in self.job.method.spans(self.job.schedule_steps, self.job.steps):
+            if self.found is None or self.found[0] < span.end or span.end == self.job.steps:
+                self._phase(span)
         return self._outcome()
 
-    def _phase(self, phase: Any, begin: int, end: int, length: int) -> None:
-        """Steps ``begin`` to ``end`` of the run, of a phase that is ``length`` steps long."""
+    def _phase(self, span: Span) -> None:
+        phase, begin, end = span.phase, span.begin, span.end
         job, prepare = self.job, self.runtime.accelerator.prepare
         trained = {name for turn in phase.turns for name in turn.trains}
         modules = {turn.name: TurnModule(turn, job.parties, trained) for turn in phase.turns}
         optims = {turn.name: job.optim.model_copy(update=turn.optim) for turn in phase.turns}
         self.optimizers = {name: build_optimizer(m.trained, optims[name]) for name, m in modules.items()}
         self.schedules = {
-            name: build_schedule(o, optims[name], length, job.order.steps_per_epoch)
+            name: build_schedule(o, optims[name], span.length, job.order.steps_per_epoch)
             for name, o in self.optimizers.items()
         }
         self.trained = {p.name: job.parties[p.name] for p in job.method.parties if p.role == "trained"}
@@ -99,7 +95,7 @@ class _Run:
             self.console.progress("train", job.steps, "steps", start=self.progress.step) as bar,
         ):
             if self.progress.step < end:
-                self._steps(phase, prepared, begin, end, length, bar)
+                self._steps(span, prepared, bar)
             if self.found is None or self.found[0] < end:
                 self._commit()
         self.runtime.accelerator.free_memory()
@@ -118,10 +114,8 @@ class _Run:
         self.console.note(f"continuing at step {self.progress.step:,} of {self.job.steps:,}")
 
     # -- steps -----------------------------------------------------------------------------------------------
-    def _steps(
-        self, phase: Any, prepared: dict[str, Any], begin: int, end: int, length: int, bar: Progress
-    ) -> None:
-        job = self.job
+    def _steps(self, span: Span, prepared: dict[str, Any], bar: Progress) -> None:
+        job, end = self.job, span.end
         first = self.progress.step
         clock = time.monotonic()
         self._commit_if_due(first)  # a signal during start-up
@@ -131,8 +125,8 @@ class _Run:
             torch.manual_seed(hash_of(job.seed, step, self.runtime.rank) >> 1)
             micro = self.micro(batch, step, self.runtime)
             row: dict[str, float] = {}
-            for turn in phase.turns:
-                row |= self._turn(turn, prepared[turn.name].train(), micro, step - begin, length)
+            for turn in span.phase.turns:
+                row |= self._turn(turn, prepared[turn.name].train(), micro, step - span.begin, span.length)
             self.progress.step = step + 1
             now = time.monotonic()
             self.progress.seconds, clock = self.progress.seconds + now - clock, now
@@ -140,7 +134,7 @@ class _Run:
                 self._record(
                     {"step": step + 1, "epoch": round((step + 1) / job.order.steps_per_epoch, 4), **row}
                 )
-            if self._evaluation_due(step):
+            if self._evaluation_due(step) and span.phase is job.method.phases[-1]:
                 self._evaluate()
             bar.update(step + 1, loss=row["loss"], **self._shown())
             self._commit_if_due(step + 1)
@@ -153,9 +147,9 @@ class _Run:
             self._split(accumulate)
             part, share = self.micro(batch, step, self.runtime)[0]
             try:
-                for module in prepared.values():
+                for module, done in product(prepared.values(), (0.0, 1.0)):  # schedules may begin or end at 0
                     with self.runtime.accelerator.no_sync(module):
-                        self.runtime.accelerator.backward(module(part, share, 0.0)["loss"])
+                        self.runtime.accelerator.backward(module(part, share, done)["loss"])
             finally:
                 for optimizer in self.steppers.values():
                     optimizer.zero_grad()

@@ -11,14 +11,19 @@ from kdcli.errors import UsageError, nearest
 from kdcli.sections import OptimSection
 
 
+def known_optimizer(name: str) -> None:
+    """Raise UsageError for an optimiser that timm has not."""
+    from timm.optim import list_optimizers
+
+    if name.lower() not in list_optimizers():
+        raise UsageError(f"--opt: timm has no optimiser '{name}'.{nearest(name, list_optimizers())}")
+
+
 def build_optimizer(module: nn.Module, section: OptimSection) -> Any:
     """timm's optimiser over the parameters that need a gradient. Raises UsageError for an unknown name."""
-    from timm.optim import create_optimizer_v2, list_optimizers
+    from timm.optim import create_optimizer_v2
 
-    if section.opt.lower() not in list_optimizers():
-        raise UsageError(
-            f"--opt: timm has no optimiser '{section.opt}'.{nearest(section.opt, list_optimizers())}"
-        )
+    known_optimizer(section.opt)
     extra = {"betas": section.betas} if section.betas else {}
     return create_optimizer_v2(
         module,

@@ -89,6 +89,7 @@ class Plan:
             "steps": self.material.steps,
             "views": self.material.order.views or "live",
             "teacher_forwards": self.material.teacher_forwards,
+            "forwards": self.material.forwards,
             "cache_bytes": self.material.cache_bytes,
             "parameters": show.parameters(self.material.assembly.parties),
         }
@@ -105,7 +106,9 @@ class Plan:
         batch = f"{self.config.optim.batch_size} at {material.view.size} px"
         console.note(f"trains   {material.steps:,} steps of {batch}, {kind}")
         if "teacher" in material.networks:
-            cache = f"cache of {size(material.cache_bytes)}, live would be {material.drawn:,}"
+            cache = (
+                f"cache of {size(material.cache_bytes)}, live would be {material.live_forwards['teacher']:,}"
+            )
             how = cache if material.cached else "live, no cache"
             console.note(f"teacher  {material.teacher_forwards:,} forwards ({how})")
         rows = self._objective()

@@ -56,7 +56,11 @@ def export(
         lr=config.optim.lr,
         steps=progress.step,
         seconds=round(progress.seconds, 4),
-        cost={"student_steps": progress.step, "teacher_forwards": material.teacher_forwards},
+        cost={
+            "student_steps": progress.step,
+            "teacher_forwards": material.teacher_forwards,
+            "forwards": material.forwards,
+        },
         **runtime.describe(),
     )
     output.commit(manifest, [*keep, "last", LOG])

@@ -24,10 +24,11 @@ from kdcli.models.branches import Tail
 from kdcli.models.build import build
 from kdcli.models.ensemble import Ensemble
 from kdcli.models.network import Network
-from kdcli.sections import OptimSection, StudentSection
+from kdcli.sections import StudentSection
 from kdcli.stages import frame
+from kdcli.stages.refusals import refuse_options, refuse_to_split, warn_of_points
 from kdcli.tasks import Task
-from kdcli.words import Method, taps_used
+from kdcli.words import Method, calls_made, taps_used
 
 _ROWS = 4  # of the dry step
 
@@ -40,6 +41,7 @@ class Material:
         pool: the training pictures of all sources.
         order: which of them each step holds, in which view.
         view: cuts the views.
+        method: what is learned from what.
         networks: parties that are known by a name: ``student``, perhaps ``teacher`` and peers.
         assembly: these and what the method builds beside them.
         steps: of training.
@@ -50,6 +52,7 @@ class Material:
     pool: Pool
     order: Order
     view: TrainingView
+    method: Method
     networks: dict[str, Network]
     assembly: Assembly
     steps: int
@@ -61,17 +64,28 @@ class Material:
         """Whether teacher outputs come from the cache."""
         return self.order.views is not None and "teacher" in self.networks
 
-    @property
-    def drawn(self) -> int:
-        """Pictures that the student sees."""
-        return self.steps * self.order.batch_size
+    @cached_property
+    def live_forwards(self) -> dict[str, int]:
+        """Pictures that each network sees in training where nothing is cached, by name."""
+        found = dict.fromkeys(self.networks, 0.0)
+        for span in self.method.spans(self.schedule_steps, self.steps):
+            for turn in span.phase.turns:
+                times = calls_made(turn, span.end - span.begin, span.length)
+                for call in (call for call in turn.calls if call.party in found):
+                    rows = self.assembly.rows.get((turn.name, call.name), 1.0)
+                    found[call.party] += times[call.name] * rows
+        return {name: round(batches * self.order.batch_size) for name, batches in found.items()}
 
     @cached_property
+    def forwards(self) -> dict[str, int]:
+        """Pictures that each network sees in training; the teacher, to fill its cache where there is one."""
+        cached = {"teacher": int(self.order.used(self.steps).sum())} if self.cached else {}
+        return {**self.live_forwards, **cached}
+
+    @property
     def teacher_forwards(self) -> int:
         """Pictures that the teacher sees: to fill the cache, or live."""
-        if "teacher" not in self.networks:
-            return 0
-        return int(self.order.used(self.steps).sum()) if self.cached else self.drawn
+        return self.forwards.get("teacher", 0)
 
     @property
     def cache_bytes(self) -> int:
@@ -104,22 +118,18 @@ def gather(
         InputError: networks that cannot be built or know other classes.
     """
     optim = config.optim
-    if config.data.extra_ratio is not None:
-        if config.data.labelled_fraction is not None:
-            raise UsageError("--extra-ratio and data.labelled_fraction both fill batches: give one.")
-        if not extra:
-            raise UsageError("--extra-ratio needs --extra.")
+    row_weight = task.row_weight(data.split("train").labels)
+    refuse_options(config, method, row_weight is not None)
     taught = "teacher" in {party.name for party in method.parties}
     pool = _pool(data, extra, method)
-    if method.reads_labels and (optim.mixup or optim.cutmix):
-        raise UsageError(f"method {method.name} reads class numbers, and mixed pictures have none: no mixup.")
     parties: Mapping[str, nn.Module] = networks or _parties(config, method, task, data, console)
     networks = {name: party for name, party in parties.items() if isinstance(party, Network)}
     largest = max(network.spec.size[0] for network in networks.values())
     view = TrainingView(config.views, config.views.size or largest, config.seed)
     assembly = _assembly(config, method, task, parties, view.size)
     if optim.auto_batch:
-        _refuse_to_split(optim, method, assembly.parties)
+        refuse_to_split(optim, method, assembly.parties)
+    warn_of_points(method, assembly, console)
     store = Store(config.views.store)
     row_bytes = bytes_per_view(networks["teacher" if taught else "student"].logit_count, store)
     planned = optim.max_steps or math.ceil(optim.epochs * len(pool) / optim.batch_size)
@@ -144,7 +154,7 @@ def gather(
         extra_ratio=config.data.extra_ratio,
         real=len(pool.parts[0]),
     )
-    return Material(pool, order, view, networks, assembly, steps, planned, row_bytes)
+    return Material(pool, order, view, method, networks, assembly, steps, planned, row_bytes)
 
 
 def _parties(
@@ -187,27 +197,13 @@ def _assembly(
         "mask": torch.zeros(rows, side, side, dtype=torch.uint8),
     }
     if task.name == "segmentation":  # its methods read logits only
-        return Assembly(dict(parties), {})
+        return Assembly(dict(parties), {}, {})
     for turn in method.turns:
         for call in turn.calls:
             whole = isinstance(parties.get(call.party), Network) and call.inputs == ("x",)
             if whole and taps_used(turn)[call.name] == ("logits",):
                 batch[f"{call.name}.logits"] = torch.randn(rows, classes, generator=draw)
     return assemble(method, parties, batch, config.seed)
-
-
-def _refuse_to_split(optim: OptimSection, method: Method, parties: Mapping[str, nn.Module]) -> None:
-    """--auto-batch promises the same result however a batch is split."""
-    terms = [term for turn in method.turns for term in turn.terms]
-    why = next((f"{t.name} relates the rows of a micro-batch" for t in terms if t.scope == "batch"), "")
-    if optim.mixup or optim.cutmix:
-        why = "mixup and CutMix pair the pictures of a micro-batch"
-    for name in (party.name for party in method.parties if party.role == "trained"):
-        if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in parties[name].modules()):
-            who = getattr(parties[name], "name", name)
-            why = f"{who} has batch norms, whose statistics are those of a micro-batch"
-    if why:
-        raise UsageError(f"--auto-batch: {why}. Set optim.accumulate yourself.")
 
 
 def _pool(data: Data, extra: Sequence[Data], method: Method) -> Pool:

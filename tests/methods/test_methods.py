@@ -115,6 +115,49 @@ def test_phases_and_schedules_change_where_they_should(plan, tmp_path):
     assert all(row["kl"] == 0 for row in logged[4:])
 
 
+@pytest.mark.parametrize(
+    ("name", "student", "teacher"),
+    [
+        ("kd", 32, 32),
+        ("eskd", 32, 16),
+        ("sskd", 2 * 8 * 4, 4 * 8 * 4),
+        ("dafl", 32, 64),
+        ("supervised", 32, 0),
+    ],
+)
+def test_cost_counts_views_calls_and_what_schedules_leave_out(name, student, teacher, plan):
+    """Four steps of eight pictures; SSKD turns each three times and its student waits for the head."""
+    found = plan(name, **{"views.count": "live"}).material.forwards
+    assert (found["student"], found.get("teacher", 0)) == (student, teacher)
+
+
+def test_every_peer_counts(plan):
+    assert plan("dml", **{"method.networks": 3}).material.forwards == {
+        "student": 32,
+        "peer2": 32,
+        "peer3": 32,
+    }
+
+
+def test_only_the_last_phase_is_judged(plan):
+    out = distill.run(plan("sskd", **{"evaluate_steps": 1}), QUIET).path
+    assert [row["step"] for row in rows(out) if "validation/top1" in row] == [3, 4]
+
+
+def test_maps_of_one_position_are_warned_of(plan, monkeypatch):
+    told: list[str] = []
+    monkeypatch.setattr(type(QUIET), "warn", lambda self, text: told.append(text))
+    plan("at")
+    assert [text.split()[0] for text in told] == ["at3"]
+    assert "maps of one position" in told[0]
+
+
+def test_a_teacher_given_twice_is_refused(plan, probed):
+    twice = [str(probed("test_resnet"))] * 2
+    with pytest.raises(UsageError, match="is given twice: the mean of equals"):
+        plan("ensemble", teacher=twice)
+
+
 def test_a_truncated_run_is_the_beginning_of_a_long_one(plan, tmp_path):
     """58 pictures in batches of 8: 7.25 steps are an epoch."""
     common = {"optim.max_steps": "absent", "optim.epochs": 2, "views.count": "live"}
@@ -186,6 +229,8 @@ def test_impossible_pairs_are_refused_by_the_plan(name, more, message, plan):
         ("supervised", {"terms": ["rkd=1"]}, "--add needs --teacher: its terms"),
         ("at", {"method.student": ["stage4"]}, "1 maps of the student and 3 of the teacher"),
         ("sequential", {"method.generations": 2, "via": ["test_vit"]}, "give one"),
+        ("fitnets", {"method.hint_opt": "rmspropp"}, "no optimiser 'rmspropp'. Did you mean 'rmsprop"),
+        ("lsr", {"data.class_balance": "loss"}, "no term of method lsr weighs its rows; take sampler"),
         ("rkd", {"optim.auto_batch": True, "student": "test_vit"}, "relates the rows of a micro-batch"),
     ],
 )

@@ -1,0 +1,67 @@
+"""What a training refuses, or warns of, because options, method and networks do not go together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import nn
+
+from kdcli.console import Console
+from kdcli.engine.assembly import Assembly
+from kdcli.engine.optim import known_optimizer
+from kdcli.errors import UsageError
+from kdcli.losses import features
+from kdcli.sections import OptimSection, StudentSection
+from kdcli.words import Method
+
+
+def refuse_options(config: StudentSection, method: Method, task_weighs_rows: bool) -> None:
+    """Raise UsageError for options that contradict one another or mean nothing to the method.
+
+    Args:
+        config: all options.
+        method: what is learned from what.
+        task_weighs_rows: whether class balance is asked for in the loss.
+    """
+    optim, data = config.optim, config.data
+    if data.extra_ratio is not None:
+        if data.labelled_fraction is not None:
+            raise UsageError("--extra-ratio and data.labelled_fraction both fill batches: give one.")
+        if not data.extra:
+            raise UsageError("--extra-ratio needs --extra.")
+    if method.reads_labels and (optim.mixup or optim.cutmix):
+        raise UsageError(f"method {method.name} reads class numbers, and mixed pictures have none: no mixup.")
+    terms = [term for turn in method.turns for term in turn.terms]
+    if task_weighs_rows and not any("row_weight" in term.args for term in terms):
+        raise UsageError(
+            f"--class-balance loss: no term of method {method.name} weighs its rows; take sampler."
+        )
+    if twice := next((name for name in config.teacher if config.teacher.count(name) > 1), None):
+        raise UsageError(f"--teacher {twice} is given twice: the mean of equals teaches nothing more.")
+    for turn in method.turns:
+        known_optimizer(str(turn.optim.get("opt", optim.opt)))
+
+
+def refuse_to_split(optim: OptimSection, method: Method, parties: Mapping[str, nn.Module]) -> None:
+    """Raise UsageError where ``--auto-batch`` could not keep its promise: the same result however split."""
+    terms = [term for turn in method.turns for term in turn.terms]
+    why = next((f"{t.name} relates the rows of a micro-batch" for t in terms if t.scope == "batch"), "")
+    if optim.mixup or optim.cutmix:
+        why = "mixup and CutMix pair the pictures of a micro-batch"
+    for name in (party.name for party in method.parties if party.role == "trained"):
+        if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in parties[name].modules()):
+            who = getattr(parties[name], "name", name)
+            why = f"{who} has batch norms, whose statistics are those of a micro-batch"
+    if why:
+        raise UsageError(f"--auto-batch: {why}. Set optim.accumulate yourself.")
+
+
+def warn_of_points(method: Method, assembly: Assembly, console: Console) -> None:
+    """Warn of losses over positions whose map has only one: they are constant."""
+    for term in (term for turn in method.turns for term in turn.terms):
+        shapes = [assembly.shapes.get(reference.removeprefix("~"), ()) for reference in term.args]
+        if term.loss in (features.at, features.nst) and any(shape[1:] == (1, 1) for shape in shapes):
+            console.warn(
+                f"{term.name} compares maps of one position, which teaches nothing: larger views "
+                "(views.size, --image-size) or shallower maps (method.student, method.teacher) help."
+            )
