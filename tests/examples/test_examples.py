@@ -203,10 +203,12 @@ def test_quickstart_tiny_twice_from_a_folder_with_spaces(tmp_path):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", ["distill", "heads", "synthesis"])
-def test_a_benchmark_runs(name, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "more"), [("distill", []), ("heads", []), ("methods", ["--steps", "4"]), ("synthesis", [])]
+)
+def test_a_benchmark_runs(name, more, tmp_path):
     script, file = ROOT / "examples" / "benchmarks" / f"{name}.py", tmp_path / "figures.json"
-    command = [sys.executable, str(script), "--pairs", "1", "--json", str(file)]
+    command = [sys.executable, str(script), "--pairs", "1", "--json", str(file), *more]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
