@@ -1,6 +1,6 @@
 """What a training step of every method costs, relative to ``supervised``: same student, pictures and batch.
 
-    uv run examples/benchmarks/methods.py [--pairs 9] [--json examples/results/benchmark_methods.json]
+    uv run examples/benchmarks/methods.py [--pairs 15] [--json examples/results/benchmark_methods.json]
     uv run examples/benchmarks/methods.py --methods kd rkd --pairs 3    # seconds
 
 Every arm is kdcli's training loop on one thread with the method's default parameters and the same real
@@ -96,7 +96,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--pairs", type=int, default=9)
+    parser.add_argument("--pairs", type=int, default=15)
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--student", default=STUDENT, help="any timm name with four stages")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=[*METHODS])

@@ -1,7 +1,6 @@
 """The page of all methods is what its script writes."""
 
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 
@@ -33,13 +32,14 @@ def test_a_row_says_what_the_method_does(script):
     assert script["row"]("kd", cost).endswith("| 1.07 (1.00 to 2.50), cached |")
 
 
-def test_check_tells_a_page_that_is_out_of_date(tmp_path):
-    copy = tmp_path / "methods.py"
-    copy.write_text(SCRIPT.read_text(encoding="utf-8"), encoding="utf-8")
-    (tmp_path / "results").symlink_to(SCRIPT.parent / "results")
-    (tmp_path / "methods.md").write_text("# Methods\n", encoding="utf-8")
-    done = subprocess.run([sys.executable, str(copy), "--check"], capture_output=True, text=True)
-    assert done.returncode == 1
-    assert done.stderr.endswith(
-        "methods.md differs from the code: run examples/methods.py > examples/methods.md\n"
+def test_check_tells_a_page_that_is_out_of_date(script, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["methods.py", "--check"])
+    assert script["main"]() == 0
+    old = tmp_path / "methods.md"
+    old.write_text("# Methods\n", encoding="utf-8")
+    monkeypatch.setitem(script["main"].__globals__, "PAGE", old)
+    assert script["main"]() == 1
+    assert capsys.readouterr() == (
+        "",
+        f"{old} differs from the code: run examples/methods.py > examples/methods.md\n",
     )
