@@ -9,7 +9,7 @@
 # that read features run the teacher in the step. No weight of a method is tuned: they are kdcli's defaults,
 # which are those of papers or reference code for other networks and pictures.
 #
-# RUNS names the folder to write into, SEEDS the seeds ("0 1 2"), STEPS the steps (400 are 8 epochs: up to
+# RUNS names the folder to write into, SEEDS the seeds ("0 1 2"), STEPS the steps (450 are 8 epochs: up to
 # there each epoch has views of its own in the cache too). Finished stages are not repeated.
 set -euo pipefail
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # equal seeds give equal numbers at an equal number of threads

@@ -160,6 +160,8 @@ def matrix(folders: list[Path]) -> str:
     others = [name for name in gains if name not in (*above, *below, "kd")]
     config = manifests[0]["kd"]["config"]
     optim, pictures = config["optim"], reports[0]["data"]["samples"]
+    drawn = optim["max_steps"] * optim["batch_size"]
+    epochs = drawn / manifests[0]["kd"]["data"]["splits"]["train"]["samples"]
     heads = ("method", "best on validation", "last step", "best against kd", "ms a step", "teacher forwards")
     heads = (*heads, "cost of a step", *(folder.parent.name for folder in folders))
     return "\n".join(
@@ -169,8 +171,8 @@ def matrix(folders: list[Path]) -> str:
             f"Top-1 in per cent on the {pictures:,} test pictures of `{reports[0]['data']['name']}`, mean ± "
             f"standard deviation over {len(folders)} seeds, of the weights that were best on validation and "
             f"of those after the last step. Student: `{config['student']}` from random weights, "
-            f"{optim['max_steps']} steps of {optim['batch_size']} at learning rate {optim['lr']:g}, all "
-            f"labels. Teacher: a probed `tf_efficientnet_lite0` with all labels, "
+            f"{optim['max_steps']} steps of {optim['batch_size']} ({epochs:.1f} epochs) at learning rate "
+            f"{optim['lr']:g}, all labels. Teacher: a probed `tf_efficientnet_lite0` with all labels, "
             f"{spread([f['teacher'] for f in chosen])}.",
             "",
             f"| {' | '.join(heads)} |",

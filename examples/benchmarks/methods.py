@@ -59,7 +59,7 @@ class Arms:
     def plan(self, name: str, teachers: list[str], more: dict[str, object]) -> distill.Plan:
         """A plan of the stage, at the size of this benchmark."""
         options = {"student": self.student, "from_scratch": True, "image_size": SIZE, "teacher": teachers}
-        options |= {"data.source": "example:fashion-mnist", "device": "cpu", "threads": 1}
+        options |= {"data.source": "example:fashion-mnist", "threads": 1}
         options |= {"optim.max_steps": self.steps, "optim.batch_size": BATCH}
         options |= {"method.name": name.partition(",")[0], "out": str(self.folder / name)}
         options |= {"cache": str(self.folder / "cache"), **more}
@@ -69,6 +69,8 @@ class Arms:
         """What the stage hands to the loop, with the batches read and nothing to evaluate."""
         material, runtime = plan.material, open_runtime(plan.config)
         parties = material.assembly.parties
+        for party in parties.values():
+            party.to(runtime.device)
         job = training_job(
             plan.config, material, plan.method, parties, plan.task, plan.data, runtime, QUIET, None
         )

@@ -15,6 +15,7 @@ def report(folder: Path, top1: dict[str, float]) -> Path:
         (folder / name).mkdir(parents=True)
         facts = {"seconds": 0.5, "steps": 5, "views": "live", "cost": {"teacher_forwards": 320}}
         facts |= {"versions": versions, "threads": 1, "config": {"student": "toy", "optim": optim}}
+        facts["data"] = {"splits": {"train": {"samples": 160}}}
         (folder / name / "kdcli.json").write_text(json.dumps(facts))
     models = [
         {"name": name, "path": str(folder / name), "metrics": {"top1": value / 100}}
@@ -36,6 +37,6 @@ def test_the_matrix_compares_with_kd_seed_by_seed(tmp_path):
     text = runpy.run_path(str(SCRIPT))["matrix"](folders)
     assert "| at | 75.0 ± 3.0 | 72.3 ± 1.2 | 3.0 ± 2.6 | 100 | 320 live |" in text
     assert "Above kd in every seed: at. Below kd in every seed: sp. Now above, now below: none." in text
-    assert "toy` from random weights, 5 steps of 64 at learning rate 0.003" in text
+    assert "toy` from random weights, 5 steps of 64 (2.0 epochs) at learning rate 0.003" in text
     assert "all labels, 91.0 ± 1.0." in text
     assert "over 3 seeds" in text
