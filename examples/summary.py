@@ -3,6 +3,7 @@
 python examples/summary.py line runs/quickstart/report
 python examples/summary.py table runs/few-labels/seed-*/report
 python examples/summary.py sweep runs/sweep/seed-*/report
+python examples/summary.py matrix runs/matrix/seed-*/report
 python examples/summary.py best runs/few-labels/seed-0/few-alone-lr-*    # the path of the best on validation
 """
 
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+BENCHMARK = Path(__file__).resolve().parent / "results" / "benchmark_methods.json"
 SETTINGS = (("few", "10 labels per class for both"), ("all", "teacher: 10 labels per class, student: all"))
 
 
@@ -127,6 +129,74 @@ def sweep(folders: list[Path]) -> str:
     )
 
 
+def matrix(folders: list[Path]) -> str:
+    """Every method's best and last weights over the seeds, against kd, beside what its steps cost."""
+    reports = [read(folder, "report.json") for folder in folders]
+    paths = [{Path(m["path"]): 100 * m["metrics"]["top1"] for m in report["models"]} for report in reports]
+    chosen = [{path.name: value for path, value in f.items() if path.name != "last"} for f in paths]
+    last = [{path.parent.name: value for path, value in f.items() if path.name == "last"} for f in paths]
+    manifests = [{name: read(folder.parent / name, "kdcli.json") for name in last[0]} for folder in folders]
+    cost = json.loads(BENCHMARK.read_text(encoding="utf-8"))["cost"] if BENCHMARK.exists() else {}
+    gains = {name: [f[name] - f["kd"] for f in chosen] for name in last[0]}
+    rows = []
+    for name, against in gains.items():
+        runs = [found[name] for found in manifests]
+        step = statistics.mean(1000 * run["seconds"] / run["steps"] for run in runs)
+        teacher = runs[0]["cost"]["teacher_forwards"]
+        how = f"{teacher:,} {'live' if runs[0]['views'] == 'live' else 'cached'}" if teacher else "none"
+        ratio = f"{cost[name]['median']:.2f}" if name in cost else "-"
+        values = [spread([f[name] for f in found]) for found in (chosen, last)]
+        cells = (
+            name,
+            *values,
+            spread(against),
+            f"{step:.0f}",
+            how,
+            ratio,
+            *(f"{f[name]:.1f}" for f in chosen),
+        )
+        rows.append(f"| {' | '.join(cells)} |")
+    above, below = ([n for n, g in gains.items() if all(s * v > 0 for v in g)] for s in (1, -1))
+    others = [name for name in gains if name not in (*above, *below, "kd")]
+    config = manifests[0]["kd"]["config"]
+    optim, pictures = config["optim"], reports[0]["data"]["samples"]
+    drawn = optim["max_steps"] * optim["batch_size"]
+    epochs = drawn / manifests[0]["kd"]["data"]["splits"]["train"]["samples"]
+    heads = ("method", "best on validation", "last step", "best against kd", "ms a step", "teacher forwards")
+    heads = (*heads, "cost of a step", *(folder.parent.name for folder in folders))
+    return "\n".join(
+        [
+            "# Methods side by side",
+            "",
+            f"Top-1 in per cent on the {pictures:,} test pictures of `{reports[0]['data']['name']}`, mean ± "
+            f"standard deviation over {len(folders)} seeds, of the weights that were best on validation and "
+            f"of those after the last step. Student: `{config['student']}` from random weights, "
+            f"{optim['max_steps']} steps of {optim['batch_size']} ({epochs:.1f} epochs) at learning rate "
+            f"{optim['lr']:g}, all labels. Teacher: a probed `tf_efficientnet_lite0` with all labels, "
+            f"{spread([f['teacher'] for f in chosen])}.",
+            "",
+            f"| {' | '.join(heads)} |",
+            "|---" * len(heads) + "|",
+            *rows,
+            "",
+            f"Above kd in every seed: {', '.join(above) or 'none'}. Below kd in every seed: "
+            f"{', '.join(below) or 'none'}. Now above, now below: {', '.join(others) or 'none'}.",
+            "",
+            "What this does not show: which method is best. There is one learning rate for all and no "
+            "search; the weights are defaults from papers or reference code (rkd with kd=0.9, hint with "
+            "match=pool), made for other networks and far longer training; the student is tiny, the seeds "
+            "are few, and a difference smaller than its deviation is none.",
+            "",
+            "* ms a step: measured in these runs, pictures decoded and a live teacher run in it; the machine "
+            "may have done other work. dml trains two networks in a step, byot its exits too.",
+            "* Cost of a step: over supervised's, from [benchmark_methods.json](benchmark_methods.json), "
+            "with a teacher of the student's own size and no decoding.",
+            *origin("matrix", folders),
+            "* Selection of head and step on the held-out tenth of train; nothing was chosen on test.",
+        ]
+    )
+
+
 def origin(script: str, folders: list[Path]) -> list[str]:
     """What made a table, when and where."""
     manifest = read(folders[0], "kdcli.json")
@@ -155,13 +225,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("form", choices=["line", "table", "sweep", "best"])
+    parser.add_argument("form", choices=["line", "table", "sweep", "matrix", "best"])
     parser.add_argument("folders", type=Path, nargs="+")
     arguments = parser.parse_args()
     forms: dict[str, Callable[[list[Path]], object]] = {
         "line": lambda folders: line(folders[0]),
         "table": table,
         "sweep": sweep,
+        "matrix": matrix,
         "best": best,
     }
     print(forms[arguments.form](arguments.folders))

@@ -41,6 +41,7 @@ def expanded(text: str, script: str) -> str:
         text = text.replace(found[0], "" if "$(" in value else value)  # no outputs of commands
     text = re.sub(r"\$\{?steps\}?", "250", text.replace('"$@"', ""))
     text = re.sub(r"\$\{?rate\}?", "1e-3", text)
+    text = re.sub(r"\$\{?method\}?", "kd", text)
     return re.sub(r"\$\{?seed\}?", "0", text)
 
 
@@ -103,6 +104,7 @@ def test_scripts_are_executable_bash(path):
         ("quickstart.sh", 4, "example:fashion-mnist"),
         ("few_labels.sh", 6, "example:fashion-mnist"),
         ("sweep.sh", 6, "example:fashion-mnist"),
+        ("matrix.sh", 3, "example:fashion-mnist"),
         ("good_practices.sh", 5, "$data"),
     ],
 )
@@ -118,6 +120,18 @@ def test_every_command_of_the_readme_parses():
     assert len(found) >= 12
     for line in found:
         parse(line)
+
+
+def test_the_matrix_trains_methods_that_exist():
+    """Its options of single methods stand behind the shell function's arguments."""
+    text = (ROOT / "examples" / "matrix.sh").read_text(encoding="utf-8")
+    names = [name for loop in re.findall(r"for method in (.*); do", text) for name in loop.split()]
+    own = re.findall(r"^  distill (\w+) .*--set method\.(\w+)=(\S+)", text, re.MULTILINE)
+    assert len(names) + len(own) >= 8
+    for name in names:
+        methods.arguments(name, {})
+    for name, key, value in own:
+        assert methods.arguments(name, {key: value})[key] != methods.parameters(name)[key].default
 
 
 def test_quickstart_gives_both_students_the_same_budget():
@@ -144,7 +158,16 @@ def test_this_parser_refuses_what_kdcli_refuses(line, message):
         parse(line)
 
 
-@pytest.mark.parametrize("name", ["README.md", "CHANGELOG.md", "examples/results/few_labels.md"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "README.md",
+        "CHANGELOG.md",
+        "examples/methods.md",
+        "examples/new_method.md",
+        "examples/results/few_labels.md",
+    ],
+)
 def test_links_point_to_files(name):
     page = ROOT / name
     text = page.read_text(encoding="utf-8")
@@ -203,10 +226,12 @@ def test_quickstart_tiny_twice_from_a_folder_with_spaces(tmp_path):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", ["distill", "heads", "synthesis"])
-def test_a_benchmark_runs(name, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "more"), [("distill", []), ("heads", []), ("methods", ["--steps", "4"]), ("synthesis", [])]
+)
+def test_a_benchmark_runs(name, more, tmp_path):
     script, file = ROOT / "examples" / "benchmarks" / f"{name}.py", tmp_path / "figures.json"
-    command = [sys.executable, str(script), "--pairs", "1", "--json", str(file)]
+    command = [sys.executable, str(script), "--pairs", "1", "--json", str(file), *more]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
