@@ -62,6 +62,37 @@ def test_pipes_stopped_and_finished(weights, pictures, tmp_path):
     assert logged_steps(tmp_path / "my student") == list(range(1, 201))
 
 
+@pytest.mark.long
+def test_methods_of_three_kinds_by_the_command_line(pictures, tmp_path):
+    """Exits to early exit; peers to their ensemble; terms added to kd."""
+
+    def run(line: str) -> tuple[int, str, str]:
+        command = ["bash", "-o", "pipefail", "-c", line]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200)
+        return done.returncode, done.stdout, done.stderr
+
+    data = f"--data {shlex.quote(str(pictures))}"
+    student = f"--student test_resnet --from-scratch --image-size 32 --max-steps 4 --batch-size 8 {data}"
+    judge = f"eval - {data} --no-cost --json"
+    exits = f"{KDCLI} distill --method byot {student} | {KDCLI} {judge} --require 'exits.early.top1>=0'"
+    code, answer, text = run(exits)
+    assert code == 0, text
+    found = json.loads((tmp_path / json.loads(answer)["path"] / "report.json").read_text())
+    assert len(found["models"][0]["exits"]["exits"]) == 4  # three exits and the network
+
+    code, answer, text = run(f"{KDCLI} distill --method dml {student} --out peers")
+    assert (code, answer) == (0, "peers\n"), text
+    code, answer, text = run(f"{KDCLI} eval peers peers/peer2 {data} --no-cost --json")
+    assert code == 0, text
+    assert len(json.loads(answer)["models"]) == 2
+
+    added = "--add rkd=1 --add 'hint=1,student=layer3,teacher=layer3,match=pool'"
+    code, answer, text = run(f"{KDCLI} distill --method kd {added} --teacher peers {student} --out added")
+    assert (code, answer) == (0, "added\n"), text
+    first = json.loads((tmp_path / "added" / "metrics.jsonl").read_text().splitlines()[0])
+    assert {"ce", "kl", "rkd-distance", "rkd-angle", "hint"} <= set(first)
+
+
 def wait_for_rows(log: Path, count: int, process: subprocess.Popen[str]) -> None:
     """Return once a running command has logged ``count`` rows."""
     deadline = time.monotonic() + 200
