@@ -53,7 +53,10 @@ def one(
     weight: float = 1.0,
     ramp: float = 80 / 300,
 ) -> Method:
-    """Branches on one trunk, taught by their gated ensemble; the first branch is exported.
+    """Branches on one trunk, taught by their gated ensemble; the first branch is exported ("ONE").
+
+    The others are written beside it, as whole networks with its trunk: ``kdcli eval OUT OUT/branch2
+    OUT/branch3`` shows how they differ, and their mean. "ONE-E", the gated mean, is not exported.
 
     The trunk ends at the last block but one (``trunk``); a branch is what follows, with weights of its own.
     The KL's weight grows over 80 of the authors' 300 epochs. Their code detaches the ensemble in the KL, so
@@ -81,7 +84,7 @@ def one(
     )
     gate_call = Call("gate", "gate", (f"s.{_map(trunk)}",))
     turn = Turn("all", tuple(p.name for p in (*parties, gate)), (*calls, gate_call), terms, derives)
-    return Method("one", (*parties, gate), (Phase((turn,)),), beside=_whole(parties, layout))
+    return Method("one", (*parties, gate), (Phase((turn,)),), beside=tuple(p.name for p in parties[1:]))
 
 
 def okddip(
@@ -98,9 +101,10 @@ def okddip(
     """Peers with targets of their own by attention, and a leader that follows their mean; it is exported.
 
     Three auxiliary peers and the leader are the authors' four branches; ``layout=networks`` gives each a
-    whole network. Their code detaches nothing: gradient reaches the peers through their own targets, and the
-    leader's loss moves them. ``detach_targets`` makes constants of both, but for W_q and W_k. KL's weight
-    grows over 80 of 300 epochs, and attention is not scaled by √d.
+    whole network. Peers are written beside the leader, as whole networks. The authors' code detaches nothing:
+    gradient reaches the peers through their own targets, and the leader's loss moves them.
+    ``detach_targets`` makes constants of both, but for W_q and W_k. KL's weight grows over 80 of 300 epochs,
+    and attention is not scaled by √d.
     """
     parties, calls = _peers(auxiliary + 1, layout, trunk, "peer", at_least=3)
     names = [call.name for call in calls[1:]]
@@ -126,7 +130,7 @@ def okddip(
         terms,
         derives,
     )
-    return Method("okddip", everyone, (Phase((turn,)),), beside=_whole(parties, layout))
+    return Method("okddip", everyone, (Phase((turn,)),), beside=tuple(p.name for p in parties[1:]))
 
 
 def _peers(
@@ -147,7 +151,3 @@ def _map(trunk: str) -> str:
 
 def _named(term: str, call: str) -> str:
     return term if call == "s" else f"{term}-{call}"
-
-
-def _whole(parties: tuple[Party, ...], layout: Layout) -> tuple[str, ...]:
-    return tuple(party.name for party in parties[1:]) if layout == "networks" else ()

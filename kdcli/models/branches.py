@@ -36,7 +36,8 @@ class Tail(nn.Module):
         ran = _ran(body, picture)
         with torch.no_grad():
             expected = Network(body, network.spec, None, name=network.name).taps(picture, [tap, "logits"])
-        self.layers = nn.Sequential(*(module for module in following if module in ran))
+        self.layers = nn.Sequential(*(module for module in following.values() if module in ran))
+        self._paths = [path for path, module in following.items() if module in ran]
         self.body = _head_of(body, path, list(self.layers))
         try:
             with torch.no_grad():
@@ -53,14 +54,23 @@ class Tail(nn.Module):
         pooled = body.forward_head(self.layers(x), pre_logits=True)
         return {"logits": classifier(body)(pooled), "pooled": pooled}
 
+    def grafted(self, network: Network) -> Network:
+        """A whole network: the trunk of ``network``, of the same architecture, and this part behind it."""
+        whole = copy.deepcopy(network)
+        for path, layer in zip(self._paths, self.layers):
+            whole.body.get_submodule(path).load_state_dict(layer.state_dict())
+        whole.body.load_state_dict(self.body.state_dict(), strict=False)
+        return whole
 
-def _following(body: nn.Module, path: str) -> list[nn.Module]:
-    """Modules behind ``path``, as registered: its later siblings, then those of its parents."""
-    found: list[nn.Module] = []
+
+def _following(body: nn.Module, path: str) -> dict[str, nn.Module]:
+    """Modules behind ``path``, as registered: its later siblings, then those of its parents, by path."""
+    found: dict[str, nn.Module] = {}
     while path:
         parent, _, name = path.rpartition(".")
         siblings = list(body.get_submodule(parent).named_children())
-        found += [m for _, m in siblings[[n for n, _ in siblings].index(name) + 1 :]]
+        behind = siblings[[n for n, _ in siblings].index(name) + 1 :]
+        found |= {f"{parent}.{n}" if parent else n: module for n, module in behind}
         path = parent
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from kdcli.artifacts.store import Output
 from kdcli.engine.job import Outcome
 from kdcli.engine.loop import LOG
 from kdcli.engine.runtime import Runtime
+from kdcli.models.branches import Tail
 from kdcli.models.exits import ExitHead, save_exits
 from kdcli.models.network import Network
 from kdcli.models.save import save
@@ -67,7 +69,10 @@ def export(
 
 
 def _save_beside(method: Method, parties: Mapping[str, Any], outcome: Outcome, folder: Path) -> list[str]:
-    """Write exits and peers as they were at the student's best step; returns names of files and folders."""
+    """Write exits, peers and branches as they were at the student's best step; returns names of files.
+
+    A branch becomes a whole network, with the student's trunk.
+    """
     names: list[str] = []
     exits: dict[str, ExitHead] = {}
     for name in method.beside:
@@ -75,6 +80,13 @@ def _save_beside(method: Method, parties: Mapping[str, Any], outcome: Outcome, f
         if isinstance(party, ExitHead):
             party.load_state_dict(outcome.beside[name])
             exits[name] = party
+        if isinstance(party, Tail):
+            party.load_state_dict(outcome.beside[name])
+            student = copy.deepcopy(parties[method.export])
+            student.load_state_dict(outcome.best or outcome.last)
+            (folder / name).mkdir(exist_ok=True)
+            save(party.grafted(student), folder / name)
+            names.append(name)
         if isinstance(party, Network):
             (folder / name).mkdir(exist_ok=True)
             save(party, folder / name, outcome.beside[name])
