@@ -191,9 +191,7 @@ def test_peers_and_exits_are_written_beside_the_student(plan, tmp_path):
     assert not torch.equal(weights[1], weights[2])
     assert {net.classes[0] for net in (own, *peers)} == {own.classes[0]}
     one = distill.run(plan("one", out=str(tmp_path / "one")), QUIET).path
-    trunk, branch = (
-        {n: t for n, t in build(str(p)).body.state_dict().items()} for p in (one, one / "branch2")
-    )
+    trunk, branch = (build(str(path)).body.state_dict() for path in (one, one / "branch2"))
     same = {name for name, tensor in trunk.items() if torch.equal(tensor, branch[name])}
     assert {name.split(".")[0] for name in same} >= {"conv1", "bn1", "layer1", "layer2", "layer3"}
     assert {"fc.weight", "layer4.0.conv1.weight"}.isdisjoint(same)
