@@ -30,7 +30,8 @@ def fixed_views(text: str, *, teacher: bool, cacheable: bool, epochs: float, aff
     if text.isdigit():
         if teacher and not cacheable:
             raise UsageError(
-                "--views K caches the teacher's outputs of fixed views; mixed pictures need --views live."
+                "--views K caches the teacher's logits of fixed views: mixed pictures, and methods that read "
+                "more of the teacher, need --views live."
             )
         return int(text)
     if text == "live" or not (teacher and cacheable):

@@ -266,4 +266,5 @@ def describe(name: str) -> str:
     settings = [f"* {key} = {p.default}" for key, p in parameters(name).items()]
     heading = f"Method {name}: {row.help} ({row.paper})."
     body = inspect.getdoc(function(name)) or ""
-    return "\n".join([heading, "", body, "", "Parameters (--set method.NAME=VALUE):", "", *settings])
+    listed = ["", "Parameters (--set method.NAME=VALUE):", "", *settings] if settings else []
+    return "\n".join([heading, "", body, *listed])
