@@ -41,11 +41,9 @@ class MethodSection(Section):
     name: str = method_option(
         "task-specific", "supervised, kd, …; --help --method NAME for more.", "--method"
     )
-    alpha: float | None = method_option(
-        None, "Weight of the teacher (methods that have it).", "--alpha", ge=0, le=1
-    )
+    alpha: float | None = method_option(None, "Weight of the teacher (some methods).", "--alpha", ge=0, le=1)
     temperature: float | None = method_option(
-        None, "Softening of logits (methods that have it).", "--temperature", gt=0
+        None, "Softening of logits (some methods).", "--temperature", gt=0
     )
 
 
@@ -54,9 +52,7 @@ class Config(StudentSection):
 
     via: list[str] = inputs([], "Assistant on the way from teacher to student (repeatable).", "--via")
     method: MethodSection = MethodSection()
-    terms: list[str] = method_option(
-        [], f"One more term, NAME=WEIGHT,key=value…: {', '.join(methods.ADDITIONS)} (repeatable).", "--add"
-    )
+    terms: list[str] = method_option([], "One more term, e.g. rkd=1 (repeatable).", "--add")
 
     @field_validator("terms", mode="before")
     @classmethod

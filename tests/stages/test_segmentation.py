@@ -189,8 +189,8 @@ def test_a_head_that_diverges_does_not_win(heads: Callable[..., probe.Plan], tmp
 def test_a_probed_teacher_teaches(
     heads: Callable[..., probe.Plan], train: Callable[..., distill.Plan], tmp_path: Path
 ) -> None:
-    teacher = probe.run(heads(tmp_path / "t", "test_vit"), QUIET).path
-    out = distill.run(train(tmp_path / "s", teacher=[str(teacher), str(teacher)]), QUIET).path
+    found = [probe.run(heads(tmp_path / name, name), QUIET).path for name in ("test_vit", "test_resnet")]
+    out = distill.run(train(tmp_path / "s", teacher=[str(path) for path in found]), QUIET).path
     assert facts(out)["cost"]["teacher_forwards"] > 0
 
 
