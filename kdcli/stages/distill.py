@@ -38,12 +38,12 @@ class MethodSection(Section):
 
     model_config = ConfigDict(extra="allow", protected_namespaces=())
     principal = "name"
-    name: str = method_option(
-        "task-specific", "supervised, kd, …; --help --method NAME for more.", "--method"
+    name: str = method_option("task-specific", "kd, rkd, …; see --help --method NAME.", "--method")
+    alpha: float | None = method_option(
+        None, "Weight of the teacher (methods that have it).", "--alpha", ge=0, le=1
     )
-    alpha: float | None = method_option(None, "Weight of the teacher (some methods).", "--alpha", ge=0, le=1)
     temperature: float | None = method_option(
-        None, "Softening of logits (some methods).", "--temperature", gt=0
+        None, "Softening of logits (methods that have it).", "--temperature", gt=0
     )
 
 
