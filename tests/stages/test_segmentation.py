@@ -188,11 +188,11 @@ def test_a_head_that_diverges_does_not_win(heads: Callable[..., probe.Plan], tmp
         probe.run(heads(tmp_path / "b", **more, **{"grid.lr": [1e37]}), QUIET)
 
 
-def test_a_probed_teacher_teaches(
-    heads: Callable[..., probe.Plan], train: Callable[..., distill.Plan], tmp_path: Path
+def test_a_probed_teacher_teaches_beside_another(
+    alone: Path, heads: Callable[..., probe.Plan], train: Callable[..., distill.Plan], tmp_path: Path
 ) -> None:
     teacher = probe.run(heads(tmp_path / "t", "test_vit"), QUIET).path
-    out = distill.run(train(tmp_path / "s", teacher=[str(teacher), str(teacher)]), QUIET).path
+    out = distill.run(train(tmp_path / "s", teacher=[str(teacher), str(alone)]), QUIET).path
     assert facts(out)["cost"]["teacher_forwards"] > 0
 
 
@@ -326,10 +326,11 @@ def test_a_decode_head_is_distilled_and_judged(
     moved = {name: not torch.equal(t, before.get_parameter(name)) for name, t in after.named_parameters()}
     assert all(moved.values()), moved
     reports = []
-    for name, more in {"whole": {}, "slid": {"window": 48, "stride": 32}}.items():
+    for name, more in {"whole": {"cost": True, "repeats": 3}, "slid": {"window": 48, "stride": 32}}.items():
         out = measured([decoded], masks_data, tmp_path / name, teacher=str(alone), **more).path
         reports.append(json.loads((out / "report.json").read_text())["models"][0])
     assert all(0 < report["metrics"]["pixel_accuracy"] <= 1 for report in reports)
+    assert reports[0]["cost"]["flops"] > 0
     assert reports[0]["teacher"]["kl"] != reports[1]["teacher"]["kl"]
 
 
