@@ -135,6 +135,9 @@ class StudentSection(RunSection):
     weights: str | None = inputs(None, "The student's own checkpoint (safetensors or .pth).", "--weights")
     from_scratch: bool = inputs(False, "Random weights for the student.", "--from-scratch")
     image_size: int | None = inputs(None, "The student's input size.", "--image-size", ge=8)
+    head: Literal["linear", "segformer", "upernet"] | None = option(
+        None, "The student's head for masks (default: its own if that fits, else linear)."
+    )
     drop_path: float | None = option(None, "The student's stochastic depth.", ge=0, lt=1)
     data: TrainingData = TrainingData()
     views: ViewSection = ViewSection()

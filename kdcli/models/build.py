@@ -16,7 +16,8 @@ from kdcli.artifacts.manifest import digest, file_hash
 from kdcli.artifacts.model import InputSpec
 from kdcli.errors import InputError, UsageError, nearest
 from kdcli.hub import reachable_hub
-from kdcli.models.dense import GRIDS, DenseHead
+from kdcli.models.decoders import DECODERS, DecodeHead, pyramid_widths
+from kdcli.models.dense import GRIDS, DenseHead, PixelHead
 from kdcli.models.legacy import first_line, read_weights
 from kdcli.models.network import FEATURES, FeatureHead, Network, reset_classifier
 
@@ -53,6 +54,7 @@ def build(
     *,
     classes: list[str] | None = None,
     head: str = "",
+    kind: str | None = None,
     pretrained: bool = True,
     weights: str | None = None,
     size: int | None = None,
@@ -66,6 +68,8 @@ def build(
             artifact.
         classes: give it a fresh classifier for these, unless it already has one with exactly these names.
         head: where a feature of :data:`kdcli.models.dense.GRIDS`, that fresh head is one for segmentation.
+        kind: of a segmentation head: ``linear`` or a name of :data:`kdcli.models.decoders.DECODERS`, in
+            place of a head of another kind; None keeps the head of any kind, and a fresh one is linear.
         pretrained: load weights; False for random ones.
         weights: the user's own checkpoint for a model name.
         size: input size in pixels, position embeddings resampled.
@@ -92,9 +96,10 @@ def build(
         else:
             network = _from_name(name, pretrained, weights, size, drop_path)
         other = network.task != ("segmentation" if head else "classification")
+        other |= isinstance(network.head, PixelHead) and kind not in (None, network.head.kind)
         if classes is not None and (network.classes != classes or other):
             if head:
-                network.attach_dense(head, classes)
+                network.attach_dense(head if kind in (None, "linear") else kind, classes)
             else:
                 network.head, network.classes = None, list(classes)
                 reset_classifier(network.body, len(classes))
@@ -194,7 +199,7 @@ def _from_artifact(path: Path, pretrained: bool, size: int | None, drop_path: fl
         body = _create(f"local-dir:{path}", pretrained=False, drop_path_rate=drop_path, **fixed)
     except Exception as error:
         raise InputError(f"{path}: cannot build {config.get('architecture')}: {first_line(error)}") from error
-    head = _head(path, head_config, files.tensors(artifacts.HEAD), pretrained) if head_config else None
+    head = _head(path, body, head_config, files.tensors(artifacts.HEAD), pretrained) if head_config else None
     if pretrained:
         _load_strict(body, files.tensors(), str(path / artifacts.WEIGHTS))
     spec = _with_size(input_spec(body), size, body)
@@ -204,13 +209,18 @@ def _from_artifact(path: Path, pretrained: bool, size: int | None, drop_path: fl
 
 
 def _head(
-    path: Path, config: dict[str, Any], tensors: dict[str, Tensor], pretrained: bool
-) -> FeatureHead | DenseHead:
+    path: Path, body: Any, config: dict[str, Any], tensors: dict[str, Tensor], pretrained: bool
+) -> FeatureHead | PixelHead:
     """The head of ``head.safetensors``. Raises InputError for one of another kind or shape."""
-    feature, weight = config.get("feature"), tensors.get("linear.weight")
-    kind = FeatureHead if feature in FEATURES else DenseHead if feature in GRIDS else None
-    if kind is not None and weight is not None and weight.ndim in (2, 4):
-        head = kind(str(feature), weight.shape[1], weight.shape[0])
+    name = str(config.get("kind", config.get("feature")))
+    weight = tensors.get("decoder.classifier.weight" if name in DECODERS else "linear.weight")
+    if name in (*FEATURES, *GRIDS, *DECODERS) and weight is not None and weight.ndim in (2, 4):
+        classes, width = weight.shape[:2]
+        head: FeatureHead | PixelHead
+        if name in DECODERS:
+            head = DecodeHead(name, pyramid_widths(body), classes, width)
+        else:
+            head = (FeatureHead if name in FEATURES else DenseHead)(name, width, classes)
         own = head.state_dict()
         if {n: t.shape for n, t in own.items()} == {n: t.shape for n, t in tensors.items()}:
             if pretrained:

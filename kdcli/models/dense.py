@@ -1,14 +1,16 @@
-"""The linear segmentation head of DINOv2 (arXiv 2304.07193): batch norm on a feature grid, dropout, 1×1 conv.
+"""Segmentation heads: what they have in common, and the linear one of DINOv2 (arXiv 2304.07193).
 
-The grid of a ViT is its patch tokens after the final norm. A CNN's stages differ in size: all are brought to
-that of the finest stage of stride 8 or more. Stride 8 is the output stride of the dilated networks of
-semantic segmentation; stride 4 would take four times the memory, and stride 32 has lost what is small.
+That one is a batch norm on a feature grid, dropout and a 1×1 convolution. The grid of a ViT is its patch
+tokens after the final norm. A CNN's stages differ in size: all are brought to that of the finest stage of
+stride 8 or more. Stride 8 is the output stride of the dilated networks of semantic segmentation; stride 4
+would take four times the memory, and stride 32 has lost what is small.
 """
 
 from __future__ import annotations
 
 import inspect
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,7 +23,29 @@ GRIDS: dict[str, int] = {"grid": 1, "grid4": 4}
 _STRIDE = 8
 
 
-class DenseHead(nn.Module):
+class PixelHead(nn.Module, ABC):
+    """Logits of every cell of a grid; ``linear`` is the layer that gives them.
+
+    Attributes:
+        kind: ``linear``, or a name of :data:`kdcli.models.decoders.DECODERS`.
+    """
+
+    kind = "linear"
+
+    @abstractmethod
+    def to_json(self) -> dict[str, str]:
+        """What ``config.json`` says of it."""
+
+    @abstractmethod
+    def read(self, body: Any, x: Tensor) -> Any:
+        """What it takes of a timm model, for prepared pictures."""
+
+    @abstractmethod
+    def cells(self, body: Any, size: tuple[int, int]) -> tuple[int, int]:
+        """(h, w) of its logits for an input of ``size``."""
+
+
+class DenseHead(PixelHead):
     """Logits of every cell of a feature grid.
 
     Args:
@@ -40,6 +64,18 @@ class DenseHead(nn.Module):
         nn.init.normal_(self.linear.weight, std=0.01)
         nn.init.zeros_(self.linear.bias)  # type: ignore[arg-type]
 
+    def to_json(self) -> dict[str, str]:
+        """What ``config.json`` says of it."""
+        return {"feature": self.feature}
+
+    def read(self, body: Any, x: Tensor) -> Tensor:
+        """The feature grid [B, D, h, w] of prepared pictures."""
+        return assembled_grid(feature_maps(body, x, self.feature), x.shape[-1])
+
+    def cells(self, body: Any, size: tuple[int, int]) -> tuple[int, int]:
+        """(h, w) of the feature grid for an input of ``size``."""
+        return grid_size(body, self.feature, size)
+
     def forward(self, grid: Tensor) -> Tensor:
         """Logits [B, C, h, w] of a feature grid [B, D, h, w]."""
         return self.linear(self.dropout(self.norm(grid)))
@@ -47,10 +83,14 @@ class DenseHead(nn.Module):
 
 def feature_maps(body: Any, x: Tensor, feature: str) -> tuple[Tensor, ...]:
     """The maps [B, D_i, h_i, w_i] that a feature is made of, oldest first, from one pass of a timm model."""
+    return maps_of(body, x, min(GRIDS[feature], len(body.feature_info)))
+
+
+def maps_of(body: Any, x: Tensor, which: int | list[int]) -> tuple[Tensor, ...]:
+    """Maps [B, D_i, h_i, w_i] of blocks or stages, by index or the last so many; a ViT's after its norm."""
     keywords = {"norm": True} if is_vit(body) else {}
-    count = min(GRIDS[feature], len(body.feature_info))
     maps = body.forward_intermediates(
-        x, indices=count, intermediates_only=True, output_fmt="NCHW", **keywords
+        x, indices=which, intermediates_only=True, output_fmt="NCHW", **keywords
     )
     return tuple(maps)
 

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from kdcli.artifacts.model import InputSpec
 from kdcli.errors import InputError
-from kdcli.models.dense import GRIDS, DenseHead, assembled_grid, feature_maps, grid_size, grid_width, is_vit
+from kdcli.models.decoders import DECODERS, DecodeHead, pyramid_widths
+from kdcli.models.dense import GRIDS, DenseHead, PixelHead, assembled_grid, feature_maps, grid_width, is_vit
 from kdcli.models.taps import Recorder
 
 _LAYOUT = torch.channels_last  # a tenth to a third faster for CNNs on a CPU, nothing for ViTs
@@ -41,6 +42,10 @@ class FeatureHead(nn.Module):
         self.feature = feature
         self.linear = nn.Linear(width, classes)
 
+    def to_json(self) -> dict[str, str]:
+        """What ``config.json`` says of it."""
+        return {"feature": self.feature}
+
     def forward(self, parts: dict[str, Tensor]) -> Tensor:
         """Logits [B, C] from the parts, each [B, D_i]."""
         return self.linear(torch.cat([parts[name] for name in FEATURES[self.feature]], dim=1))
@@ -66,7 +71,7 @@ class Network(nn.Module):
         classes: list[str] | None,
         *,
         name: str,
-        head: FeatureHead | DenseHead | None = None,
+        head: FeatureHead | PixelHead | None = None,
         source: str = "",
         trained: str = "random",
     ) -> None:
@@ -104,8 +109,8 @@ class Network(nn.Module):
         x = self.prepare(x)
         if self.head is None:
             return self.body(x)
-        if isinstance(self.head, DenseHead):
-            return self.head(self._grid(x, self.head.feature))
+        if isinstance(self.head, PixelHead):
+            return self.head(self.head.read(self.body, x))
         return self.head(self._run(x, FEATURES[self.head.feature])[1])
 
     def taps(self, x: Tensor, names: Sequence[str]) -> dict[str, Any]:
@@ -122,8 +127,8 @@ class Network(nn.Module):
             if self.head is None:
                 features = body.forward_features(x)
                 logits = body.forward_head(features)
-            elif isinstance(self.head, DenseHead):
-                features = self._grid(x, self.head.feature)
+            elif isinstance(self.head, PixelHead):
+                features = self.head.read(self.body, x)
                 logits = self.head(features)
             else:
                 features, parts = self._run(x, FEATURES[self.head.feature])
@@ -173,7 +178,7 @@ class Network(nn.Module):
     @property
     def task(self) -> str:
         """What its head answers: ``segmentation`` for every cell of a grid, else ``classification``."""
-        return "segmentation" if isinstance(self.head, DenseHead) else "classification"
+        return "segmentation" if isinstance(self.head, PixelHead) else "classification"
 
     def maps(self, x: Tensor, feature: str) -> tuple[Tensor, ...]:
         """Maps [B, D_i, h_i, w_i] of views that a feature of ``GRIDS`` is made of."""
@@ -183,14 +188,24 @@ class Network(nn.Module):
         """A feature grid [B, D, h, w] of its maps."""
         return assembled_grid(maps, self.spec.size[1])
 
-    def _grid(self, x: Tensor, feature: str) -> Tensor:
-        return assembled_grid(feature_maps(self.body, x, feature), x.shape[-1])
+    def attach_dense(self, name: str, classes: list[str]) -> PixelHead:
+        """Make a fresh segmentation head the head, and return it.
 
-    def attach_dense(self, feature: str, classes: list[str]) -> DenseHead:
-        """Make a fresh segmentation head over ``feature`` the head, and return it."""
-        reset_classifier(self.body, 0)
-        like = next(self.body.parameters())
-        head = DenseHead(feature, grid_width(self.body, feature), len(classes))
+        Args:
+            name: a feature of ``GRIDS``, for a linear one, or a name of ``DECODERS``.
+            classes: names of its logits.
+
+        Raises:
+            InputError: a model of too few stages for the latter.
+        """
+        body: Any = self.body
+        head: PixelHead
+        if name in DECODERS:
+            head = DecodeHead(name, pyramid_widths(body), len(classes))
+        else:
+            head = DenseHead(name, grid_width(body, name), len(classes))
+        reset_classifier(body, 0)
+        like = next(body.parameters())
         self.head, self.classes = head.to(device=like.device, dtype=like.dtype), list(classes)
         return head
 
@@ -203,9 +218,9 @@ class Network(nn.Module):
     def logit_count(self) -> int:
         """Numbers in the logits of one picture."""
         count = len(self.classes or ())
-        if not isinstance(self.head, DenseHead):
+        if not isinstance(self.head, PixelHead):
             return count
-        height, width = grid_size(self.body, self.head.feature, self.spec.size)
+        height, width = self.head.cells(self.body, self.spec.size)
         return count * height * width
 
     def attach_linear(self, feature: str, weight: Tensor, bias: Tensor, classes: list[str]) -> None:

@@ -56,7 +56,7 @@ def _config(network: Network) -> dict[str, Any]:
         save_config_for_hf(network.body, str(file), model_config=extra, data_config=data)
         config = json.loads(file.read_text())
     if network.head is not None:
-        config["kdcli_head"] = {"feature": network.head.feature}
+        config["kdcli_head"] = network.head.to_json()
     return config
 
 

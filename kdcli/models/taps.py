@@ -17,7 +17,7 @@ import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor, nn
 
@@ -67,7 +67,7 @@ class Recorder:
 
     def _classifier(self) -> nn.Module:
         if self.network.head is not None:
-            return self.network.head.linear
+            return cast(nn.Module, self.network.head.linear)
         body: Any = self.network.body
         found = body.get_classifier()
         if not isinstance(found, nn.Module):
@@ -153,14 +153,27 @@ def block_path(body: nn.Module, name: str) -> str | None:
         raise InputError(f"no '{name}': {kind} has no stages.")
     number = int(match[2])
     if match[1] == "stage":
-        isotropic = len({entry["reduction"] for entry in info}) == 1
-        if not 1 <= number <= _QUARTERS or (len(stages) < _QUARTERS and not isotropic):
+        ends = quarter_ends(body)
+        if not 1 <= number <= _QUARTERS or not ends:
             raise InputError(f"no '{name}': {kind} has {len(stages)} stages; name maps by 'map1' and so on.")
-        return stages[-(-number * len(stages) // _QUARTERS) - 1 if isotropic else number - 1 - _QUARTERS]
+        return stages[ends[number - 1]]
     index = number - 1 if number > 0 else number + len(stages)
     if number == 0 or not 0 <= index < len(stages):
         raise InputError(f"no '{name}': {kind} has blocks 1 to {len(stages)}.")
     return stages[index]
+
+
+def quarter_ends(body: Any) -> list[int]:
+    """Indices of the blocks or stages behind ``stage1`` to ``stage4``; none of too few stages."""
+    count = len(getattr(body, "feature_info", None) or [])
+    if is_isotropic(body):
+        return [-(-quarter * count // _QUARTERS) - 1 for quarter in range(1, _QUARTERS + 1)]
+    return list(range(count - _QUARTERS, count)) if count >= _QUARTERS else []
+
+
+def is_isotropic(body: Any) -> bool:
+    """Whether all blocks of a timm model give maps of one size, as a ViT's do."""
+    return len({entry["reduction"] for entry in getattr(body, "feature_info", None) or []}) == 1
 
 
 def is_map(name: str) -> bool:

@@ -26,7 +26,7 @@ from kdcli.models.ensemble import Ensemble
 from kdcli.models.network import Network
 from kdcli.sections import StudentSection
 from kdcli.stages import frame
-from kdcli.stages.refusals import refuse_options, refuse_to_split, warn_of_points
+from kdcli.stages.refusals import refuse_options, refuse_pyramid_pooling, refuse_to_split, warn_of_points
 from kdcli.tasks import Task
 from kdcli.words import Method, calls_made, taps_used
 
@@ -119,11 +119,12 @@ def gather(
     """
     optim = config.optim
     row_weight = task.row_weight(data.split("train").labels)
-    refuse_options(config, method, row_weight is not None)
+    refuse_options(config, task, method, row_weight is not None)
     taught = "teacher" in {party.name for party in method.parties}
     pool = _pool(data, extra, method)
     parties: Mapping[str, nn.Module] = networks or _parties(config, method, task, data, console)
     networks = {name: party for name, party in parties.items() if isinstance(party, Network)}
+    refuse_pyramid_pooling(config, method, networks)
     largest = max(network.spec.size[0] for network in networks.values())
     view = TrainingView(config.views, config.views.size or largest, config.seed)
     assembly = _assembly(config, method, task, parties, view.size)
@@ -225,6 +226,7 @@ def build_student(config: StudentSection, task: Task) -> Network:
         str(config.student),
         classes=list(task.classes),
         head=task.head,
+        kind=config.head,
         pretrained=not config.from_scratch,
         weights=config.weights,
         size=config.image_size,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import nn
 
 from kdcli.console import Console
@@ -11,19 +12,24 @@ from kdcli.engine.assembly import Assembly
 from kdcli.engine.optim import known_optimizer
 from kdcli.errors import UsageError
 from kdcli.losses import features
+from kdcli.models.network import Network
 from kdcli.sections import OptimSection, StudentSection
+from kdcli.tasks import Task
 from kdcli.words import Method
 
 
-def refuse_options(config: StudentSection, method: Method, task_weighs_rows: bool) -> None:
+def refuse_options(config: StudentSection, task: Task, method: Method, task_weighs_rows: bool) -> None:
     """Raise UsageError for options that contradict one another or mean nothing to the method.
 
     Args:
         config: all options.
+        task: what is learned.
         method: what is learned from what.
         task_weighs_rows: whether class balance is asked for in the loss.
     """
     optim, data = config.optim, config.data
+    if config.head is not None and not task.head:
+        raise UsageError(f"head={config.head}: {task.name} has one head only, the student's own.")
     if data.extra_ratio is not None:
         if data.labelled_fraction is not None:
             raise UsageError("--extra-ratio and data.labelled_fraction both fill batches: give one.")
@@ -40,6 +46,25 @@ def refuse_options(config: StudentSection, method: Method, task_weighs_rows: boo
         raise UsageError(f"--teacher {twice} is given twice: the mean of equals teaches nothing more.")
     for turn in method.turns:
         known_optimizer(str(turn.optim.get("opt", optim.opt)))
+
+
+def refuse_pyramid_pooling(config: StudentSection, method: Method, networks: Mapping[str, Network]) -> None:
+    """Raise UsageError where an UPerNet head cannot be trained.
+
+    It pools a map to one value for a batch norm, which one picture gives no variance; and torch has no
+    deterministic backward of its pooling on CUDA.
+    """
+    trained = [party.name for party in method.parties if party.role == "trained"]
+    if not any(getattr(networks[n].head, "kind", "") == "upernet" for n in trained if n in networks):
+        return
+    if config.optim.batch_size == config.optim.accumulate:
+        raise UsageError(
+            "an upernet head learns from two pictures or more in a micro-batch, for its pyramid pooling: "
+            "raise optim.batch_size or lower optim.accumulate."
+        )
+    on_cuda = config.device.startswith("cuda") or (config.device == "auto" and torch.cuda.is_available())
+    if config.deterministic and on_cuda:
+        raise UsageError("torch has no deterministic gradient of an upernet head's pooling on CUDA.")
 
 
 def refuse_to_split(optim: OptimSection, method: Method, parties: Mapping[str, nn.Module]) -> None:

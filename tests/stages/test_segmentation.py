@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from toolbox import QUIET, StopAfter, facts, rows
 from kdcli.config import resolve
 from kdcli.errors import Diverged, InputError, Preempted, UsageError
 from kdcli.models.build import build
+from kdcli.models.decoders import DECODERS
+from kdcli.models.dense import DenseHead
 from kdcli.stages import Result, distill, evaluate, probe
 
 STEPS = 8
@@ -186,11 +188,11 @@ def test_a_head_that_diverges_does_not_win(heads: Callable[..., probe.Plan], tmp
         probe.run(heads(tmp_path / "b", **more, **{"grid.lr": [1e37]}), QUIET)
 
 
-def test_a_probed_teacher_teaches(
-    heads: Callable[..., probe.Plan], train: Callable[..., distill.Plan], tmp_path: Path
+def test_a_probed_teacher_teaches_beside_another(
+    alone: Path, heads: Callable[..., probe.Plan], train: Callable[..., distill.Plan], tmp_path: Path
 ) -> None:
-    found = [probe.run(heads(tmp_path / name, name), QUIET).path for name in ("test_vit", "test_resnet")]
-    out = distill.run(train(tmp_path / "s", teacher=[str(path) for path in found]), QUIET).path
+    teacher = probe.run(heads(tmp_path / "t", "test_vit"), QUIET).path
+    out = distill.run(train(tmp_path / "s", teacher=[str(teacher), str(alone)]), QUIET).path
     assert facts(out)["cost"]["teacher_forwards"] > 0
 
 
@@ -285,3 +287,100 @@ def test_refusals(
         measured([alone], pictures, tmp_path / "b")
     with pytest.raises(UsageError, match="pixels would part from their classes"):
         train(tmp_path / "c", **{"method.name": "supervised", "optim.mixup": 0.2})
+
+
+@pytest.fixture(scope="module")
+def narrow() -> Iterator[None]:
+    """Decode heads of 16 channels, a hundredth of the weights; artifacts keep their own width."""
+    with pytest.MonkeyPatch.context() as patch:
+        for kind in DECODERS:
+            patch.setitem(DECODERS, kind, 16)
+        yield
+
+
+@pytest.fixture(scope="module")
+def decoded(
+    narrow: None, alone: Path, train: Callable[..., distill.Plan], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A student with UPerNet's head, taught by a network with a linear one."""
+    more = {"teacher": str(alone), "head": "upernet", "optim.max_steps": 3, "optim.batch_size": 4}
+    plan = train(tmp_path_factory.mktemp("decoded") / "out", **more)
+    student, teacher = plan.material.networks["student"], plan.material.networks["teacher"]
+    assert (student.logit_count, teacher.logit_count) == (4 * 8 * 8, 4 * 4 * 4)
+    return distill.run(plan, QUIET).path
+
+
+def test_a_decode_head_is_distilled_and_judged(
+    decoded: Path, alone: Path, train: Callable[..., distill.Plan], masks_data: Path, tmp_path: Path
+) -> None:
+    logged = [row for row in rows(decoded) if "loss" in row]
+    assert [row["step"] for row in logged] == [1, 2, 3]
+    assert {"ce", "kl"} <= set(logged[0])
+    manifest = facts(decoded)
+    assert (manifest["task"], manifest["layout"]) == ("segmentation", "kdcli")
+    assert json.loads((decoded / "config.json").read_text())["kdcli_head"] == {"kind": "upernet"}
+    fresh = train(tmp_path / "o", **{"method.name": "supervised", "head": "upernet"})
+    before, after = (n.head for n in (fresh.material.networks["student"], build(str(decoded))))
+    assert before is not None
+    assert after is not None
+    moved = {name: not torch.equal(t, before.get_parameter(name)) for name, t in after.named_parameters()}
+    assert all(moved.values()), moved
+    reports = []
+    for name, more in {"whole": {"cost": True, "repeats": 3}, "slid": {"window": 48, "stride": 32}}.items():
+        out = measured([decoded], masks_data, tmp_path / name, teacher=str(alone), **more).path
+        reports.append(json.loads((out / "report.json").read_text())["models"][0])
+    assert all(0 < report["metrics"]["pixel_accuracy"] <= 1 for report in reports)
+    assert reports[0]["cost"]["flops"] > 0
+    assert reports[0]["teacher"]["kl"] != reports[1]["teacher"]["kl"]
+
+
+@pytest.mark.parametrize("count", ["1", "live"])
+def test_a_decode_head_teaches_and_is_trained_on(
+    count: str, decoded: Path, train: Callable[..., distill.Plan], tmp_path: Path
+) -> None:
+    more = {"teacher": str(decoded), "student": "test_vit", "head": "segformer", "optim.max_steps": 2}
+    plan = train(tmp_path / "s", **more, **{"views.count": count})
+    assert plan.material.row_bytes == 12 + 2 * 256
+    assert build(str(distill.run(plan, QUIET).path)).head.kind == "segformer"  # type: ignore[union-attr]
+
+
+def test_a_student_with_a_decode_head_goes_on_with_it(
+    decoded: Path, train: Callable[..., distill.Plan], tmp_path: Path
+) -> None:
+    usual = {"method.name": "supervised", "student": str(decoded), "from_scratch": False, "image_size": None}
+    head = train(tmp_path / "a", **usual).material.networks["student"].head
+    assert head is not None
+    kept = load_file(decoded / "head.safetensors")
+    assert all(torch.equal(kept[name], t) for name, t in head.state_dict().items())
+    other = train(tmp_path / "b", **usual, head="linear").material.networks["student"].head
+    assert isinstance(other, DenseHead)
+    with pytest.raises(UsageError, match="an upernet head learns from two pictures or more"):
+        train(tmp_path / "c", **usual, **{"optim.batch_size": 1})
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"optim.auto_batch": True}, "--auto-batch: test_resnet has batch norms"),
+        ({"optim.batch_size": 1}, "an upernet head learns from two pictures or more in a micro-batch"),
+        ({"optim.accumulate": 8}, "raise optim.batch_size or lower optim.accumulate"),
+        ({"deterministic": True, "device": "cuda"}, "no deterministic gradient of an upernet head's pooling"),
+    ],
+)
+def test_what_an_upernet_head_refuses(
+    more: dict[str, Any], message: str, train: Callable[..., distill.Plan], tmp_path: Path
+) -> None:
+    alone = {"method.name": "supervised", "head": "upernet"}
+    with pytest.raises(UsageError, match=message):
+        train(tmp_path / "o", **alone, **more)
+
+
+def test_classification_has_no_choice_of_heads(
+    pictures: Path, train: Callable[..., distill.Plan], tmp_path: Path
+) -> None:
+    for head in ("linear", "segformer", "upernet"):
+        more = {"method.name": "supervised", "data.source": str(pictures), "head": head}
+        with pytest.raises(UsageError, match=f"head={head}: classification has one head only"):
+            train(tmp_path / "o", **more)
+    with pytest.raises(UsageError, match="head"):
+        train(tmp_path / "o", **{"method.name": "supervised", "head": "fcn"})
