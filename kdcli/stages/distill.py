@@ -102,9 +102,8 @@ class Plan:
         batch = f"{self.config.optim.batch_size} at {material.view.size} px"
         console.note(f"trains   {material.steps:,} steps of {batch}, {kind}")
         if "teacher" in material.networks:
-            cache = (
-                f"cache of {size(material.cache_bytes)}, live would be {material.live_forwards['teacher']:,}"
-            )
+            live = material.live_forwards["teacher"]
+            cache = f"cache of {size(material.cache_bytes)}, live would be {live:,}"
             how = cache if material.cached else "live, no cache"
             console.note(f"teacher  {material.teacher_forwards:,} forwards ({how})")
         rows = self._objective()

@@ -62,7 +62,7 @@ class Material:
     @property
     def cached(self) -> bool:
         """Whether teacher outputs come from the cache."""
-        return self.order.views is not None and "teacher" in self.networks
+        return self.order.views is not None and self.live_forwards.get("teacher", 0) > 0
 
     @cached_property
     def live_forwards(self) -> dict[str, int]:

@@ -119,6 +119,7 @@ def test_phases_and_schedules_change_where_they_should(plan, tmp_path):
     ("name", "student", "teacher"),
     [
         ("kd", 32, 32),
+        ("kd-sim", 32, 0),
         ("eskd", 32, 16),
         ("sskd", 2 * 8 * 4, 4 * 8 * 4),
         ("dafl", 32, 64),
