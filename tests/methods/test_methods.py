@@ -159,6 +159,11 @@ def test_a_teacher_given_twice_is_refused(plan, probed):
         plan("ensemble", teacher=twice)
 
 
+def test_a_step_in_which_nothing_weighs_anything_is_a_step(plan):
+    out = distill.run(plan("eskd", **{"method.ce_after": 0.0}), QUIET).path
+    assert [row["loss"] > 0 for row in rows(out) if "loss" in row] == [True, True, False, False]
+
+
 def test_a_truncated_run_is_the_beginning_of_a_long_one(plan, tmp_path):
     """58 pictures in batches of 8: 7.25 steps are an epoch."""
     common = {"optim.max_steps": "absent", "optim.epochs": 2, "views.count": "live"}
