@@ -15,6 +15,7 @@ not counted, ``live`` is computed in the step; methods that read more of a teach
 import argparse
 import gc
 import json
+import shutil
 import tempfile
 import time
 from dataclasses import replace
@@ -52,9 +53,11 @@ class Arms:
     def of_method(self, name: str) -> distill.Plan:
         """The plan of an arm."""
         method = name.partition(",")[0]
-        count = 0 if not METHODS[method].teacher else 2 if method == "ensemble" else 1
+        teachers = [str(self.teacher)] if METHODS[method].teacher else []
+        if method == "ensemble":
+            teachers.append(str(shutil.copytree(self.teacher, self.teacher.with_name("another"))))
         more = PARAMETERS.get(method, {}) | ({"views.count": "live"} if name == LIVE else {})
-        return self.plan(name, [str(self.teacher)] * count, more)
+        return self.plan(name, teachers, more)
 
     def plan(self, name: str, teachers: list[str], more: dict[str, object]) -> distill.Plan:
         """A plan of the stage, at the size of this benchmark."""

@@ -107,8 +107,11 @@ def sweep(kills: int, pictures: Path, teacher: Path, folder: Path) -> dict[str, 
                 break
             counts["kills"] += 1
             counts["in_commit"] += inside_a_commit(out)
-            if committed and not out.exists():
-                last = Output(out, out.with_name(f"{out.name}.partial"), replace=False).last_state()
+            partial = out.with_name(f"{out.name}.partial")
+            if (partial / manifests.NAME).exists():  # whole, but for its name
+                manifests.verify(partial, manifests.read(partial))
+            elif committed and not out.exists():
+                last = Output(out, partial, replace=False).last_state()
                 assert last is not None
                 assert last[0] >= committed[-1]
         counts["finished"] += 1
