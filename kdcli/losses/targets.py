@@ -118,10 +118,10 @@ def rescaling_weight(
 def ensemble_logits(
     teacher_logits: Tensor, *, mean: Literal["logits", "probabilities"] = "logits", temperature: float = 1.0
 ) -> Tensor:
-    """Several teachers as one, [B, C], to be taught by ``kl_divergence`` at the same temperature.
+    """Several teachers as one, [B, C, …], to be taught by ``kl_divergence`` at the same temperature.
 
     Args:
-        teacher_logits: [B, M, C].
+        teacher_logits: [B, M, C, …].
         mean: of the ``logits`` (Allen-Zhu & Li 2020, arXiv 2012.09816, average the networks' outputs), or of
             the softened ``probabilities`` (Hinton et al. 2015): T·log mean_m softmax(z_m/T).
         temperature: T, for probabilities.

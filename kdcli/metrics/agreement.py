@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdcli.metrics.classification import check_labels, check_logits
+from kdcli.metrics.classification import check_labels, check_pair
 
 
 def agreement(student_logits: Tensor, teacher_logits: Tensor, y: Tensor | None = None) -> dict[str, float]:
@@ -27,13 +27,7 @@ def agreement(student_logits: Tensor, teacher_logits: Tensor, y: Tensor | None =
     Raises:
         ValueError: shapes that differ, N = 0, logits that are not finite, or labels that do not fit them.
     """
-    check_logits(student_logits, "student logits")
-    check_logits(teacher_logits, "teacher logits")
-    if student_logits.shape != teacher_logits.shape:
-        raise ValueError(
-            f"student logits {list(student_logits.shape)} and teacher logits {list(teacher_logits.shape)} "
-            "must have one shape: the same samples and the same classes"
-        )
+    check_pair(student_logits, teacher_logits)
     # Off the accelerator and in fp64: a small divergence is a difference of near-equal numbers.
     student, teacher = student_logits.detach().cpu().double(), teacher_logits.detach().cpu().double()
     student_top, teacher_top = student.argmax(dim=1), teacher.argmax(dim=1)

@@ -32,6 +32,21 @@ def check_logits(logits: Tensor, name: str = "logits") -> None:
         raise ValueError(f"{name} of {bad} of {logits.shape[0]} samples are not finite (NaN or Inf)")
 
 
+def check_pair(student_logits: Tensor, teacher_logits: Tensor) -> None:
+    """Refuse logits of a student and a teacher, ``[N, C]`` each, that cannot be compared.
+
+    Raises:
+        ValueError: what :func:`check_logits` refuses, or two shapes.
+    """
+    check_logits(student_logits, "student logits")
+    check_logits(teacher_logits, "teacher logits")
+    if student_logits.shape != teacher_logits.shape:
+        raise ValueError(
+            f"student logits {list(student_logits.shape)} and teacher logits {list(teacher_logits.shape)} "
+            "must have one shape: the same samples and the same classes"
+        )
+
+
 def check_labels(y: Tensor, samples: int, classes: int) -> None:
     """Refuse labels that do not fit the logits.
 

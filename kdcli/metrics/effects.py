@@ -19,7 +19,7 @@ from torch import Tensor
 
 from kdcli.losses.products import cosines
 from kdcli.losses.targets import split
-from kdcli.metrics.classification import check_labels, check_logits, expected_calibration_error
+from kdcli.metrics.classification import check_labels, check_pair, expected_calibration_error
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 BINS = 5
@@ -56,13 +56,7 @@ def effects(
     Raises:
         ValueError: shapes that differ, N = 0, logits that are not finite, or labels that do not fit them.
     """
-    check_logits(student_logits, "student logits")
-    check_logits(teacher_logits, "teacher logits")
-    if student_logits.shape != teacher_logits.shape:
-        raise ValueError(
-            f"student logits {list(student_logits.shape)} and teacher logits {list(teacher_logits.shape)} "
-            "must have one shape: the same samples and the same classes"
-        )
+    check_pair(student_logits, teacher_logits)
     check_labels(y, *student_logits.shape)
     student, teacher, y = (
         student_logits.detach().cpu().float(),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -12,6 +11,7 @@ from torch.nn import functional as F
 
 from kdcli.artifacts.manifest import digest
 from kdcli.errors import InputError
+from kdcli.losses.targets import ensemble_logits
 from kdcli.models.network import Network
 
 Mean = Literal["logits", "probabilities"]
@@ -33,11 +33,7 @@ class _Mean(nn.Module):
         if found[0].ndim == 4:
             size = max((z.shape[-2:] for z in found), key=lambda shape: shape[0] * shape[1])
             found = [F.interpolate(z, size, mode="bilinear", align_corners=False) for z in found]
-        logits = torch.stack(found)
-        if self.mean == "logits":
-            return logits.mean(dim=0)
-        log_sum = (logits.float() / self.temperature).log_softmax(dim=2).logsumexp(dim=0)
-        return self.temperature * (log_sum - math.log(len(logits)))
+        return ensemble_logits(torch.stack(found, dim=1), mean=self.mean, temperature=self.temperature)
 
 
 class Ensemble(Network):

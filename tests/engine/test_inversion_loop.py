@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 from test_kills import Child
-from toolbox import QUIET, inversion_plan, rows, synthetic
+from toolbox import QUIET, StopAfter, inversion_plan, rows, synthetic
 from torch import nn
 
 from kdcli.data.sources import open_train
@@ -109,18 +109,6 @@ def test_it_goes_on_in_either_phase(looks, network, tmp_path):
     again, seen = run(network, settings, resting=tmp_path / "rest.safetensors")
     assert torch.equal(again, whole)
     assert [step for step, _ in seen] == ([4, 8] if looks < 4 else [8])
-
-
-class StopAfter:
-    """Asks to stop when it was looked at so often."""
-
-    def __init__(self, looks):
-        self.left = looks
-
-    @property
-    def requested(self):
-        self.left -= 1
-        return "SIGTERM" if self.left < 0 else None
 
 
 def test_clipped_pictures_stay_in_range(network):

@@ -6,7 +6,7 @@ import datasets
 import pytest
 import torch
 from safetensors.torch import load_file
-from toolbox import QUIET, facts, rows, synthetic
+from toolbox import QUIET, StopAfter, facts, rows, synthetic
 
 from kdcli.config import resolve
 from kdcli.engine.turn import TurnModule
@@ -101,18 +101,6 @@ def test_label_entropy():
     assert label_entropy(even).item() == pytest.approx(math.log(4))
     assert label_entropy(one).item() == 0
     assert label_entropy(torch.eye(4)[[0, 0, 1, 1]]).item() == pytest.approx(math.log(2))
-
-
-class StopAfter:
-    """Asks to stop when it was looked at so often."""
-
-    def __init__(self, looks):
-        self.left = looks
-
-    @property
-    def requested(self):
-        self.left -= 1
-        return "SIGTERM" if self.left < 0 else None
 
 
 @pytest.mark.parametrize("looks", [0, 9, 24, 25])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from toolbox import QUIET, facts, inversion_plan, rows, synthetic
+from toolbox import QUIET, StopAfter, facts, inversion_plan, rows, synthetic
 
 from kdcli.config import resolve
 from kdcli.console import Console
@@ -122,18 +122,6 @@ def test_shards_hold_whole_blocks_and_join(whole, normed, tmp_path):
 
 def test_a_longer_run_begins_with_the_same_pictures(whole, normed, tmp_path):
     assert synthetic(make(normed, tmp_path / "out", count=10)) == synthetic(whole)[:10]
-
-
-class StopAfter:
-    """Asks to stop when it was looked at so often."""
-
-    def __init__(self, looks):
-        self.left = looks
-
-    @property
-    def requested(self):
-        self.left -= 1
-        return "SIGTERM" if self.left < 0 else None
 
 
 @pytest.mark.parametrize("looks", [0, 1, 4, 11, 16])
