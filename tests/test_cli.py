@@ -105,13 +105,14 @@ def raising(error: BaseException) -> Callable[..., Result]:
 # -- help ----------------------------------------------------------------------------------------------------
 
 
-def user_seconds(arguments: Sequence[str]) -> float:
-    """Least user CPU seconds of three runs: other work on the machine does not count."""
-    best = float("inf")
-    for _ in range(3):
+def user_seconds(arguments: Sequence[str], limit: float) -> float:
+    """Least user CPU seconds of up to three runs: other work on the machine does not count."""
+    best, runs = float("inf"), 0
+    while best > limit and runs < 3:
         before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
         assert process(arguments, ROOT).returncode == 0
         best = min(best, resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before)
+        runs += 1
     return best
 
 
@@ -119,7 +120,7 @@ def user_seconds(arguments: Sequence[str]) -> float:
     ("arguments", "limit"), [(["--help"], 0.5), *(([name, "--help"], 1.0) for name in stages.STAGES)]
 )
 def test_help_is_quick(arguments: list[str], limit: float) -> None:
-    assert user_seconds(arguments) <= limit
+    assert user_seconds(arguments, limit) <= limit
 
 
 @pytest.mark.parametrize(

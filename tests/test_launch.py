@@ -386,6 +386,7 @@ def test_killed_rank_often(toy: Toy) -> None:
         assert f"rank {rank} was killed by SIGKILL" in err
 
 
+@pytest.mark.long
 def test_torch_and_accelerate_meet(toy: Toy) -> None:
     code, out, err = toy.run("reduce", "reduce")
     assert (code, out) == (0, "2 gloo 3.0\n"), err

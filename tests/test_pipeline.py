@@ -20,74 +20,54 @@ KDCLI = f"{shlex.quote(sys.executable)} -m kdcli"
 DISTILL = "distill --method supervised --student test_resnet --from-scratch --image-size 32 --batch-size 8"
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    file = tmp_path_factory.mktemp("weights") / "my checkpoint.safetensors"
+def shell(line: str, cwd: Path) -> tuple[int, str, str]:
+    """Exit code, answer and messages of a line of bash."""
+    command = ["bash", "-o", "pipefail", "-c", line]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=200)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_one_pipe_from_checkpoint_to_figures(pictures, tmp_path):
+    """``probe | distill - | eval -``, from a file of the user's own and in a folder of theirs."""
     torch.manual_seed(0)
-    save_file(timm.create_model("test_vit", img_size=32).state_dict(), file)
-    return file
-
-
-def test_pipes_stopped_and_finished(weights, pictures, tmp_path):
-    """``probe | distill`` ends with 75 at SIGUSR1; ``distill | eval`` goes on where it stopped."""
+    save_file(timm.create_model("test_vit", img_size=32).state_dict(), tmp_path / "my checkpoint.safetensors")
     data = f"--data {shlex.quote(str(pictures))}"
-    probe = f"probe --teacher test_vit --weights {shlex.quote(str(weights))} --image-size 32 {data}"
-    student = "--student test_resnet --from-scratch --image-size 32 --max-steps 200 --batch-size 8"
-    log = "--set log_every=1 --set evaluate_every=1000 --out 'my student'"
-    distill = f"distill {student} {data} {log} --teacher"
-
-    def shell(line: str) -> subprocess.Popen[str]:
-        command = ["bash", "-o", "pipefail", "-c", line]
-        pipe = subprocess.PIPE
-        return subprocess.Popen(command, cwd=tmp_path, stdout=pipe, stderr=pipe, text=True)
-
-    first = shell(f"{KDCLI} {probe} --out teacher | {KDCLI} {distill} -")
-    wait_for_rows(tmp_path / "my student.partial" / "metrics.jsonl", 5, first)
-    (training,) = (p for p in psutil.Process(first.pid).children() if "distill" in p.cmdline())
-    training.send_signal(signal.SIGUSR1)
-    answer, text = first.communicate(timeout=60)
-    assert (first.returncode, answer) == (75, ""), text
-    assert "run the same command again" in text
-    (state,) = (tmp_path / "my student.partial").glob("state-*")
-
-    second = shell(f"{KDCLI} {distill} teacher | {KDCLI} eval - {data} --no-cost --json")
-    answer, text = second.communicate(timeout=200)
-    assert second.returncode == 0, text
-    assert f"continuing at step {int(state.name.removeprefix('state-'))}" in text
+    probe = f"probe --teacher test_vit --weights 'my checkpoint.safetensors' --image-size 32 {data}"
+    student = "--student test_resnet --from-scratch --max-steps 12 --batch-size 8 --out 'my student'"
+    distill = f"distill --teacher - {student} {data}"
+    line = f"{KDCLI} {probe} | {KDCLI} {distill} | {KDCLI} eval - {data} --no-cost --json"
+    code, answer, text = shell(line, tmp_path)
+    assert code == 0, text
     (line,) = answer.splitlines()
     report = json.loads(line)
     assert report["kind"] == "report"
     assert 0 <= report["models"][0]["metrics"]["top1"] <= 1
     assert (tmp_path / report["path"] / "report.html").is_file()
-    assert logged_steps(tmp_path / "my student") == list(range(1, 201))
+    assert logged_steps(tmp_path / "my student") == [10, 12]
 
 
 @pytest.mark.long
 def test_methods_of_three_kinds_by_the_command_line(pictures, tmp_path):
     """Exits to early exit; peers to their ensemble; terms added to kd."""
 
-    def run(line: str) -> tuple[int, str, str]:
-        command = ["bash", "-o", "pipefail", "-c", line]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200)
-        return done.returncode, done.stdout, done.stderr
-
     data = f"--data {shlex.quote(str(pictures))}"
     student = f"--student test_resnet --from-scratch --image-size 32 --max-steps 4 --batch-size 8 {data}"
     judge = f"eval - {data} --no-cost --json"
     exits = f"{KDCLI} distill --method byot {student} | {KDCLI} {judge} --require 'exits.early.top1>=0'"
-    code, answer, text = run(exits)
+    code, answer, text = shell(exits, tmp_path)
     assert code == 0, text
     found = json.loads((tmp_path / json.loads(answer)["path"] / "report.json").read_text())
     assert len(found["models"][0]["exits"]["exits"]) == 4  # three exits and the network
 
-    code, answer, text = run(f"{KDCLI} distill --method dml {student} --out peers")
+    code, answer, text = shell(f"{KDCLI} distill --method dml {student} --out peers", tmp_path)
     assert (code, answer) == (0, "peers\n"), text
-    code, answer, text = run(f"{KDCLI} eval peers peers/peer2 {data} --no-cost --json")
+    code, answer, text = shell(f"{KDCLI} eval peers peers/peer2 {data} --no-cost --json", tmp_path)
     assert code == 0, text
     assert len(json.loads(answer)["models"]) == 2
 
     added = "--add rkd=1 --add 'hint=1,student=layer3,teacher=layer3,match=pool'"
-    code, answer, text = run(f"{KDCLI} distill --method kd {added} --teacher peers {student} --out added")
+    line = f"{KDCLI} distill --method kd {added} --teacher peers {student} --out added"
+    code, answer, text = shell(line, tmp_path)
     assert (code, answer) == (0, "added\n"), text
     first = json.loads((tmp_path / "added" / "metrics.jsonl").read_text().splitlines()[0])
     assert {"ce", "kl", "rkd-distance", "rkd-angle", "hint"} <= set(first)

@@ -6,9 +6,6 @@ import math
 
 import pytest
 import torch
-from sklearn.datasets import load_digits
-from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 from kdcli.engine import heads
@@ -270,6 +267,8 @@ def test_large_finite_features_are_not_taken_for_inf() -> None:
 
 @pytest.fixture(scope="module")
 def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    from sklearn.datasets import load_digits
+
     x, y = load_digits(return_X_y=True)
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))
     features, labels = torch.tensor(x, dtype=torch.float32)[order], torch.tensor(y)[order]
@@ -277,6 +276,9 @@ def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def test_lbfgs_has_the_optimum_of_scikit_learn(digits: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
     x, y, val_x, val_y = digits
     hidden = torch.where(torch.arange(len(y)) % 3 == 0, -1, y)
     rows = hidden >= 0

@@ -51,7 +51,7 @@ def job(folder: Path, pictures: Path, network: Path, stops: list[int]) -> Path:
 
 @pytest.fixture(scope="module")
 def found(pictures, normed, tmp_path_factory):
-    return job(tmp_path_factory.mktemp("job"), pictures, normed, [0, 1, 8, 29])
+    return job(tmp_path_factory.mktemp("job"), pictures, normed, [8])
 
 
 @pytest.mark.parametrize("labels", ["all", "uneven", "none"])
@@ -79,9 +79,7 @@ def test_every_method_on_two_processes(pictures, probed, tmp_path):
 
 
 def test_resume_on_two_processes(found):
-    results = json.loads((found / "resume.json").read_text())
-    assert set(results) == {"0", "1", "8", "29"}
-    assert set(results.values()) == {"equal in 5 files"}
+    assert json.loads((found / "resume.json").read_text()) == {"8": "equal in 5 files"}
 
 
 @pytest.mark.long
