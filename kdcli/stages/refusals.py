@@ -11,6 +11,7 @@ from kdcli.console import Console
 from kdcli.engine.assembly import Assembly
 from kdcli.engine.optim import known_optimizer
 from kdcli.errors import UsageError
+from kdcli.launch import world_size
 from kdcli.losses import features
 from kdcli.models.network import Network
 from kdcli.sections import OptimSection, StudentSection
@@ -57,12 +58,13 @@ def refuse_pyramid_pooling(config: StudentSection, method: Method, networks: Map
     trained = [party.name for party in method.parties if party.role == "trained"]
     if not any(getattr(networks[n].head, "kind", "") == "upernet" for n in trained if n in networks):
         return
-    if config.optim.batch_size == config.optim.accumulate:
-        raise UsageError(
-            "an upernet head learns from two pictures or more in a micro-batch, for its pyramid pooling: "
-            "raise optim.batch_size or lower optim.accumulate."
-        )
     on_cuda = config.device.startswith("cuda") or (config.device == "auto" and torch.cuda.is_available())
+    alone = 1 if on_cuda else max(world_size(), config.processes)  # on CUDA batch norms see all processes
+    if config.optim.batch_size <= config.optim.accumulate * alone:
+        raise UsageError(
+            "an upernet head learns from two pictures or more in a micro-batch of each process, for its "
+            "pyramid pooling: raise optim.batch_size or lower optim.accumulate."
+        )
     if config.deterministic and on_cuda:
         raise UsageError("torch has no deterministic gradient of an upernet head's pooling on CUDA.")
 

@@ -364,6 +364,7 @@ def test_a_student_with_a_decode_head_goes_on_with_it(
         ({"optim.auto_batch": True}, "--auto-batch: test_resnet has batch norms"),
         ({"optim.batch_size": 1}, "an upernet head learns from two pictures or more in a micro-batch"),
         ({"optim.accumulate": 8}, "raise optim.batch_size or lower optim.accumulate"),
+        ({"processes": 8, "device": "cpu"}, "two pictures or more in a micro-batch of each process"),
         ({"deterministic": True, "device": "cuda"}, "no deterministic gradient of an upernet head's pooling"),
     ],
 )
