@@ -12,6 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from kdcli.errors import UsageError
 from kdcli.losses import contrastive
 from kdcli.losses.logits import kl_divergence
 from kdcli.methods.parts import STUDENT, TEACHER, Fraction, Positive, Share
@@ -86,6 +87,8 @@ def sskd(
     costs four. All pictures need labels. Ties between rows go to the lower index. The published table's kd
     row is that of CRD, with other teachers.
     """
+    if ss and not head_share:
+        raise UsageError("method.head_share=0 leaves the teacher's head untrained, and method.ss copies it.")
     on_teacher = (
         Call("t", "teacher", ("turned",)),
         Call("ht", "teacher_head", ("~t.pooled",)),

@@ -282,6 +282,7 @@ def test_impossible_pairs_are_refused_by_the_plan(name, more, message, plan):
         ("at", {"method.student": ["stage4"]}, "1 maps of the student and 3 of the teacher"),
         ("sequential", {"method.generations": 2, "via": ["test_vit"]}, "give one"),
         ("fitnets", {"method.hint_opt": "rmspropp"}, "no optimiser 'rmspropp'. Did you mean 'rmsprop"),
+        ("sskd", {"method.head_share": 0.0}, "head_share=0 leaves the teacher's head untrained"),
         ("lsr", {"optim.label_smoothing": 0.1}, "label_smoothing: no term of method lsr heeds it"),
         ("dafl", {"optim.label_smoothing": 0.1}, "no term of method dafl heeds it"),
         ("kd", {"optim.label_smoothing": 0.1, "method.ce": 0.0}, "no term of method kd heeds it"),
