@@ -152,12 +152,9 @@ def _execute(
     from kdcli.config import resolve
 
     given, piped = _from_pipe(given)
-    read = partial(
-        resolve, stage.Config, file=common["config_file"], sets=common["sets"] or (), options=given
-    )
-    config = read()
+    config = resolve(stage.Config, file=common["config_file"], sets=common["sets"] or (), options=given)
     if hasattr(config, "method"):  # an unknown one is refused here, before torch is imported
-        config = read(defaults=methods.entry(config.method.name).defaults)
+        methods.entry(config.method.name)
     first = not is_worker() or rank() == 0
     console = Console(quiet=common["quiet"], silent=not first)
     if config.processes > 1 and not is_worker() and not common["dry_run"]:

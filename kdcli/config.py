@@ -87,7 +87,6 @@ def leaves(section: type[Section], prefix: str = "") -> Iterator[tuple[str, Any,
 def resolve(
     kind: type[C],
     *,
-    defaults: Mapping[str, Any] | None = None,
     file: Path | str | None = None,
     sets: Sequence[str] = (),
     options: Mapping[str, Any] | None = None,
@@ -96,7 +95,6 @@ def resolve(
 
     Args:
         kind: the stage's configuration class.
-        defaults: a method's defaults, by dotted name.
         file: a YAML file (a manifest's resolved ``config`` is one too).
         sets: ``a.b=value`` strings of ``--set``.
         options: values of options by dotted name.
@@ -117,8 +115,6 @@ def resolve(
         dotted = _put(merged, kind, name, value)
         written[dotted] = f"{where}{name}"
 
-    for name, value in (defaults or {}).items():
-        put(name, value, "the method's default ")
     if file is not None:
         for name, value in _flatten(kind, _load_yaml(Path(file)), str(file)):
             put(name, value, f"{file}: ")

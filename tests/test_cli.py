@@ -221,22 +221,6 @@ def test_usage_errors(arguments: list[str], message: str, capsys: pytest.Capture
     assert "Traceback" not in text
 
 
-def test_a_methods_defaults_lie_below_the_users(
-    toy: Callable[..., Toy], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from dataclasses import replace
-
-    from kdcli import methods
-
-    row = replace(methods.METHODS["kd"], defaults={"optim.epochs": 240, "optim.lr": 0.05})
-    monkeypatch.setitem(methods.METHODS, "kd", row)
-    stage = toy(done)
-    assert run(["distill", "--method", "kd", "--lr", "0.1"])[0] == 0
-    assert (stage.config.optim.epochs, stage.config.optim.lr) == (240, 0.1)
-    assert run(["distill", "--method", "supervised"])[0] == 0
-    assert stage.config.optim.epochs == 20
-
-
 # -- the answer and the codes --------------------------------------------------------------------------------
 
 

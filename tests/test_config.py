@@ -33,7 +33,6 @@ def test_each_layer_overrides_the_one_below(tmp_path: Path) -> None:
     file = written(tmp_path, "optim:\n  lr: 3\n")
     layers: list[dict[str, Any]] = [
         {},
-        {"defaults": {"optim.lr": 2.0}},
         {"file": file},
         {"sets": ["optim.lr=4"]},
         {"options": {"optim.lr": "5"}},
@@ -43,7 +42,7 @@ def test_each_layer_overrides_the_one_below(tmp_path: Path) -> None:
     for layer in layers:
         given |= layer
         found.append(resolve(distill.Config, **given).optim.lr)
-    assert found == [5e-4, 2, 3, 4, 5]
+    assert found == [5e-4, 3, 4, 5]
 
 
 def test_the_last_set_of_a_key_holds() -> None:
@@ -179,7 +178,6 @@ def test_identity_keeps_a_methods_parameters() -> None:
 def test_resolve_is_pure(tmp_path: Path) -> None:
     file = written(tmp_path, "optim:\n  milestones: [1]\n")
     given: dict[str, Any] = {
-        "defaults": {"optim.lr": 1.0},
         "file": file,
         "sets": ["data.extra=[a]"],
         "options": {"track": ["tensorboard"]},

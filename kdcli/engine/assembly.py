@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -26,11 +26,13 @@ class Assembly:
         parties: all, by name.
         shapes: of one row of every tap that a term reads, by reference; those of lists are left out.
         rows: of a call's output over those of the batch, by turn and call, where it was run.
+        signed: references of the taps that had negative values.
     """
 
     parties: dict[str, nn.Module]
     shapes: dict[str, tuple[int, ...]]
     rows: dict[tuple[str, str], float]
+    signed: set[str] = field(default_factory=set)
 
 
 def assemble(
@@ -92,6 +94,7 @@ def _dry_step(
     tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
     read = {reference.removeprefix("~") for term in turn.terms for reference in term.args}
     found.shapes.update({name: tuple(tensors[name].shape[1:]) for name in read & tensors.keys()})
+    found.signed.update(name for name in read & tensors.keys() if (tensors[name] < 0).any())
     for name, tensor in tensors.items():
         call = split_reference(name)[1]
         if call:

@@ -74,7 +74,8 @@ class MicroBatches:
             )
             columns = {"x": x, "target": target, "labelled": labelled}
         if self.row_weight is not None:
-            columns["row_weight"] = self.row_weight.to(y.device)[y.clamp(min=0)]
+            weight = self.row_weight.to(y.device)
+            columns["row_weight"] = columns["target"] @ weight if self.mixes else weight[y.clamp(min=0)]
         return columns
 
     def _labelled_in(self, step: int, size: int) -> int:

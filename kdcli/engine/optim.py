@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from kdcli.errors import UsageError, nearest
+from kdcli.models.network import Network
 from kdcli.sections import OptimSection
 
 
@@ -26,14 +27,34 @@ def build_optimizer(module: nn.Module, section: OptimSection) -> Any:
     known_optimizer(section.opt)
     extra = {"betas": section.betas} if section.betas else {}
     return create_optimizer_v2(
-        module,
+        _groups(module, section),
         opt=section.opt,
         lr=section.lr,
-        weight_decay=section.weight_decay,
+        weight_decay=0.0,  # the groups have their own
         momentum=section.momentum,
-        layer_decay=section.layer_decay,
         **extra,
     )
+
+
+def _groups(module: nn.Module, section: OptimSection) -> list[dict[str, Any]]:
+    """Parameters by weight decay and, with ``layer_decay``, by the block of the network that they are in.
+
+    timm knows the blocks of its models, and not those of a module that holds one. A head of ours stands above
+    the last block; what is in no network learns at the full rate.
+    """
+    from timm.optim import param_groups_layer_decay, param_groups_weight_decay
+
+    groups = param_groups_weight_decay(module, section.weight_decay)
+    if section.layer_decay is None:
+        return groups
+    found: list[dict[str, Any]] = []
+    for network in (part for part in module.modules() if isinstance(part, Network)):
+        blocks = param_groups_layer_decay(network.body, section.weight_decay, layer_decay=section.layer_decay)
+        scale = 1.0 if network.head is None else section.layer_decay
+        found += [{**group, "lr_scale": group["lr_scale"] * scale} for group in blocks]
+    seen = {parameter for group in found for parameter in group["params"]}
+    rest = [{**group, "params": [p for p in group["params"] if p not in seen]} for group in groups]
+    return [*found, *(group for group in rest if group["params"])]
 
 
 def build_schedule(optimizer: Any, section: OptimSection, steps: int, steps_per_epoch: float) -> Any:

@@ -1,7 +1,7 @@
 """What a student is taught where no network answers, or where only a part of the answer is kept: smoothed
 labels, the three synthetic teachers that take the effects of distillation apart, means of several teachers.
 
-Probabilities [B, C] are taught by ``cross_entropy(logits, probabilities)``; all are in fp32.
+Probabilities [B, C], in fp32, are taught by ``cross_entropy(logits, probabilities)``.
 
 Source of the effects: Tang et al. 2020, "Understanding and Improving Knowledge Distillation", arXiv
 2002.03532. Its abstract names them: label smoothing, class relationships, and per-example rescaling of the
@@ -18,6 +18,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdcli.losses.products import cosines
+
+_LARGEST = 80.0  # logarithm of a factor; the sum of any number of such factors is finite in fp64
 
 
 def split(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -97,7 +99,9 @@ def rescaling_weight(
     """How distillation rescales each example's gradient, [B].
 
     ∂L/∂z_y over ∂CE/∂z_y with L = (1 − λ)·CE + λ·T²·KL: (1 − λ) + λ·T·(q_y − p_y)/(1 − p_y), where q and p
-    of the numerator are softened by T and p of the denominator is not.
+    of the numerator are softened by T and p of the denominator is not. It is computed in fp64 from
+    the logarithms of 1 − q_y and 1 − p_y, so that a student without doubt gives no 0/0; a quotient is at most
+    exp(80).
 
     Args:
         logits: student's [B, C].
@@ -106,13 +110,16 @@ def rescaling_weight(
         mix: λ.
         temperature: T.
     """
-    true, others = split(logits.float(), y)
-    log_rest = others.logsumexp(dim=1)
-    doubt = (log_rest - torch.logaddexp(true, log_rest)).exp()  # 1 − p_y without cancellation
-    student = (logits.float() / temperature).softmax(dim=1)
-    teacher = (teacher_logits.float() / temperature).softmax(dim=1)
-    gap = (teacher - student).gather(1, y[:, None])[:, 0]
-    return (1 - mix) + mix * temperature * gap / doubt
+    student, teacher = logits.double(), teacher_logits.double()
+    doubt = _log_rest(student, y)
+    own, its = (_log_rest(z / temperature, y) - doubt for z in (student, teacher))
+    size = torch.maximum(own, its).clamp(max=_LARGEST).exp() * -torch.expm1(-(own - its).abs())
+    return ((1 - mix) + mix * temperature * size.copysign(own - its)).float()
+
+
+def _log_rest(logits: Tensor, y: Tensor) -> Tensor:
+    """log(1 − softmax(z)_y), [B]."""
+    return split(logits.log_softmax(dim=1), y)[1].logsumexp(dim=1)
 
 
 def ensemble_logits(

@@ -12,7 +12,7 @@ import math
 import re
 import typing
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from kdcli.errors import UsageError, nearest
@@ -31,7 +31,6 @@ class Entry:
         teacher: whether it needs one.
         tasks: that it fits.
         twin: whether teacher and student must be of one architecture.
-        defaults: of the stage's fields, where they differ.
     """
 
     target: str
@@ -40,7 +39,6 @@ class Entry:
     teacher: bool = True
     tasks: tuple[str, ...] = ("classification",)
     twin: bool = False
-    defaults: dict[str, Any] = field(default_factory=dict)
 
 
 def _at(module: str, function: str) -> str:

@@ -64,7 +64,13 @@ def dafl(
             Term("activation", datafree.activation, ("t.pooled",), a, {"reduction": reduction}),
         ),
         derives=(drawn,),
-        optim={"opt": generator_opt, "lr": generator_lr, "weight_decay": 0.0, "schedule": "constant"},
+        optim={
+            "opt": generator_opt,
+            "lr": generator_lr,
+            "weight_decay": 0.0,
+            "schedule": "constant",
+            "warmup": 0.0,
+        },
     )
     student = Turn(
         "student",

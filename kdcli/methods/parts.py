@@ -65,14 +65,14 @@ def added(method: Method, parts: Sequence[Part]) -> Method:
 
     Raises:
         UsageError: two terms of one name, or a term that reads labels row by row where the student sees
-            several views of each row.
+            other rows.
     """
     phases = list(method.phases)
     turns = list(phases[-1].turns)
     at = max(i for i, turn in enumerate(turns) if method.export in turn.trains)
     turn, parties = turns[at], {party.name: party for party in method.parties}
     calls = {call.name: call for call in turn.calls}
-    several_views = calls.get("s", S).inputs != S.inputs
+    other_rows = calls.get("s", S).inputs != S.inputs
     for part in parts:
         for term in part.terms:
             if term.name in {other.name for other in turn.terms}:
@@ -80,10 +80,10 @@ def added(method: Method, parts: Sequence[Part]) -> Method:
                     f"--add: the objective has a term '{term.name}' already; as=NAME calls a second one "
                     "otherwise."
                 )
-            if several_views and term.rows is not None:
+            if other_rows and term.rows is not None:
                 raise UsageError(
                     f"--add {term.name} reads a label for every row, and the student of {method.name} sees "
-                    "several views of each."
+                    "other rows than those: several views of each, or generated pictures."
                 )
         read = [reference for term in part.terms for reference in term.args]
         read += [reference for derive in part.derives for reference in derive.args]

@@ -18,12 +18,11 @@ import torch
 from torch import Tensor
 
 from kdcli.losses.products import cosines
-from kdcli.losses.targets import split
+from kdcli.losses.targets import rescaling_weight, split
 from kdcli.metrics.classification import check_labels, check_pair, expected_calibration_error
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 BINS = 5
-_LARGEST = 80.0  # of log(1 − q)/(1 − p); the sum of any number of such factors is finite
 
 
 def effects(
@@ -123,16 +122,12 @@ def relations(student: Tensor, teacher: Tensor, y: Tensor) -> float | None:
 def rescaling(student: Tensor, teacher: Tensor, y: Tensor, *, mix: float) -> dict[str, Any]:
     """The factors w = (1 − λ) + λ·(q_y − p_y)/(1 − p_y) that distillation puts on the samples' gradients.
 
-    They are those of :func:`kdcli.losses.targets.rescaling_weight` at temperature 1, computed as
-    1 − λ·(1 − q_y)/(1 − p_y) from logarithms, so that a student without doubt gives no 0/0.
-
     Returns:
         ``mean`` and ``quantiles`` (at ``QUANTILES``) of w; Spearman's correlations ``with_teacher`` of w and
         q_y, and ``with_difficulty`` of w and the student's loss −log p_y; ``bins`` of equal count by q_y,
         each with its means ``teacher`` (q_y), ``weight`` (w) and its ``count``.
     """
-    log_ratio = _log_rest(teacher.double(), y) - _log_rest(student.double(), y)
-    factors = 1 - mix * log_ratio.clamp(max=_LARGEST).exp()
+    factors = rescaling_weight(student, teacher, y, mix=mix).double()
     true = _true(teacher, y)
     difficulty = -student.log_softmax(dim=1).gather(1, y[:, None])[:, 0]
     groups = true.argsort(stable=True).tensor_split(min(BINS, len(true)))
@@ -189,11 +184,6 @@ def _ranks(x: Tensor) -> Tensor:
 
 def _true(logits: Tensor, y: Tensor) -> Tensor:
     return logits.softmax(dim=1).gather(1, y[:, None])[:, 0]
-
-
-def _log_rest(logits: Tensor, y: Tensor) -> Tensor:
-    """log(1 − softmax(z)_y), [N]."""
-    return split(logits.log_softmax(dim=1), y)[1].logsumexp(dim=1)
 
 
 def _joined(true: Tensor, others: Tensor, y: Tensor) -> Tensor:

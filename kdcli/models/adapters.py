@@ -60,6 +60,7 @@ class Regressor(nn.Module):
                 f"no kernel brings the student's {h}x{w} map to the teacher's {h2}x{w2}: tap other blocks, "
                 "or let match=pool resize it"
             )
+        self.relu = relu
         self.layers = nn.Sequential(
             conv, *([nn.BatchNorm2d(c2)] if norm else []), *([nn.ReLU()] if relu else [])
         )

@@ -165,6 +165,14 @@ def _refuse_unlike(method: Method, networks: Mapping[str, Network]) -> None:
         )
 
 
+def _warn_of_one_seed(config: Config, console: Console) -> None:
+    """Warn of a teacher that is an earlier run of this seed: what it has to teach is what differs."""
+    for name in config.teacher:
+        facts = frame.model_facts(name)
+        if "method" in facts and facts.get("seed") == config.seed:
+            console.warn(f"{name} was trained with the same --seed, so the student begins as it did.")
+
+
 def _chain(config: Config, console: Console, unless_complete: bool) -> Chain | Result:
     """The first link that is still to be made; later students are built once, to be refused now if at all."""
     from kdcli.stages.material import build_student
@@ -239,6 +247,7 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
     material = gather(config, data, extra, task, method, console)
     if entry.twin and "teacher" in material.networks:
         _refuse_unlike(method, material.networks)
+        _warn_of_one_seed(config, console)
     return Plan(config, target, data, task, method, arguments, material)
 
 

@@ -26,7 +26,14 @@ from kdcli.models.ensemble import Ensemble
 from kdcli.models.network import Network
 from kdcli.sections import StudentSection
 from kdcli.stages import frame
-from kdcli.stages.refusals import refuse_options, refuse_pyramid_pooling, refuse_to_split, warn_of_points
+from kdcli.stages.refusals import (
+    refuse_options,
+    refuse_pyramid_pooling,
+    refuse_to_split,
+    refuse_unlike_inputs,
+    warn_of_points,
+    warn_of_signs,
+)
 from kdcli.tasks import Task
 from kdcli.words import Method, calls_made, taps_used
 
@@ -125,12 +132,14 @@ def gather(
     parties: Mapping[str, nn.Module] = networks or _parties(config, method, task, data, console)
     networks = {name: party for name, party in parties.items() if isinstance(party, Network)}
     refuse_pyramid_pooling(config, method, networks)
+    refuse_unlike_inputs(method, networks)
     largest = max(network.spec.size[0] for network in networks.values())
     view = TrainingView(config.views, config.views.size or largest, config.seed)
     assembly = _assembly(config, method, task, parties, view.size)
     if optim.auto_batch:
         refuse_to_split(optim, method, assembly.parties)
     warn_of_points(method, assembly, console)
+    warn_of_signs(method, assembly, console)
     store = Store(config.views.store)
     row_bytes = bytes_per_view(networks["teacher" if taught else "student"].logit_count, store)
     planned = optim.max_steps or math.ceil(optim.epochs * len(pool) / optim.batch_size)

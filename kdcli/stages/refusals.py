@@ -10,13 +10,14 @@ from torch import nn
 from kdcli.console import Console
 from kdcli.engine.assembly import Assembly
 from kdcli.engine.optim import known_optimizer
-from kdcli.errors import UsageError
+from kdcli.errors import InputError, UsageError
 from kdcli.launch import world_size
 from kdcli.losses import features
+from kdcli.models.adapters import Regressor
 from kdcli.models.network import Network
 from kdcli.sections import OptimSection, StudentSection
 from kdcli.tasks import Task
-from kdcli.words import Method
+from kdcli.words import Method, split_reference
 
 
 def refuse_options(config: StudentSection, task: Task, method: Method, task_weighs_rows: bool) -> None:
@@ -43,6 +44,8 @@ def refuse_options(config: StudentSection, task: Task, method: Method, task_weig
         raise UsageError(
             f"--class-balance loss: no term of method {method.name} weighs its rows; take sampler."
         )
+    if optim.label_smoothing and not any("label_smoothing" in term.keywords for term in terms):
+        raise UsageError(f"optim.label_smoothing: no term of method {method.name} heeds it.")
     if twice := next((name for name in config.teacher if config.teacher.count(name) > 1), None):
         raise UsageError(f"--teacher {twice} is given twice: the mean of equals teaches nothing more.")
     for turn in method.turns:
@@ -69,6 +72,29 @@ def refuse_pyramid_pooling(config: StudentSection, method: Method, networks: Map
         raise UsageError("torch has no deterministic gradient of an upernet head's pooling on CUDA.")
 
 
+def refuse_unlike_inputs(method: Method, networks: Mapping[str, Network]) -> None:
+    """Raise InputError where networks see pictures that are made normalised, and want them otherwise.
+
+    A generator answers with what the teacher's normalisation would give; nothing resizes it or normalises it
+    anew for a student, which would be evaluated on other numbers than it learned from.
+    """
+    built = {party.name for party in method.parties if party.build is not None}
+    readers = []
+    for turn in method.turns:
+        makers = {call.name for call in turn.calls if call.party in built}
+        for call in turn.calls:
+            if call.party in networks and makers & {split_reference(name)[1] for name in call.inputs}:
+                readers.append(networks[call.party])
+    wanted = [(network.spec.size, network.spec.mean, network.spec.std) for network in readers]
+    for network, own in zip(readers, wanted):
+        if own != wanted[0]:
+            raise InputError(
+                f"method {method.name} shows the same generated pictures to {readers[0].name} and "
+                f"{network.name}, whose inputs differ (size, mean, std: {wanted[0]} and {own}). Networks of "
+                "one input can share them; kdcli synthesize --mixer dafl makes a dataset for any."
+            )
+
+
 def refuse_to_split(optim: OptimSection, method: Method, parties: Mapping[str, nn.Module]) -> None:
     """Raise UsageError where ``--auto-batch`` could not keep its promise: the same result however split."""
     terms = [term for turn in method.turns for term in turn.terms]
@@ -92,3 +118,17 @@ def warn_of_points(method: Method, assembly: Assembly, console: Console) -> None
                 f"{term.name} compares maps of one position, which teaches nothing: larger views "
                 "(views.size, --image-size) or shallower maps (method.student, method.teacher) help."
             )
+
+
+def warn_of_signs(method: Method, assembly: Assembly, console: Console) -> None:
+    """Warn of regressors that end in a ReLU where the teacher's map has negative values."""
+    for turn in method.turns:
+        party = {call.name: assembly.parties[call.party] for call in turn.calls}
+        for term in turn.terms:
+            made = [party.get(split_reference(reference)[1]) for reference in term.args]
+            positive = any(isinstance(module, Regressor) and module.relu for module in made)
+            if positive and any(reference.removeprefix("~") in assembly.signed for reference in term.args):
+                console.warn(
+                    f"{term.name}: the teacher's map has negative values, which a regressor that ends in a "
+                    "ReLU cannot give: relu=false leaves it out."
+                )

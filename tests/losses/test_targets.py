@@ -116,8 +116,18 @@ def test_rescaling_weight_is_the_formula_and_the_ratio_of_gradients(temperature:
 
 
 def test_rescaling_weight_of_a_sure_student_is_finite() -> None:
-    s = torch.tensor([[40.0, 0, 0]])
-    assert rescaling_weight(s, s, torch.tensor([0])).tolist() == [0.5]
+    y = torch.tensor([0])
+    for gap in (40.0, 104.0, 1e4):
+        s = torch.tensor([[gap, 0, 0]])
+        for temperature in (1.0, 4.0):
+            assert rescaling_weight(s, s, y, temperature=temperature).tolist() == [0.5]
+        assert rescaling_weight(s, torch.zeros(1, 3), y).isfinite().all()
+    found = rescaling_weight(torch.tensor([[60.0, 0, 0]]), torch.zeros(1, 3), y, mix=0.5)
+    assert found.tolist() == pytest.approx([1 - 0.5 * (2 / 3) / (2 * math.exp(-60.0))])
+    surer = torch.tensor([[160.0, 0, 0]])
+    weaker = rescaling_weight(torch.tensor([[150.0, 0, 0]]), surer, y, temperature=4.0)
+    assert weaker.isfinite().all()
+    assert weaker.item() > 1
 
 
 def naive_ensemble(t: Any, *, mean: str, temperature: float) -> list[list[float]]:

@@ -220,7 +220,8 @@ def test_what_is_no_addition(text, message):
         ("kd", ["rkd=1", "rkd=2"], "has a term 'rkd-distance' already; as=NAME"),
         ("hint", ["hint=1,adapter=none"], "has a term 'hint' already"),
         ("kd", ["kd=1,as=kl"], "has a term 'kl' already"),
-        ("sskd", ["dkd=1"], "--add dkd reads a label for every row, and the student of sskd sees several"),
+        ("sskd", ["dkd=1"], "--add dkd reads a label for every row, and the student of sskd sees other"),
+        ("dafl", ["dkd=1"], "the student of dafl sees other rows than those: .* or generated pictures"),
     ],
 )
 def test_terms_that_collide_are_refused(name, terms, message):

@@ -145,12 +145,53 @@ def test_only_the_last_phase_is_judged(plan):
     assert [row["step"] for row in rows(out) if "validation/top1" in row] == [3, 4]
 
 
-def test_maps_of_one_position_are_warned_of(plan, monkeypatch):
+@pytest.fixture
+def warnings(monkeypatch):
     told: list[str] = []
     monkeypatch.setattr(type(QUIET), "warn", lambda self, text: told.append(text))
+    return told
+
+
+def test_maps_of_one_position_are_warned_of(plan, warnings):
     plan("at")
-    assert [text.split()[0] for text in told] == ["at3"]
-    assert "maps of one position" in told[0]
+    assert [text.split()[0] for text in warnings] == ["at3"]
+    assert "maps of one position" in warnings[0]
+
+
+@pytest.mark.parametrize("name", ["hint", "fitnets"])
+def test_a_relu_before_signed_features_is_warned_of(name, plan, probed, warnings):
+    vit, cnn = ({"teacher": str(probed(kind))} for kind in ("test_vit", "test_resnet"))
+    plan(name, **vit)
+    assert [text.split(":")[0] for text in warnings] == ["hint"]
+    assert "negative values, which a regressor that ends in a ReLU cannot give" in warnings.pop()
+    plan(name, **vit, **{"method.relu": False})
+    plan(name, **cnn)
+    assert not warnings
+
+
+def test_a_twin_of_the_same_seed_is_warned_of(plan, tmp_path, warnings):
+    first = str(distill.run(plan("supervised", seed=3, out=str(tmp_path / "first")), QUIET).path)
+    plan("self", teacher=first, seed=4)
+    assert not warnings
+    plan("self", teacher=first, seed=3)
+    assert [text.partition(" ")[0] for text in warnings] == [first]
+    assert "was trained with the same --seed" in warnings[0]
+
+
+def test_a_turn_with_an_optimiser_of_its_own_leaves_the_others_decay_and_momentum(plan):
+    """AdamW's decay of 0.05 would be an L2 penalty to RMSProp and SGD."""
+    own = {name: plan(name).method.turns[0].optim for name in ("fitnets", "sskd", "dafl")}
+    assert own["fitnets"] == {"opt": "rmsprop", "lr": 5e-3, "weight_decay": 0.0, "momentum": 0.0}
+    assert own["sskd"] == {"opt": "sgd", "lr": 0.05, "weight_decay": 5e-4}
+    assert (own["dafl"]["weight_decay"], own["dafl"]["schedule"], own["dafl"]["warmup"]) == (0, "constant", 0)
+
+
+def test_generated_pictures_are_for_networks_of_one_input(plan):
+    message = "method dafl shows the same generated pictures to .* whose inputs differ"
+    with pytest.raises(InputError, match=message):
+        plan("dafl", student="resnet18")  # it is normalised otherwise
+    with pytest.raises(InputError, match=message):
+        plan("dafl", image_size=64)
 
 
 def test_a_teacher_given_twice_is_refused(plan, probed):
@@ -241,6 +282,10 @@ def test_impossible_pairs_are_refused_by_the_plan(name, more, message, plan):
         ("at", {"method.student": ["stage4"]}, "1 maps of the student and 3 of the teacher"),
         ("sequential", {"method.generations": 2, "via": ["test_vit"]}, "give one"),
         ("fitnets", {"method.hint_opt": "rmspropp"}, "no optimiser 'rmspropp'. Did you mean 'rmsprop"),
+        ("sskd", {"method.head_share": 0.0}, "head_share=0 leaves the teacher's head untrained"),
+        ("lsr", {"optim.label_smoothing": 0.1}, "label_smoothing: no term of method lsr heeds it"),
+        ("dafl", {"optim.label_smoothing": 0.1}, "no term of method dafl heeds it"),
+        ("kd", {"optim.label_smoothing": 0.1, "method.ce": 0.0}, "no term of method kd heeds it"),
         ("lsr", {"data.class_balance": "loss"}, "no term of method lsr weighs its rows; take sampler"),
         ("rkd", {"optim.auto_batch": True, "student": "test_vit"}, "relates the rows of a micro-batch"),
     ],

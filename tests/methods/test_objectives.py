@@ -14,7 +14,7 @@ from kdcli.artifacts.model import InputSpec
 from kdcli.engine.turn import TurnModule
 from kdcli.losses.logits import cross_entropy, kl_divergence
 from kdcli.methods import function
-from kdcli.methods.sskd import turned
+from kdcli.methods.sskd import transfer, turned
 from kdcli.models.adapters import PeerAttention, Regressor
 from kdcli.models.ensemble import Ensemble
 from kdcli.models.network import Network
@@ -434,6 +434,20 @@ def test_sskd_two_phases() -> None:
     assert parties["teacher_head"].grad("out").count_nonzero() == 0
     assert parties["teacher"].grad("logits").count_nonzero() == 0
     assert parties["student_head"].grad("out").norm() > 0
+
+
+def test_sskd_where_nothing_is_kept_teaches_nothing() -> None:
+    """A ratio of 0 keeps what the teacher gets right, and here that is nothing."""
+    logits = torch.randn(2, 4, 3, requires_grad=True)
+    wrong = torch.tensor([9.0, 0, 0]).expand(2, 4, 3)
+    value = transfer(logits, wrong, torch.tensor([1, 2]), ratio=0.0, temperature=4.0)
+    value.backward()
+    assert value == 0
+    assert logits.grad is not None
+    assert not logits.grad.any()
+    right = transfer(logits, wrong, torch.tensor([0, 2]), ratio=0.0, temperature=4.0)
+    wanted = kl_divergence(logits[0, 1:], wrong[0, 1:], temperature=4.0)
+    torch.testing.assert_close(right, wanted)
 
 
 ARROWS = {
