@@ -71,7 +71,9 @@ class OptimSection(Section):
 
     opt: str = training("adamw", "Optimiser, any of timm's.", "--opt")
     lr: float = training(5e-4, "Learning rate at the global batch size.", "--lr", gt=0)
-    weight_decay: float = training(0.05, "Weight decay, none on biases and norms.", "--weight-decay", ge=0)
+    weight_decay: float = training(
+        0.05, "Weight decay; none on biases, norms, positions.", "--weight-decay", ge=0
+    )
     momentum: float = option(0.9, "Momentum, where the optimiser has one.", ge=0, lt=1)
     betas: tuple[float, float] | None = option(None, "Adam's betas (default: the optimiser's).")
     layer_decay: float | None = option(None, "Learning-rate factor per block from the head down.", gt=0, le=1)

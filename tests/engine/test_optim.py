@@ -56,9 +56,10 @@ def test_without_layer_decay_all_learn_alike() -> None:
 
 
 @pytest.mark.parametrize("layer_decay", [None, 0.5])
-def test_biases_and_norms_do_not_decay(layer_decay: float | None) -> None:
+def test_biases_norms_and_positions_do_not_decay(layer_decay: float | None) -> None:
     module = parties()
     optimizer = build_optimizer(module, OptimSection(weight_decay=0.3, layer_decay=layer_decay))
     decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     for name, parameter in module.named_parameters():
-        assert decay[id(parameter)] == (0.3 if parameter.ndim > 1 else 0.0), name
+        positions = name.endswith(("pos_embed", "cls_token"))
+        assert decay[id(parameter)] == (0.3 if parameter.ndim > 1 and not positions else 0.0), name
