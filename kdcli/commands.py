@@ -204,9 +204,10 @@ _COMMON_NAMES = {"config_file", "sets", "dry_run", "as_json", "quiet"}
 
 def _method_help(arguments: Sequence[str]) -> str:
     """With ``--help --method NAME``: the method's paper and parameters."""
-    if not {"--help", "-h"} & set(arguments) or "--method" not in arguments[:-1]:
+    words = [word for argument in arguments for word in argument.split("=", 1)]  # --method=NAME too
+    if not {"--help", "-h"} & set(arguments) or "--method" not in words[:-1]:
         return ""
     from kdcli.methods import describe
 
-    text = describe(arguments[arguments.index("--method") + 1])
+    text = describe(words[words.index("--method") + 1])
     return "\n\n" + text.replace("\n\n* ", "\n\n\b\n* ")  # \b: the list of parameters keeps its lines

@@ -284,6 +284,14 @@ def test_an_empty_class(bench: Bench) -> None:
     bench.refuses([*SUPERVISED, "--data", "empty"], 3, "class folder 'coat' holds no picture")
 
 
+def test_one_class_folder_or_one_picture_of_each(bench: Bench) -> None:
+    folder(bench.root / "alone", CLASSES[:1], 12)
+    bench.refuses([*SUPERVISED, "--data", "alone"], 3, "alone has no labels: .*label_column.*no two class")
+    folder(bench.root / "single", count=1)
+    message = "2 labelled pictures are too few .*raise --set data.validation_fraction .*two pictures or more"
+    bench.refuses([*SUPERVISED, "--data", "single"], 3, message)
+
+
 @pytest.fixture
 def cells() -> tuple[list[dict[str, Any]], list[str]]:
     """Image cells with their labels."""

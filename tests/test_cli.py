@@ -166,8 +166,11 @@ def test_help_shows_the_stages_own_defaults(
     assert shown == {"probe": "1", "distill": "auto"}
 
 
-def test_help_of_a_method_names_its_paper_and_parameters(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["distill", "--help", "--method", "kd"]) == (0, "")
+@pytest.mark.parametrize("named", [["--method", "kd"], ["--method=kd"]])
+def test_help_of_a_method_names_its_paper_and_parameters(
+    named: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["distill", "--help", *named]) == (0, "")
     text = capsys.readouterr().out
     assert "arXiv 1503.02531" in text
     assert "\n  * ce = 0.1\n  * kd = 0.9\n  * temperature = 4.0\n  * t_squared = True\n" in text

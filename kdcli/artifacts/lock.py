@@ -54,7 +54,7 @@ def locked(path: Path, partial: Path) -> Iterator[None]:
 def _open(partial: Path) -> int | None:
     """Descriptor of the lock file, made if need be; None if the directory went away meanwhile."""
     try:
-        os.makedirs(partial, exist_ok=True)
+        _make(partial)
         if _is_foreign(partial):
             raise InputError(
                 f"{partial} is needed for the unfinished output, and holds something else. Move it away, or "
@@ -68,6 +68,18 @@ def _open(partial: Path) -> int | None:
     except OSError:
         with suppress(OSError):
             os.rmdir(partial)  # if it is empty
+        raise
+
+
+def _make(partial: Path) -> None:
+    """Make the directory; where its parent stands and it cannot be (an automounter's root), say so."""
+    try:
+        os.makedirs(partial, exist_ok=True)
+    except FileNotFoundError as error:
+        if partial.parent.is_dir():
+            raise EnvironmentFault(
+                f"cannot make a directory in {partial.parent}: {error.strerror}. Choose another --out."
+            ) from error
         raise
 
 

@@ -211,7 +211,7 @@ def carve(samples: Samples, fraction: float, seed: int) -> tuple[Samples, Sample
         raise InputError(
             f"{samples.name}: {int(samples.labelled().sum())} labelled pictures are too few to carve "
             f"{fraction:.0%} per class for validation. Give a validation split, or raise "
-            "--set data.validation_fraction."
+            "--set data.validation_fraction (which takes two pictures or more of a class)."
         )
     mask = np.isin(units, np.array(held, np.uint64))
     return samples.take(~mask), samples.take(mask, "validation")

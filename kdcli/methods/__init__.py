@@ -208,6 +208,8 @@ def _checked(name: str, annotation: Any, value: Any) -> Any:
     """``value`` as what the annotation says. Raises UsageError."""
     from pydantic import TypeAdapter, ValidationError
 
+    if typing.get_origin(annotation) is tuple and isinstance(value, str):
+        value = (value,)
     try:
         found = TypeAdapter(annotation).validate_python(value)
     except ValidationError as error:

@@ -14,13 +14,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from kdcli.errors import UsageError
 from kdcli.losses import peers
+from kdcli.methods.parts import Fraction
 from kdcli.models.adapters import Gate, PeerAttention
 from kdcli.tasks import Task
 from kdcli.words import Call, Derive, Method, Party, Phase, RampUp, Term, Turn
@@ -46,12 +47,12 @@ def first(rows: Tensor) -> Tensor:
 def one(
     task: Task,
     *,
-    branches: int = 3,
+    branches: Annotated[int, Field(ge=2)] = 3,
     layout: Layout = "branches",
     trunk: str = "block-2",
     temperature: float = 3.0,
     weight: float = 1.0,
-    ramp: float = 80 / 300,
+    ramp: Fraction = 80 / 300,
 ) -> Method:
     """Branches on one trunk, taught by their gated ensemble; the first branch is exported ("ONE").
 
@@ -62,7 +63,7 @@ def one(
     The KL's weight grows over 80 of the authors' 300 epochs. Their code detaches the ensemble in the KL, so
     the gate learns from its cross-entropy only; it adds 1e-7 to the target probabilities, which is left out.
     """
-    parties, calls = _peers(branches, layout, trunk, "branch", at_least=2)
+    parties, calls = _peers(branches, layout, trunk, "branch")
     names = [call.name for call in calls]
     gate = Party("gate", "trained", build=partial(Gate, branches=branches), reads=(f"s.{_map(trunk)}",))
     supervised = task.supervised("s")
@@ -90,12 +91,12 @@ def one(
 def okddip(
     task: Task,
     *,
-    auxiliary: int = 3,
+    auxiliary: Annotated[int, Field(ge=2)] = 3,
     layout: Layout = "branches",
     trunk: str = "block-2",
     temperature: float = 3.0,
     weight: float = 1.0,
-    ramp: float = 80 / 300,
+    ramp: Fraction = 80 / 300,
     detach_targets: bool = False,
 ) -> Method:
     """Peers with targets of their own by attention, and a leader that follows their mean; it is exported.
@@ -106,7 +107,7 @@ def okddip(
     ``detach_targets`` makes constants of both, but for W_q and W_k. KL's weight grows over 80 of 300 epochs,
     and attention is not scaled by √d.
     """
-    parties, calls = _peers(auxiliary + 1, layout, trunk, "peer", at_least=3)
+    parties, calls = _peers(auxiliary + 1, layout, trunk, "peer")
     names = [call.name for call in calls[1:]]
     mark = "~" if detach_targets else ""
     attention = Party("attention", "trained", build=PeerAttention, reads=("s.pooled",))
@@ -133,12 +134,8 @@ def okddip(
     return Method("okddip", everyone, (Phase((turn,)),), beside=tuple(p.name for p in parties[1:]))
 
 
-def _peers(
-    count: int, layout: Layout, trunk: str, name: str, at_least: int
-) -> tuple[tuple[Party, ...], tuple[Call, ...]]:
+def _peers(count: int, layout: Layout, trunk: str, name: str) -> tuple[tuple[Party, ...], tuple[Call, ...]]:
     """The student and its peers: branches on its trunk, or networks of their own."""
-    if count < at_least:
-        raise UsageError(f"{count} peers in all are too few: at least {at_least} are needed.")
     tail, inputs = (trunk, (f"s.{trunk}",)) if layout == "branches" else ("", ("x",))
     others = [Party(f"{name}{i}", "trained", "student", seed=i - 1, tail=tail) for i in range(2, count + 1)]
     calls = [Call(f"b{i}", party.name, inputs) for i, party in enumerate(others, 2)]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kdcli.losses import datafree
 from kdcli.losses.logits import kl_divergence
-from kdcli.methods.parts import STUDENT, TEACHER
+from kdcli.methods.parts import STUDENT, TEACHER, Count
 from kdcli.models.generator import Generator
 from kdcli.tasks import Task
 from kdcli.words import Call, Derive, Method, Party, Phase, Term, Turn
@@ -33,7 +33,7 @@ def build_generator(latent: int, picture: tuple[int, ...]) -> Generator:
 def dafl(
     task: Task,
     *,
-    latent: int = 1000,
+    latent: Count = 1000,
     oh: float = 0.05,
     ie: float = 5.0,
     a: float = 0.01,

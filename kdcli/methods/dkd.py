@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from kdcli.losses import logits
-from kdcli.methods.parts import Part, Positive, one_turn
+from kdcli.methods.parts import Fraction, Part, Positive, one_turn
 from kdcli.tasks import Task
 from kdcli.words import Linear, Method, Term, Weight
 
@@ -34,7 +34,7 @@ def dkd(
     alpha: float = 1.0,
     beta: float = 8.0,
     temperature: float = 4.0,
-    warmup: float = 20 / 240,
+    warmup: Fraction = 20 / 240,
 ) -> Method:
     """The teacher's view of the true class and of the others, apart.
 

@@ -7,7 +7,9 @@ how sure it is of each picture (KD-pt), how classes are related (KD-sim), its fi
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Annotated
 
+from pydantic import Field
 from torch import Tensor
 
 from kdcli.losses import targets
@@ -59,7 +61,7 @@ def kd_topk(
     task: Task,
     *,
     lam: Fraction = 0.5,
-    part: Fraction = 0.25,
+    part: Annotated[Fraction, Field(gt=0)] = 0.25,
     temperature: float = 1.0,
     keep_true: bool = False,
 ) -> Method:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from kdcli.losses.logits import kl_divergence
-from kdcli.methods.parts import Part, Positive, labels_and_teacher, one_turn
+from kdcli.methods.parts import Count, Fraction, Part, Positive, labels_and_teacher, one_turn
 from kdcli.tasks import Task
 from kdcli.words import Method, Term, Until, Weight
 
@@ -45,7 +45,7 @@ def eskd(
     ce: float = 0.1,
     kd: float = 0.9,
     temperature: float = 4.0,
-    stop: float = 0.4,
+    stop: Fraction = 0.4,
     ce_after: float = 1.0,
 ) -> Method:
     """Early-stopped distillation: the teacher's term is dropped when ``stop`` of the training is done.
@@ -67,7 +67,7 @@ def sequential(
     ce: float = 0.1,
     kd: float = 0.9,
     temperature: float = 4.0,
-    generations: int = 2,
+    generations: Count = 2,
 ) -> Method:
     """Sequential distillation: teacher → student 1 → student 2 …, each a full run of kd by the one before.
 

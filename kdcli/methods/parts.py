@@ -16,6 +16,7 @@ from kdcli.words import Call, Derive, Method, Party, Phase, Term, Turn, Weight, 
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
 
 STUDENT, TEACHER = Party("student", "trained", "student"), Party("teacher", "frozen", "teacher")
 S, T = Call("s", "student"), Call("t", "teacher")

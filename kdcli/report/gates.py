@@ -54,7 +54,7 @@ def judge(gate: Gate, model: Mapping[str, Any]) -> tuple[str, bool, float]:
     """Whether a model of a report meets a gate: (model and gate as text, met, measured value).
 
     Raises:
-        UsageError: the metric was not measured (no teacher, no exits, ``--no-cost``, five classes or fewer).
+        UsageError: the metric was not measured; the message says what it takes.
     """
     value: Any = {**model, **model["metrics"], **model.get("teacher", {}), **model.get("cost", {})}
     for key in gate.metric.split("."):
@@ -62,5 +62,23 @@ def judge(gate: Gate, model: Mapping[str, Any]) -> tuple[str, bool, float]:
     if isinstance(value, Mapping):
         value = value["median"]
     if value is None:
-        raise UsageError(f"--require: '{gate.metric}' was not measured in this run.")
+        raise UsageError(
+            f"--require: '{gate.metric}' was not measured of {model['name']} in this run{_why(gate.metric)}."
+        )
     return f"{model['name']}: {gate.text}", bool(_COMPARE[gate.compare](value, gate.bound)), float(value)
+
+
+def _why(metric: str) -> str:
+    """What it takes to measure a metric that not every run has."""
+    takes = {
+        "agreement kl both_right only_student only_teacher neither_right": "it takes --teacher",
+        "parameters flops latency_ms throughput peak_memory_mb": "--no-cost leaves it out",
+        "exits.ensemble.top1": "it takes a model with exits",
+        "exits.early.top1 exits.early.flops": "it takes a model with exits, and validation pictures beside "
+        "those measured",
+        "exits.early.latency_ms": "it takes a model with exits, validation pictures beside those measured, "
+        "and no --no-cost",
+        "top5": "it takes more than five classes",
+        "miou pixel_accuracy mean_accuracy": "it takes masks",
+    }
+    return next((f": {why}" for names, why in takes.items() if metric in names.split()), "")

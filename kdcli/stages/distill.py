@@ -58,8 +58,7 @@ class Config(StudentSection):
     @classmethod
     def _written_as_keys(cls, value: Any) -> Any:
         """``[{rkd: 1, student: pooled}]`` of a YAML file says the same as ``rkd=1,student=pooled``."""
-        if not isinstance(value, list):
-            return value
+        value = value if isinstance(value, list) else [value]
         return [methods.as_option(term) if isinstance(term, dict) else term for term in value]
 
 
@@ -218,6 +217,8 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
         return _chain(config, console, unless_complete)
     if entry.teacher and not config.teacher:
         raise UsageError(f"method {config.method.name} needs --teacher; --method supervised does without.")
+    if config.teacher and not (entry.teacher or parts):
+        console.warn(f"method {config.method.name} has no teacher: --teacher is not read.")
     if parts and not config.teacher:
         raise UsageError("--add needs --teacher: its terms compare the student with one.")
     data = frame.labelled(config.data, "train", "validation")
@@ -232,6 +233,7 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
 
     from kdcli.methods.parts import added
     from kdcli.stages.material import gather
+    from kdcli.stages.refusals import refuse_negative_weights
     from kdcli.tasks import task_of
     from kdcli.words import without_zero_terms
 
@@ -242,6 +244,7 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
         )
     method = methods.function(config.method.name)(task, **arguments)
     method = without_zero_terms(added(method, parts))
+    refuse_negative_weights(method)
     if empty := next((turn for turn in method.turns if not turn.terms), None):
         raise UsageError(f"every term of turn '{empty.name}' weighs 0: there is nothing to learn.")
     material = gather(config, data, extra, task, method, console)

@@ -88,7 +88,10 @@ def labelled(config: DataSection, *splits: str) -> Data:
     require(config.source, "--data")
     data = open_data(config, need=splits)
     if data.classes is None:
-        raise InputError(f"{config.source} has no labels. Name their column: --set data.label_column=…")
+        raise InputError(
+            f"{config.source} has no labels: no column of them (name it: --set data.label_column=…), and no "
+            "two class folders."
+        )
     return data
 
 

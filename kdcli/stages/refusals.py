@@ -52,6 +52,14 @@ def refuse_options(config: StudentSection, task: Task, method: Method, task_weig
         known_optimizer(str(turn.optim.get("opt", optim.opt)))
 
 
+def refuse_negative_weights(method: Method) -> None:
+    """Raise UsageError for a term that weighs less than 0 where its phase begins or ends."""
+    for term in (term for turn in method.turns for term in turn.terms):
+        weights = [term.weight(0.0), term.weight(1.0)] if callable(term.weight) else [term.weight]
+        if min(weights) < 0:
+            raise UsageError(f"term {term.name} would weigh {min(weights):g}: weights are 0 or more.")
+
+
 def refuse_pyramid_pooling(config: StudentSection, method: Method, networks: Mapping[str, Network]) -> None:
     """Raise UsageError where an UPerNet head cannot be trained.
 

@@ -107,9 +107,10 @@ def allowed(records: Records, classes: Sequence[str], section: InversionSection)
     refused = [name for number, name in enumerate(classes) if number not in kept]
     if refused and (section.small_classes == "refuse" or not kept):
         more = f" and {len(refused) - 3} more" if len(refused) > 3 else ""
+        way = "--set inversion.small_classes=skip makes pictures of the others."
         raise InputError(
             f"fewer than {least} pictures were recorded of {', '.join(refused[:3])}{more}: their mean would "
-            "give away too much of them. --set inversion.small_classes=skip makes pictures of the others."
+            f"give away too much of them. {way if kept else 'No class is left: record more of each.'}"
         )
     return kept
 

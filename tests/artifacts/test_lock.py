@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -356,3 +357,18 @@ def test_a_disk_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(fcntl, "flock", flock)
     with pytest.raises(EnvironmentFault, match=r"cannot lock .*out: Operation not supported"):
         write(tmp_path / "out")
+
+
+def test_a_parent_that_makes_no_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As procfs and automounters answer: the parent is there, and mkdir says that it is not."""
+
+    def mkdir(path: str, mode: int = 0o777) -> None:
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", path)
+
+    monkeypatch.setattr(os, "mkdir", mkdir)
+    message = f"cannot make a directory in {tmp_path}: No such file or directory. Choose another --out."
+    with (
+        pytest.raises(EnvironmentFault, match=message),
+        lock.locked(tmp_path / "out", tmp_path / "out.partial"),
+    ):
+        pass

@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from kdcli.data.loading import load
 from kdcli.data.samples import UNLABELLED, Data
 from kdcli.data.sources import open_data, open_train, open_unlabelled, refuse_small
 from kdcli.errors import BadImageError, InputError, UsageError
@@ -581,3 +582,15 @@ def test_labels_per_class(tmp_path: Path) -> None:
     train = data.split("train")
     assert np.bincount(train.labels[train.labelled()]).tolist() == [3, 3]
     assert data.split("validation").labelled().all()
+
+
+def test_split_folders_without_class_folders_are_no_classes(tmp_path):
+    for split in ("train", "test"):
+        (tmp_path / split).mkdir()
+        for i in range(3):
+            Image.new("RGB", (8, 8), (40 * i, 0, 0)).save(tmp_path / split / f"{i}.png")
+    raw = load(str(tmp_path))
+    assert {name: table.column_names for name, table in raw.tables.items()} == {
+        "train": ["image"],
+        "test": ["image"],
+    }

@@ -120,6 +120,12 @@ terms:
     assert again.terms == by_file.config.terms
 
 
+@pytest.mark.parametrize("text", ["terms: rkd=1", "terms: {rkd: 1}"])
+def test_one_term_of_a_yaml_file_needs_no_list(text, tmp_path):
+    (tmp_path / "run.yaml").write_text(text)
+    assert resolve(distill.Config, file=tmp_path / "run.yaml").terms == ["rkd=1"]
+
+
 def test_added_terms_train_what_they_bring_and_drop_it(plan, probed):
     more = {"terms": ["hint=1"], "teacher": str(probed("test_resnet")), "optim.max_steps": 2}
     made = plan("dml", **more, **{"method.update": "sequential"})

@@ -6,6 +6,7 @@ from toolbox import QUIET, StopAfter, facts, method_options, rows
 
 from kdcli import methods
 from kdcli.config import resolve
+from kdcli.console import Console
 from kdcli.engine.turn import TurnModule
 from kdcli.errors import InputError, Preempted, UsageError
 from kdcli.models.build import build
@@ -276,7 +277,16 @@ def test_impossible_pairs_are_refused_by_the_plan(name, more, message, plan):
         ("byot", {"method.maps": []}, "names the blocks that exits stand on"),
         ("kd-pt", {"method.lam": 1.5}, "lam: Input should be less than or equal to 1"),
         ("tf-kd-reg", {"method.correct": 1.0}, "correct: Input should be less than 1"),
-        ("okddip", {"method.auxiliary": 1}, "too few"),
+        ("okddip", {"method.auxiliary": 1}, "method.auxiliary: Input should be greater than or equal to 2"),
+        ("one", {"method.branches": 1}, "method.branches: Input should be greater than or equal to 2"),
+        ("eskd", {"method.stop": -1}, "method.stop: Input should be greater than or equal to 0"),
+        ("dkd", {"method.warmup": 2}, "method.warmup: Input should be less than or equal to 1"),
+        ("kd-topk", {"method.part": 0}, "method.part: Input should be greater than 0"),
+        ("sequential", {"method.generations": 0}, "generations: Input should be greater than or equal to 1"),
+        ("dafl", {"method.latent": 0}, "method.latent: Input should be greater than or equal to 1"),
+        ("kd", {"method.ce": -1}, "term ce would weigh -"),
+        ("eskd", {"method.kd": -1}, "term kl would weigh -"),
+        ("kd", {"terms": ["rkd=-1"]}, "term rkd-distance would weigh -"),
         ("hint", {"teacher": "absent"}, "needs --teacher"),
         ("supervised", {"terms": ["rkd=1"]}, "--add needs --teacher: its terms"),
         ("at", {"method.student": ["stage4"]}, "1 maps of the student and 3 of the teacher"),
@@ -293,6 +303,18 @@ def test_impossible_pairs_are_refused_by_the_plan(name, more, message, plan):
 def test_misuse_is_refused(name, more, message, plan):
     with pytest.raises(UsageError, match=message):
         plan(name, **more)
+
+
+def test_one_name_is_a_tuple_of_one():
+    assert methods.arguments("dml", {"peers": "resnet34"})["peers"] == ("resnet34",)
+    assert methods.arguments("at", {"student": "stage4"})["student"] == ("stage4",)
+
+
+def test_a_teacher_that_is_not_read_is_said(plan, probed, capsys):
+    config = plan("byot", teacher=str(probed("test_resnet"))).config
+    distill.plan(config, Console())
+    said = capsys.readouterr().err
+    assert said.count("method byot has no teacher: --teacher is not read.") == 1
 
 
 def test_two_classes_leave_nothing_to_decouple(pictures, probed, tmp_path):

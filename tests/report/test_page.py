@@ -223,7 +223,7 @@ def test_exits_effects_and_peers_are_told(report):
         "on average. On 1,234 validation pictures",
         "lose at most 0.5% of accuracy (80.0%, always to the end 81.0%)",
         "Effects of distillation",
-        "student, taught by dinov2_vits",
+        "student compared with dinov2_vits",
         f"leaves {percent(report['models'][0]['effects']['smoothing'])} to the wrong classes on average",
         "λ = 0.5",
         "Models together",
