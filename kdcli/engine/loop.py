@@ -16,7 +16,7 @@ from itertools import product
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdcli.artifacts.model import read_tensors
 from kdcli.artifacts.store import Output, remove, write_tensors
@@ -53,7 +53,8 @@ class _Run:
 
     def __init__(self, job: Job, output: Output, runtime: Runtime, console: Console, stop: Any) -> None:
         self.job, self.output, self.runtime, self.console, self.stop = job, output, runtime, console, stop
-        self.exported = job.parties[job.method.export]
+        names = (job.method.export, *job.method.beside)
+        self.kept = nn.ModuleDict({name: job.parties[name] for name in names})  # what is written
         self.ema = self._build_ema()
         self.progress = state.Progress()
         self.found = output.last_state()
@@ -65,7 +66,12 @@ class _Run:
             return None
         from timm.utils import ModelEmaV3
 
-        return ModelEmaV3(self.exported, decay=self.job.optim.ema)
+        return ModelEmaV3(self.kept, decay=self.job.optim.ema)
+
+    @property
+    def result(self) -> nn.ModuleDict:
+        """The parties that are written, as they are judged: averaged, if asked for."""
+        return self.ema.module if self.ema else self.kept
 
     # -- phases ----------------------------------------------------------------------------------------------
     def all_phases(self) -> Outcome:
@@ -127,6 +133,8 @@ class _Run:
             row: dict[str, float] = {}
             for turn in span.phase.turns:
                 row |= self._turn(turn, prepared[turn.name].train(), micro, step - span.begin, span.length)
+            if self.ema and any(name in self.kept for turn in span.phase.turns for name in turn.trains):
+                self.ema.update(self.kept)
             self.progress.step = step + 1
             now = time.monotonic()
             self.progress.seconds, clock = self.progress.seconds + now - clock, now
@@ -197,10 +205,6 @@ class _Run:
         self._refuse_nonfinite(values[0], values[-1], self.progress.step, optimizer)
         optimizer.step()
         optimizer.zero_grad()
-        if self.ema is not None and job.method.export in getattr(
-            accelerator.unwrap_model(module), "trained", {}
-        ):
-            self.ema.update(self.exported)
         prefix = "" if len(self.steppers) == 1 else f"{turn.name}/"
         weights = {f"weight/{t.name}": t.weight(done) for t in turn.terms if callable(t.weight)}
         return {f"{prefix}{k}": v for k, v in [*zip(totals, values), *weights.items()]} | {
@@ -235,8 +239,7 @@ class _Run:
     def _evaluate(self) -> None:
         if self.job.evaluate is None:
             return
-        network = self.ema.module if self.ema else self.exported
-        metrics = self.job.evaluate(network)
+        metrics = self.job.evaluate(self.result[self.job.method.export])
         self.progress.last = metrics
         self._record({"step": self.progress.step, **{f"validation/{k}": v for k, v in metrics.items()}})
         value = metrics[self.job.selection]
@@ -249,9 +252,7 @@ class _Run:
                 "file": file,
             }
             if self.runtime.main:
-                beside = {n: self.job.parties[n].state_dict() for n in self.job.method.beside}
-                tensors = {f"{n}/{key}": t for n, weights in beside.items() for key, t in weights.items()}
-                write_tensors(self.output.partial / file, {**network.state_dict(), **tensors})
+                write_tensors(self.output.partial / file, self.result.state_dict())
 
     def _shown(self) -> dict[str, float]:
         value = self.progress.last.get(self.job.selection)
@@ -291,16 +292,15 @@ class _Run:
         self.runtime.barrier()
 
     def _outcome(self) -> Outcome:
-        network = self.ema.module if self.ema else self.exported
-        parties = {name: self.job.parties[name] for name in self.job.method.beside}
-        best, beside = None, {name: state.clone_to_cpu(party) for name, party in parties.items()}
+        last = {name: state.clone_to_cpu(party) for name, party in self.result.items()}
+        best: dict[str, Any] = {}
         if self.progress.best and self.runtime.main:  # the one that writes the artifact
             tensors = read_tensors(self.output.partial / self.progress.best["file"])
-            best = {key: tensor for key, tensor in tensors.items() if "/" not in key}
-            for name in beside:
-                beside[name] = {k: tensors[f"{name}/{k}"] for k in beside[name]}
+            best = {name: {key: tensors[f"{name}.{key}"] for key in last[name]} for name in last}
+        export = self.job.method.export
+        beside = {name: (best or last)[name] for name in self.job.method.beside}
         rate = self.progress.step / max(self.progress.seconds, 1e-9)
-        return Outcome(self.progress, state.clone_to_cpu(network), best, beside, rate=rate)
+        return Outcome(self.progress, last[export], best.get(export), beside, rate=rate)
 
 
 class _Lazy:
