@@ -17,7 +17,7 @@ def known_optimizer(name: str) -> None:
     from timm.optim import list_optimizers
 
     if name.lower() not in list_optimizers():
-        raise UsageError(f"--opt: timm has no optimiser '{name}'.{nearest(name, list_optimizers())}")
+        raise UsageError(f"timm has no optimiser '{name}'.{nearest(name, list_optimizers())}")
 
 
 def build_optimizer(module: nn.Module, section: OptimSection) -> Any:

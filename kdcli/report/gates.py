@@ -12,11 +12,15 @@ from kdcli.errors import UsageError, nearest
 
 _FORM = re.compile(r"\s*([a-z0-9_.]+)\s*(>=|<=|>|<)\s*([0-9.eE+-]+)\s*")
 _COMPARE = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
+FRACTIONS = (
+    *("top1", "top5", "mean_per_class", "ece", "miou", "pixel_accuracy", "mean_accuracy"),
+    *("agreement", "both_right", "only_student", "only_teacher", "neither_right"),
+    *("exits.ensemble.top1", "exits.early.top1"),
+)
 METRICS = (
-    *("top1", "top5", "mean_per_class", "nll", "ece", "miou", "pixel_accuracy", "mean_accuracy"),
-    *("agreement", "kl", "both_right", "only_student", "only_teacher", "neither_right"),
-    *("parameters", "flops", "latency_ms", "throughput", "peak_memory_mb"),
-    *("exits.ensemble.top1", "exits.early.top1", "exits.early.flops", "exits.early.latency_ms"),
+    *FRACTIONS,
+    *("nll", "kl", "parameters", "flops", "latency_ms", "throughput", "peak_memory_mb"),
+    *("exits.early.flops", "exits.early.latency_ms"),
 )
 
 
@@ -35,7 +39,7 @@ class Gate:
 
 
 def parse(text: str) -> Gate:
-    """Parse ``METRIC>=NUMBER``. Raises UsageError for another form or an unknown metric."""
+    """Parse ``METRIC>=NUMBER``. Raises UsageError for another form, metric or range."""
     match = _FORM.fullmatch(text)
     if not match:
         raise UsageError(f"--require '{text}': write METRIC>=NUMBER, for example top1>=0.8.")
@@ -45,9 +49,12 @@ def parse(text: str) -> Gate:
             f"--require: no metric '{name}'.{nearest(name, METRICS)} There are: {', '.join(METRICS)}."
         )
     try:
-        return Gate(name, compare, float(bound))
+        gate = Gate(name, compare, float(bound))
     except ValueError:
         raise UsageError(f"--require '{text}': '{bound}' is no number.") from None
+    if name in FRACTIONS and not 0 <= gate.bound <= 1:
+        raise UsageError(f"--require '{text}': {name} is a fraction, from 0 to 1.")
+    return gate
 
 
 def judge(gate: Gate, model: Mapping[str, Any]) -> tuple[str, bool, float]:

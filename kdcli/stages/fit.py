@@ -127,9 +127,12 @@ def fit_dense_heads(parts: Parts, specs: Sequence[HeadSpec]) -> list[DenseResult
 
 
 def record_activations(parts: Parts) -> Records:
-    """Moments of the network's activations over the labelled training pictures, class by class."""
+    """Moments of the network's activations over the labelled training pictures, class by class.
+
+    Warns of classes that are left out, while more pictures can still be had.
+    """
     config, wanted = parts.config, parts.config.statistics
-    return record(
+    found = record(
         parts.network,
         parts.labelled("train"),
         wanted.taps,
@@ -141,3 +144,9 @@ def record_activations(parts: Parts) -> Records:
         max_bytes=wanted.max_gigabytes * 1e9,
         **frame.reading(config, config.data),
     )
+    if missing := parts.classes - len(found.classes):
+        parts.console.warn(
+            f"--statistics recorded nothing of {missing} of {parts.classes} classes, which have fewer than "
+            f"{wanted.min_count} labelled pictures (statistics.min_count)."
+        )
+    return found

@@ -208,7 +208,8 @@ def _refuse_unheeded(config: Any, entry: synthesis.Entry) -> None:
     names = ("alpha",) if entry.weights else ("weights", "sampling", "precision")
     for name in (*names, "teacher", "student", "inversion"):
         if getattr(config, name) != getattr(type(config)(), name):
-            what = "sampling (steps, guidance, …)" if name == "sampling" else name
+            sections = {"sampling": "sampling (steps, guidance, …)", "inversion": "inversion (steps, lr, …)"}
+            what = sections.get(name, f"--{name}")
             raise UsageError(f"--mixer {config.mixer} has no use for {what}.")
     if config.count is not None and config.per_image is not None:
         raise UsageError("--count and --per-image both say how many: give one.")

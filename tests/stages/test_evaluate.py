@@ -72,10 +72,10 @@ def test_a_complete_report_is_judged_without_models(models, pictures, tmp_path, 
     config = resolve(evaluate.Config, options=options)
     done = evaluate.run(evaluate.plan(config, QUIET), QUIET)
     monkeypatch.setattr("kdcli.models.build.build", None)
-    again = evaluate.plan(config.model_copy(update={"require": ["top1>=1.01"]}), QUIET, unless_complete=True)
+    again = evaluate.plan(config.model_copy(update={"require": ["top1>=1"]}), QUIET, unless_complete=True)
     assert again.summary == done.summary
     assert len(again.failed) == 1
-    assert "top1>=1.01 does not hold" in again.failed[0]
+    assert "top1>=1 does not hold" in again.failed[0]
 
 
 def test_report_of_two_models_against_a_teacher(models, run):
@@ -137,9 +137,9 @@ def test_the_seed_decides_the_permutations_and_the_weight_the_factors(models, ru
 
 def test_gates(models, run):
     assert run(models[:1], require=["top1>=0.0", "ece<=1"]).failed == []
-    failed = run(models[:1], require=["top1>1.5"]).failed
+    failed = run(models[:1], require=["top1>1"]).failed
     assert len(failed) == 1
-    assert "test_vit: top1>1.5 does not hold" in failed[0]
+    assert "test_vit: top1>1 does not hold" in failed[0]
 
 
 def test_selection_split_is_noted(models, run):
@@ -152,6 +152,7 @@ def test_selection_split_is_noted(models, run):
     ("more", "error", "message"),
     [
         ({"require": ["top1=>0.8"]}, UsageError, "write METRIC>=NUMBER"),
+        ({"require": ["top1>=80"]}, UsageError, "'top1>=80': top1 is a fraction, from 0 to 1"),
         ({"require": ["topp1>=0.8"]}, UsageError, "no metric 'topp1'. Did you mean 'top1'"),
         ({"require": ["exits.early.topp1>=0.8"]}, UsageError, "Did you mean 'exits.early.top1'"),
         (

@@ -191,8 +191,8 @@ def test_refused(options, message, normed, tmp_path):
 
 def test_other_mixers_have_no_use_for_a_teacher(pictures, normed, tmp_path):
     given = {"mixer": "mixup", "data.source": str(pictures), "out": str(tmp_path / "out")}
-    for more in ({"teacher": str(normed)}, {"inversion.steps": 3}):
-        with pytest.raises(UsageError, match=f"mixup has no use for {next(iter(more)).partition('.')[0]}"):
+    for more, what in (({"teacher": str(normed)}, "--teacher"), ({"inversion.steps": 3}, "inversion")):
+        with pytest.raises(UsageError, match=f"mixup has no use for {what}"):
             synthesize.plan(resolve(synthesize.Config, options={**given, **more}), QUIET)
 
 

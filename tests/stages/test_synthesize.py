@@ -268,9 +268,9 @@ WAYS = r"Three ways out: convert the published Image Mixer once .* or --mixer mi
         ({"mixer": "variation"}, InputError, rf"no weights lambdalabs/.*@v2\.0 .* {WAYS}"),
         ({"mixer": "mixup", "sources": 67}, InputError, r"--sources 67 is more than the 66 pictures of"),
         ({"mixer": "cutmix", "sources": 3}, UsageError, r"--mixer cutmix takes 2 source\(s\), not 3"),
-        ({"mixer": "cutmix", "weights": "w"}, UsageError, "--mixer cutmix has no use for weights"),
+        ({"mixer": "cutmix", "weights": "w"}, UsageError, "--mixer cutmix has no use for --weights"),
         ({"mixer": "cutmix", "sampling.steps": 9}, UsageError, r"has no use for sampling \(steps, guidance"),
-        ({"mixer": "mixup", "precision": "bf16"}, UsageError, "--mixer mixup has no use for precision"),
+        ({"mixer": "mixup", "precision": "bf16"}, UsageError, "--mixer mixup has no use for --precision"),
         (
             {"mixer": "mixup", "per_image": 2},
             UsageError,
@@ -295,7 +295,7 @@ def test_refused(options, kind, message, pictures, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"alpha": 2}, "--mixer imagemixer has no use for alpha"),
+        ({"alpha": 2}, "--mixer imagemixer has no use for --alpha"),
         ({"sources": 2, "sampling.strengths": [1]}, r"--strengths: 1 for 2 sources; repeat per source"),
         ({"sources": 6, "sampling.pad_tokens": 5}, r"--sources 6 is more than --pad-tokens 5"),
         ({"resolution": 20}, r"--resolution 20 is no multiple of 8"),
