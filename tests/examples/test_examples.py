@@ -166,6 +166,8 @@ def test_this_parser_refuses_what_kdcli_refuses(line, message):
         "examples/methods.md",
         "examples/new_method.md",
         "examples/results/few_labels.md",
+        "examples/results/matrix.md",
+        "examples/results/sweep.md",
     ],
 )
 def test_links_point_to_files(name):
@@ -175,6 +177,24 @@ def test_links_point_to_files(name):
     assert [link for link in links if "://" not in link and not (page.parent / link).exists()] == []
     if name == "README.md":
         assert len(links) >= 4
+
+
+def test_the_readmes_figures_are_those_measured():
+    rows = {}
+    for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines():
+        if found := re.search(r"results/(benchmark_\w+)\.json\): ", line):
+            rows[found[1]] = re.findall(r"\d+\.\d+", line[found.end() :])
+    assert {name: len(figures) for name, figures in rows.items()} == {
+        "benchmark_distill": 3,
+        "benchmark_heads": 1,
+        "benchmark_synthesis": 1,
+    }
+    for name, figures in rows.items():
+        text = (ROOT / "examples" / "results" / f"{name}.json").read_text()
+        measured = re.findall(r'"median": ([\d.]+)', text)
+        for figure in figures:
+            digits = len(figure.partition(".")[2])
+            assert figure in [f"{float(value):.{digits}f}" for value in measured], (name, figure)
 
 
 def test_pipeline_picture_is_valid_and_readable_in_the_dark():
