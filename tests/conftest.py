@@ -18,6 +18,7 @@ import toys
 LONG_FILES = (
     "test_pipeline.py",
     "test_examples.py",
+    "test_learning.py",
     "test_kills.py",
     "test_two_processes.py",
     "test_store.py",
