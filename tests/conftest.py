@@ -36,6 +36,16 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+@pytest.fixture
+def warnings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What commands warn of in this test."""
+    from kdcli.console import Console
+
+    told: list[str] = []
+    monkeypatch.setattr(Console, "warn", lambda self, text: told.append(text))
+    return told
+
+
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """58 training pictures of four classes and 24 test pictures, as a saved dataset."""

@@ -195,9 +195,9 @@ def _image_folder(path: Path) -> Raw:
         split = next(split for split, words in _SPLIT_WORDS.items() if word in words)
         if any(p.suffix.lower() in _PICTURES for p in _visible(folder)):
             patterns.setdefault(split, []).append(f"{glob.escape(str(folder))}/**")
-    tables = _as_dict(datasets.load_dataset("imagefolder", data_files=patterns))
-    if path not in named and not nested:  # the library took the names of the splits for classes
-        tables = {k: t.select_columns([c for c in t.column_names if c != "label"]) for k, t in tables.items()}
+    flat = path not in named and not nested  # the library would take the names of the splits for classes
+    loaded = datasets.load_dataset("imagefolder", data_files=patterns, drop_labels=flat or None)
+    tables = _as_dict(loaded)
     empty: set[str] = set()
     if "label" in next(iter(tables.values())).column_names:
         classes = [p for root in named for p in root.iterdir() if p.is_dir() and p.name[0] not in "._"]

@@ -22,6 +22,18 @@ METRICS = (
     *("nll", "kl", "parameters", "flops", "latency_ms", "throughput", "peak_memory_mb"),
     *("exits.early.flops", "exits.early.latency_ms"),
 )
+_VALIDATED = "it takes a model with exits, and validation pictures beside those measured"
+_TAKES = {  # metrics that not every run has
+    **dict.fromkeys(("agreement", "kl", "both_right", "only_student"), "it takes --teacher"),
+    **dict.fromkeys(("only_teacher", "neither_right"), "it takes --teacher"),
+    **dict.fromkeys(("parameters", "flops", "latency_ms"), "--no-cost leaves it out"),
+    **dict.fromkeys(("throughput", "peak_memory_mb"), "--no-cost leaves it out"),
+    **dict.fromkeys(("miou", "pixel_accuracy", "mean_accuracy"), "it takes masks"),
+    **dict.fromkeys(("exits.early.top1", "exits.early.flops"), _VALIDATED),
+    "exits.early.latency_ms": f"{_VALIDATED}, and no --no-cost",
+    "exits.ensemble.top1": "it takes a model with exits",
+    "top5": "it takes more than five classes",
+}
 
 
 @dataclass(frozen=True)
@@ -69,23 +81,6 @@ def judge(gate: Gate, model: Mapping[str, Any]) -> tuple[str, bool, float]:
     if isinstance(value, Mapping):
         value = value["median"]
     if value is None:
-        raise UsageError(
-            f"--require: '{gate.metric}' was not measured of {model['name']} in this run{_why(gate.metric)}."
-        )
+        why = f": {_TAKES[gate.metric]}" if gate.metric in _TAKES else ""
+        raise UsageError(f"--require: '{gate.metric}' was not measured of {model['name']} in this run{why}.")
     return f"{model['name']}: {gate.text}", bool(_COMPARE[gate.compare](value, gate.bound)), float(value)
-
-
-def _why(metric: str) -> str:
-    """What it takes to measure a metric that not every run has."""
-    takes = {
-        "agreement kl both_right only_student only_teacher neither_right": "it takes --teacher",
-        "parameters flops latency_ms throughput peak_memory_mb": "--no-cost leaves it out",
-        "exits.ensemble.top1": "it takes a model with exits",
-        "exits.early.top1 exits.early.flops": "it takes a model with exits, and validation pictures beside "
-        "those measured",
-        "exits.early.latency_ms": "it takes a model with exits, validation pictures beside those measured, "
-        "and no --no-cost",
-        "top5": "it takes more than five classes",
-        "miou pixel_accuracy mean_accuracy": "it takes masks",
-    }
-    return next((f": {why}" for names, why in takes.items() if metric in names.split()), "")

@@ -12,7 +12,6 @@ Distillation of Large Pretrained Visual Models" (arXiv 2402.11305).
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,13 +20,12 @@ from pydantic import ConfigDict, field_validator
 from kdcli import methods
 from kdcli.config import Section, inputs, method_option
 from kdcli.console import Console, duration, size
-from kdcli.errors import InputError, UsageError
+from kdcli.errors import UsageError
 from kdcli.sections import StudentSection
 from kdcli.stages import Result, frame, show
 
 if TYPE_CHECKING:
     from kdcli.data.samples import Data
-    from kdcli.models.network import Network
     from kdcli.stages.material import Material
     from kdcli.tasks import Task
     from kdcli.words import Method
@@ -154,24 +152,6 @@ def _generations(config: Config, count: int) -> Config:
     return config.model_copy(update={"method": method, "via": [str(config.student)] * (count - 1)})
 
 
-def _refuse_unlike(method: Method, networks: Mapping[str, Network]) -> None:
-    """Raise InputError unless teacher and student are of one architecture, whatever their classifiers."""
-    student, teacher = (networks[name].architecture for name in ("student", "teacher"))
-    if student != teacher:
-        raise InputError(
-            f"method {method.name} has the student's own architecture teach it, and "
-            f"{networks['teacher'].name} is another ({teacher}, not {student}). Take --method kd for that."
-        )
-
-
-def _warn_of_one_seed(config: Config, console: Console) -> None:
-    """Warn of a teacher that is an earlier run of this seed: what it has to teach is what differs."""
-    for name in config.teacher:
-        facts = frame.model_facts(name)
-        if "method" in facts and facts.get("seed") == config.seed:
-            console.warn(f"{name} was trained with the same --seed, so the student begins as it did.")
-
-
 def _chain(config: Config, console: Console, unless_complete: bool) -> Chain | Result:
     """The first link that is still to be made; later students are built once, to be refused now if at all."""
     from kdcli.stages.material import build_student
@@ -233,7 +213,7 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
 
     from kdcli.methods.parts import added
     from kdcli.stages.material import gather
-    from kdcli.stages.refusals import refuse_negative_weights
+    from kdcli.stages.refusals import refuse_negative_weights, refuse_unlike, warn_of_one_seed
     from kdcli.tasks import task_of
     from kdcli.words import without_zero_terms
 
@@ -249,8 +229,8 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
         raise UsageError(f"every term of turn '{empty.name}' weighs 0: there is nothing to learn.")
     material = gather(config, data, extra, task, method, console)
     if entry.twin and "teacher" in material.networks:
-        _refuse_unlike(method, material.networks)
-        _warn_of_one_seed(config, console)
+        refuse_unlike(method, material.networks)
+        warn_of_one_seed(config, console)
     return Plan(config, target, data, task, method, arguments, material)
 
 

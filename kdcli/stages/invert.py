@@ -14,7 +14,7 @@ from kdcli.console import Console
 from kdcli.errors import InputError, UsageError
 from kdcli.launch import world_size
 from kdcli.stages import Result, frame, shards, show
-from kdcli.synthesis.settings import InversionSection, resolved
+from kdcli.synthesis.settings import InversionSection, refuse_unheeded, resolved
 
 if TYPE_CHECKING:
     from kdcli.artifacts.store import Output
@@ -30,7 +30,8 @@ _LOG, _GENERATOR = "metrics.jsonl", "generator.safetensors"
 _UNHEEDED = {
     "data": "--data: it makes pictures from the teacher alone",
     "batch_size": "--batch-size: --set inversion.batch=… is the number that is optimised together",
-    **{name: name for name in ("sources", "per_image", "weights", "sampling", "alpha")},
+    "sampling": "sampling (steps, guidance, …)",
+    **dict.fromkeys(("sources", "per_image", "weights", "alpha"), ""),
 }
 
 
@@ -245,9 +246,7 @@ def plan(config: Any, unless_complete: bool) -> Plan | Result:
 def _refuse_unheeded(config: Any) -> None:
     """Options that these mixers need, and those that they would not heed."""
     mixer, entry = config.mixer, synthesis.entry(config.mixer)
-    for name, shown in _UNHEEDED.items():
-        if getattr(config, name) != getattr(type(config)(), name):
-            raise UsageError(f"--mixer {mixer} has no use for {shown}.")
+    refuse_unheeded(config, _UNHEEDED)
     frame.require(config.teacher, f"--mixer {mixer}: --teacher")
     frame.require(config.count, f"--mixer {mixer}: --count")
     if config.precision == "fp16":

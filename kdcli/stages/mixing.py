@@ -12,6 +12,7 @@ from kdcli.console import Console
 from kdcli.errors import InputError, UsageError
 from kdcli.stages import Result, frame, shards
 from kdcli.synthesis.sampling import resolved
+from kdcli.synthesis.settings import refuse_unheeded
 
 if TYPE_CHECKING:
     from kdcli.artifacts.store import Output
@@ -205,12 +206,9 @@ def plan(config: Any, unless_complete: bool) -> Plan | Result:
 
 def _refuse_unheeded(config: Any, entry: synthesis.Entry) -> None:
     """Options that the mixer would not heed."""
-    names = ("alpha",) if entry.weights else ("weights", "sampling", "precision")
-    for name in (*names, "teacher", "student", "inversion"):
-        if getattr(config, name) != getattr(type(config)(), name):
-            sections = {"sampling": "sampling (steps, guidance, …)", "inversion": "inversion (steps, lr, …)"}
-            what = sections.get(name, f"--{name}")
-            raise UsageError(f"--mixer {config.mixer} has no use for {what}.")
+    sampling = {"weights": "", "sampling": "sampling (steps, guidance, …)", "precision": ""}
+    others = {"teacher": "", "student": "", "inversion": "inversion (steps, lr, …)"}
+    refuse_unheeded(config, {**({"alpha": ""} if entry.weights else sampling), **others})
     if config.count is not None and config.per_image is not None:
         raise UsageError("--count and --per-image both say how many: give one.")
 

@@ -16,6 +16,7 @@ from kdcli.losses import features
 from kdcli.models.adapters import Regressor
 from kdcli.models.network import Network
 from kdcli.sections import OptimSection, StudentSection
+from kdcli.stages import frame
 from kdcli.tasks import Task
 from kdcli.words import Method, split_reference
 
@@ -103,6 +104,16 @@ def refuse_unlike_inputs(method: Method, networks: Mapping[str, Network]) -> Non
             )
 
 
+def refuse_unlike(method: Method, networks: Mapping[str, Network]) -> None:
+    """Raise InputError unless teacher and student are of one architecture, whatever their classifiers."""
+    student, teacher = (networks[name].architecture for name in ("student", "teacher"))
+    if student != teacher:
+        raise InputError(
+            f"method {method.name} has the student's own architecture teach it, and "
+            f"{networks['teacher'].name} is another ({teacher}, not {student}). Take --method kd for that."
+        )
+
+
 def refuse_to_split(optim: OptimSection, method: Method, parties: Mapping[str, nn.Module]) -> None:
     """Raise UsageError where ``--auto-batch`` could not keep its promise: the same result however split."""
     terms = [term for turn in method.turns for term in turn.terms]
@@ -140,3 +151,11 @@ def warn_of_signs(method: Method, assembly: Assembly, console: Console) -> None:
                     f"{term.name}: the teacher's map has negative values, which a regressor that ends in a "
                     "ReLU cannot give: relu=false leaves it out."
                 )
+
+
+def warn_of_one_seed(config: StudentSection, console: Console) -> None:
+    """Warn of a teacher that is an earlier run of this seed: what it has to teach is what differs."""
+    for name in config.teacher:
+        facts = frame.model_facts(name)
+        if "method" in facts and facts.get("seed") == config.seed:
+            console.warn(f"{name} was trained with the same --seed, so the student begins as it did.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from kdcli.config import Section, option
@@ -116,6 +117,19 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "activation": 0.01,
     },
 }
+
+
+def refuse_unheeded(config: Any, names: Mapping[str, str]) -> None:
+    """Raise UsageError for options of ``synthesize`` that its mixer would not heed.
+
+    Args:
+        config: all options.
+        names: of those options, to what a message calls them (empty: their flag).
+    """
+    for name, shown in names.items():
+        if getattr(config, name) != getattr(type(config)(), name):
+            shown = shown or f"--{name.replace('_', '-')}"
+            raise UsageError(f"--mixer {config.mixer} has no use for {shown}.")
 
 
 def resolved(section: InversionSection, mixer: str) -> InversionSection:

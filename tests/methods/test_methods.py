@@ -147,13 +147,6 @@ def test_only_the_last_phase_is_judged(plan):
     assert [row["step"] for row in rows(out) if "validation/top1" in row] == [3, 4]
 
 
-@pytest.fixture
-def warnings(monkeypatch):
-    told: list[str] = []
-    monkeypatch.setattr(type(QUIET), "warn", lambda self, text: told.append(text))
-    return told
-
-
 def test_maps_of_one_position_are_warned_of(plan, warnings):
     plan("at")
     assert [text.split()[0] for text in warnings] == ["at3"]

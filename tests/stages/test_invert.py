@@ -172,7 +172,7 @@ def test_nan_ends_it(normed, tmp_path):
         ({"count": None}, "--count is required"),
         ({"teacher": None}, "--mixer deepinversion: --teacher is required"),
         ({"batch_size": 16}, r"no use for --batch-size: --set inversion\.batch"),
-        ({"weights": "w"}, "no use for weights"),
+        ({"weights": "w"}, "no use for --weights"),
         ({"precision": "fp16"}, "fp16 would need loss scaling; use bf16 or no"),
         ({"student": "s"}, "no use for --student; adaptive-deepinversion has"),
         ({"mixer": "adaptive-deepinversion"}, r"--student \(or use deepinversion\) is required"),

@@ -65,16 +65,14 @@ def test_the_record_is_that_of_the_training_pictures(recorded, pictures):
     assert "statistics.safetensors" in facts(recorded)["files"]
 
 
-def test_small_classes_leave_no_trace(normed, pictures, recorded, tmp_path, monkeypatch):
-    told = []
-    monkeypatch.setattr(type(QUIET), "warn", lambda self, text: told.append(text))
+def test_small_classes_leave_no_trace(normed, pictures, recorded, tmp_path, warnings):
     _, counts = train_rows(pictures)
     least = int(sorted(counts)[-2]) + 1
     options = {"statistics.min_count": least, "statistics.max_gigabytes": 0, "statistics.taps": ["pooled"]}
     out = probe.run(probe_plan(normed, pictures, tmp_path / "out", **options), QUIET).path
     record = load_file(out / "statistics.safetensors")
-    assert len(told) == 1
-    assert told[0].startswith("--statistics recorded nothing of 3 of 4 classes, which have fewer than")
+    assert len(warnings) == 1
+    assert warnings[0].startswith("--statistics recorded nothing of 3 of 4 classes, which have fewer than")
     assert record["classes"].tolist() == [int(counts.argmax())]
     assert {name: tensor.shape[0] for name, tensor in record.items()} == dict.fromkeys(
         ["classes", "counts", "pooled/mean", "pooled/deviation"], 1
