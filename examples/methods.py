@@ -15,7 +15,8 @@ from typing import Any
 
 from kdcli import methods
 from kdcli.tasks.classification import Classification
-from kdcli.words import Method, without_zero_terms
+from kdcli.words import Method
+from kdcli.words.analysis import without_zero_terms
 
 HERE = Path(__file__).resolve().parent
 PAGE, COSTS = HERE / "methods.md", HERE / "results" / "benchmark_methods.json"

@@ -24,7 +24,7 @@ from typer.exceptions import TyperException
 from kdcli import commands, errors
 from kdcli.console import Console
 from kdcli.launch import StopSignal, adopt_slurm, is_worker, launch, rank
-from kdcli.stages import Result
+from kdcli.runs import Result
 
 _PLATFORMS = ("linux", "darwin")
 _PATIENCE_S = 5.0

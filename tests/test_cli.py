@@ -23,7 +23,7 @@ import pytest
 import kdcli
 from kdcli import cli, errors, stages
 from kdcli.launch import StopSignal
-from kdcli.stages import Result
+from kdcli.runs import Result
 
 ROOT = Path(__file__).parents[1]
 PATH_LINE = "runs/upstream"
@@ -425,7 +425,7 @@ import os, sys, time
 from functools import partial
 from pathlib import Path
 from kdcli.stages.distill import Config
-from kdcli.stages import Result
+from kdcli.runs import Result
 class plan:
     def __init__(self, config, console, unless_complete): self.config = config
     def describe(self, console): console.note("the plan")

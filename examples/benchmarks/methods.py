@@ -32,8 +32,8 @@ from kdcli.engine.job import Job
 from kdcli.engine.loop import train
 from kdcli.engine.runtime import open_runtime
 from kdcli.methods import METHODS
+from kdcli.runs.training import training_job
 from kdcli.stages import distill
-from kdcli.stages.training import training_job
 
 QUIET = Console(silent=True)
 STUDENT, SIZE, BATCH, STEPS = "test_resnet", 32, 64, 8

@@ -14,7 +14,7 @@ from fractions import Fraction
 import numpy as np
 
 from kdcli.data.samples import Samples
-from kdcli.data.views import mix
+from kdcli.seeds import seed_of
 
 Key = tuple[int, int]  # (index of the sample, view number)
 _KEPT = 4  # two streams, each around the end of an epoch
@@ -111,7 +111,7 @@ class Order:
                 view = epoch if self.views is None else epoch % self.views
                 keys.append((int(rows[self._permutation(number, epoch)[place]]), view))
         if len(self.streams) > 1:
-            order = np.random.default_rng(mix(self.seed, step, 3)).permutation(len(keys))
+            order = np.random.default_rng(seed_of(self.seed, step, 3)).permutation(len(keys))
             keys = [keys[i] for i in order]
         return keys
 
@@ -125,7 +125,7 @@ class Order:
         if (number, epoch) not in self._permutations:
             if len(self._permutations) >= _KEPT:
                 del self._permutations[next(iter(self._permutations))]
-            rng = np.random.default_rng(mix(self.seed, epoch, number))
+            rng = np.random.default_rng(seed_of(self.seed, epoch, number))
             labels = self.labels[self.streams[number]]
             self._permutations[number, epoch] = (
                 _balanced(labels, rng) if self.balance else rng.permutation(len(labels))

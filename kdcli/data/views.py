@@ -1,14 +1,12 @@
 """Views: one augmented crop of a picture, fully determined by (seed, view number, sample id).
 
 All parties of a step see the same view; each normalises and resizes it for itself
-(:class:`kdcli.models.network`).
+(:class:`kdcli.models.timm`).
 """
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -19,44 +17,7 @@ import torch
 from kdcli.artifacts.model import InputSpec
 from kdcli.errors import UsageError
 from kdcli.sections import ViewSection
-
-_MASK = (1 << 64) - 1
-
-
-def mix(*parts: int) -> int:
-    """A 64-bit hash of integers (splitmix64 folded over the parts), the seed of everything stateless."""
-    state = 0x9E3779B97F4A7C15
-    for part in parts:
-        state = (state ^ (part & _MASK)) * 0xBF58476D1CE4E5B9 & _MASK
-        state ^= state >> 27
-        state = (state * 0x94D049BB133111EB + 0x9E3779B97F4A7C15) & _MASK
-        state ^= state >> 31
-    return state
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seed torch (CPU), numpy and random for a block, and put their states back afterwards."""
-    states = np.random.get_state(), random.getstate()
-    np.random.seed(seed & 0xFFFFFFFF)
-    random.seed(seed)
-    try:
-        with torch_seeded(seed):
-            yield
-    finally:
-        np.random.set_state(states[0])
-        random.setstate(states[1])
-
-
-@contextmanager
-def torch_seeded(seed: int) -> Iterator[None]:
-    """:func:`seeded` for blocks that draw from torch's CPU generator alone, in a thirtieth of its time."""
-    state = torch.default_generator.get_state()
-    torch.default_generator.manual_seed(seed & (_MASK >> 1))
-    try:
-        yield
-    finally:
-        torch.default_generator.set_state(state)
+from kdcli.seeds import seed_of, seeded, torch_seeded
 
 
 class TrainingView:
@@ -103,7 +64,7 @@ class TrainingView:
             raise UsageError("views.auto_augment moves the picture without its mask.")
         # torchvision draws from torch alone, timm's policies from random and numpy too
         scope = seeded if self.section.auto_augment else torch_seeded
-        with scope(mix(self.seed, view, sample_id)):
+        with scope(seed_of(self.seed, view, sample_id)):
             if mask is None:
                 return painted(moved(picture))
             from torchvision.tv_tensors import Mask

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdcli.data.views import mix
 from kdcli.engine.graph import Graph
 from kdcli.engine.turn import TurnModule
 from kdcli.errors import InputError
-from kdcli.words import Method, Turn, split_reference
+from kdcli.seeds import seed_of
+from kdcli.words import Method, Turn
+from kdcli.words.analysis import split_reference
 
 _BUILDING = 11  # keeps the seeds of built parties apart from others made of the same numbers
 
@@ -57,7 +58,7 @@ def assemble(
         for index, party in enumerate(method.parties):
             if party.build is not None:
                 shapes = [_shape(method, parties, reference, batch) for reference in party.reads]
-                torch.manual_seed(mix(seed, index, _BUILDING) >> 1)
+                torch.manual_seed(seed_of(seed, index, _BUILDING) >> 1)
                 try:
                     parties[party.name] = party.build(*shapes).eval()
                 except ValueError as error:

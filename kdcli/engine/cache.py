@@ -32,8 +32,9 @@ from kdcli.data.views import TrainingView
 from kdcli.engine.runtime import Runtime, watching
 from kdcli.errors import Preempted
 from kdcli.metrics.efficiency import evaluating
-from kdcli.models.network import Network
-from kdcli.words import Method, taps_used
+from kdcli.models.timm import Network
+from kdcli.words import Method
+from kdcli.words.analysis import taps_used
 
 _SEGMENT_ROWS = 8192
 _SEGMENT_SECONDS = 60.0

@@ -17,7 +17,7 @@ from kdcli.data.views import TrainingView
 from kdcli.engine.cache import Filling, Request, fill
 from kdcli.errors import UsageError
 from kdcli.metrics.efficiency import evaluating
-from kdcli.models.network import FEATURES, Network
+from kdcli.models.timm import FEATURES, Network
 
 
 def cached_features(

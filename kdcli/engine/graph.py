@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdcli.models.network import Network
 from kdcli.models.taps import tensor_of
-from kdcli.words import Call, Turn, split_reference, taps_used
+from kdcli.models.timm import Network
+from kdcli.words import Call, Turn
+from kdcli.words.analysis import split_reference, taps_used
 
 
 class Graph:

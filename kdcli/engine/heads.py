@@ -24,7 +24,7 @@ from torch import Tensor
 from kdcli.errors import Diverged, InputError, UsageError
 
 if TYPE_CHECKING:
-    from kdcli.models.network import Network
+    from kdcli.models.timm import Network
 
 # Heads share a product while weights and momentum fit in these bytes. On a CPU stacking pays up to 1 to 3 MB,
 # is flat to 30 MB and costs beyond the last cache (100 MB, 13 heads of 1,024 × 1,000: a tenth slower than one

@@ -13,7 +13,7 @@ from kdcli.data.samples import Samples
 from kdcli.engine.runtime import Runtime
 from kdcli.metrics.efficiency import evaluating
 from kdcli.models.exits import WithExits
-from kdcli.models.network import Network
+from kdcli.models.timm import Network
 
 
 def outputs(

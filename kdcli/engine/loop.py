@@ -22,15 +22,15 @@ from kdcli.artifacts.model import read_tensors
 from kdcli.artifacts.store import Output, remove, write_tensors
 from kdcli.console import Console, Progress
 from kdcli.data.order import Key
-from kdcli.data.views import mix as hash_of
 from kdcli.engine import state
-from kdcli.engine.fitting import micro_batches_that_fit
 from kdcli.engine.job import Job, Outcome
+from kdcli.engine.memory import micro_batches_that_fit
 from kdcli.engine.micro import MicroBatches
 from kdcli.engine.optim import build_optimizer, build_schedule
 from kdcli.engine.runtime import Runtime, watching
 from kdcli.engine.turn import TurnModule
 from kdcli.errors import Diverged, Preempted
+from kdcli.seeds import seed_of
 from kdcli.words import Span, Turn
 
 LOG = "metrics.jsonl"
@@ -128,7 +128,7 @@ class _Run:
         if job.optim.auto_batch:
             self._split_to_fit(prepared, first)
         for step, batch in zip(range(first, end), job.loader(self._my_keys(first, end))):
-            torch.manual_seed(hash_of(job.seed, step, self.runtime.rank) >> 1)
+            torch.manual_seed(seed_of(job.seed, step, self.runtime.rank) >> 1)
             micro = self.micro(batch, step, self.runtime)
             row: dict[str, float] = {}
             for turn in span.phase.turns:

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from kdcli.data.mixing import both_labelled, mixed
 from kdcli.data.order import Order
-from kdcli.data.views import mix
 from kdcli.engine.runtime import Runtime
 from kdcli.sections import OptimSection
+from kdcli.seeds import seed_of
 
 _MIXING = 7  # keeps the seeds of mixing apart from others made of the same numbers
 
@@ -59,7 +59,7 @@ class MicroBatches:
         for i in range(self.optim.accumulate):
             rows = slice(i * size, (i + 1) * size)
             part = {name: c[rows].to(runtime.device, non_blocking=True) for name, c in batch.items()}
-            part |= self._targets(part, mix(self.seed, step, runtime.rank, i, _MIXING))
+            part |= self._targets(part, seed_of(self.seed, step, runtime.rank, i, _MIXING))
             counts = [size / self.optim.batch_size, float(part["labelled"].sum()) / labelled_in_all]
             parts.append((part, torch.tensor(counts, device=runtime.device) * runtime.world_size))
         return parts

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from kdcli.errors import UsageError, nearest
-from kdcli.models.network import Network
+from kdcli.models.timm import Network
 from kdcli.sections import OptimSection
 
 

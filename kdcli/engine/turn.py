@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from kdcli.engine.graph import Graph, each, needs_gradient
-from kdcli.words import Term, Turn, split_reference
+from kdcli.words import Term, Turn
+from kdcli.words.analysis import split_reference
 
 
 class TurnModule(nn.Module):

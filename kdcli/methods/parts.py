@@ -11,7 +11,8 @@ from pydantic import Field
 
 from kdcli.errors import UsageError
 from kdcli.tasks import Task
-from kdcli.words import Call, Derive, Method, Party, Phase, Term, Turn, Weight, split_reference
+from kdcli.words import Call, Derive, Method, Party, Phase, Term, Turn, Weight
+from kdcli.words.analysis import split_reference
 
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]

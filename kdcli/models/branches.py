@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from kdcli.errors import InputError
-from kdcli.models.network import Network, classifier
 from kdcli.models.taps import block_path
+from kdcli.models.timm import Network, classifier
 
 
 class Tail(nn.Module):

@@ -16,10 +16,10 @@ from kdcli.artifacts.manifest import digest, file_hash
 from kdcli.artifacts.model import InputSpec
 from kdcli.errors import InputError, UsageError, nearest
 from kdcli.hub import reachable_hub
-from kdcli.models.decoders import DECODERS, DecodeHead, pyramid_widths
-from kdcli.models.dense import GRIDS, DenseHead, PixelHead
+from kdcli.models.heads.decoders import DECODERS, DecodeHead, pyramid_widths
+from kdcli.models.heads.dense import GRIDS, DenseHead, PixelHead
 from kdcli.models.legacy import first_line, read_weights
-from kdcli.models.network import FEATURES, FeatureHead, Network, reset_classifier
+from kdcli.models.timm import FEATURES, FeatureHead, Network, reset_classifier
 
 _PATCH14 = {"img_size": 224}  # timm's default input of DINOv2 is 518; position embeddings are resampled
 
@@ -67,8 +67,9 @@ def build(
         name: alias, timm name (with or without tag), ``hf-hub:…``, ``local-dir:…`` or the path of an
             artifact.
         classes: give it a fresh classifier for these, unless it already has one with exactly these names.
-        head: where a feature of :data:`kdcli.models.dense.GRIDS`, that fresh head is one for segmentation.
-        kind: of a segmentation head: ``linear`` or a name of :data:`kdcli.models.decoders.DECODERS`, in
+        head: where a feature of :data:`kdcli.models.heads.dense.GRIDS`, that fresh head is one for
+            segmentation.
+        kind: of a segmentation head: ``linear`` or a name of :data:`kdcli.models.heads.decoders.DECODERS`, in
             place of a head of another kind; None keeps the head of any kind, and a fresh one is linear.
         pretrained: load weights; False for random ones.
         weights: the user's own checkpoint for a model name.

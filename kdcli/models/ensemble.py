@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from kdcli.artifacts.manifest import digest
 from kdcli.errors import InputError
 from kdcli.losses.targets import ensemble_logits
-from kdcli.models.network import Network
+from kdcli.models.timm import Network
 
 Mean = Literal["logits", "probabilities"]
 

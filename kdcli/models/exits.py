@@ -21,8 +21,8 @@ from torch.nn import functional as F
 from kdcli.artifacts import model as artifacts
 from kdcli.artifacts.store import write_bytes, write_tensors
 from kdcli.errors import InputError
-from kdcli.models.network import Network
 from kdcli.models.taps import as_map, map_module
+from kdcli.models.timm import Network
 
 Kind = Literal["attention", "bottleneck"]
 Shape = Sequence[int]

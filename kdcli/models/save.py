@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kdcli.artifacts import model as artifacts
 from kdcli.artifacts.store import write_bytes, write_tensors
-from kdcli.models.network import Network
+from kdcli.models.timm import Network
 
 
 def save(network: Network, folder: Path, tensors: dict[str, Tensor] | None = None) -> list[str]:

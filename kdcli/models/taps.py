@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from kdcli.errors import InputError, nearest
 
 if TYPE_CHECKING:
-    from kdcli.models.network import Network
+    from kdcli.models.timm import Network
 
 _OWN = ("logits", "pooled", "tokens", "grid")
 _BLOCK = re.compile(r"(block|map|stage)(-?\d+)")

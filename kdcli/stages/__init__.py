@@ -5,10 +5,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
-
 STAGES: dict[str, tuple[str, str]] = {
     "probe": (
         "kdcli.stages.probe",
@@ -21,18 +17,3 @@ STAGES: dict[str, tuple[str, str]] = {
     "distill": ("kdcli.stages.distill", "Train a student, with or without a teacher."),
     "eval": ("kdcli.stages.evaluate", "Measure models on one split: quality, calibration, cost, agreement."),
 }
-
-
-@dataclass
-class Result:
-    """What a stage hands to the command line.
-
-    Attributes:
-        path: the artifact.
-        summary: what ``--json`` prints beside the path.
-        failed: requirements that were not met (exit 5).
-    """
-
-    path: Path
-    summary: dict[str, Any] = field(default_factory=dict)
-    failed: list[str] = field(default_factory=list)

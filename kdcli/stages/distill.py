@@ -21,12 +21,12 @@ from kdcli import methods
 from kdcli.config import Section, inputs, method_option
 from kdcli.console import Console, duration, size
 from kdcli.errors import UsageError
+from kdcli.runs import Result, frame, show
 from kdcli.sections import StudentSection
-from kdcli.stages import Result, frame, show
 
 if TYPE_CHECKING:
     from kdcli.data.samples import Data
-    from kdcli.stages.material import Material
+    from kdcli.runs.material import Material
     from kdcli.tasks import Task
     from kdcli.words import Method
 
@@ -154,7 +154,7 @@ def _generations(config: Config, count: int) -> Config:
 
 def _chain(config: Config, console: Console, unless_complete: bool) -> Chain | Result:
     """The first link that is still to be made; later students are built once, to be refused now if at all."""
-    from kdcli.stages.material import build_student
+    from kdcli.runs.material import build_student
 
     teacher = config.teacher
     for index in range(len(config.via) + 1):
@@ -212,10 +212,10 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
         return Result(target.path, frame.summary(target.path))
 
     from kdcli.methods.parts import added
-    from kdcli.stages.material import gather
-    from kdcli.stages.refusals import refuse_negative_weights, refuse_unlike, warn_of_one_seed
+    from kdcli.runs.material import gather
+    from kdcli.runs.refusals import refuse_negative_weights, refuse_unlike, warn_of_one_seed
     from kdcli.tasks import task_of
-    from kdcli.words import without_zero_terms
+    from kdcli.words.analysis import without_zero_terms
 
     task = task_of(data, config.data, config.optim, config.views)
     if task.name not in entry.tasks or (parts and task.name != "classification"):
@@ -245,11 +245,12 @@ def run(plan: Plan | Chain, console: Console, *, stop: Any = None, command: str 
     from kdcli.engine.loop import train
     from kdcli.engine.runtime import open_runtime, shared_output
     from kdcli.engine.track import tracking
-    from kdcli.stages.export import export
-    from kdcli.stages.training import training_job
+    from kdcli.runs.export import export
+    from kdcli.runs.training import training_job
+    from kdcli.words.analysis import leaves_unused
 
     dense = bool(plan.task.head)  # such a head leaves what timm's own head would read without a gradient
-    runtime = open_runtime(plan.config, find_unused=dense or plan.method.leaves_unused)
+    runtime = open_runtime(plan.config, find_unused=dense or leaves_unused(plan.method))
     path, material = plan.target.path, plan.material
     with shared_output(path, plan.target.identity, plan.config.overwrite, runtime) as output:
         if output is None:

@@ -19,14 +19,14 @@ from kdcli.config import inputs, option, outputs, reading, running
 from kdcli.console import Console
 from kdcli.errors import InputError, UsageError
 from kdcli.report.gates import Gate, judge, parse
+from kdcli.runs import Result, frame
 from kdcli.sections import DataSection, RunSection
-from kdcli.stages import Result, frame
 
 if TYPE_CHECKING:
     from kdcli.data.samples import Data, Samples
     from kdcli.engine.runtime import Runtime
-    from kdcli.models.network import Network
-    from kdcli.stages.exits import Exits
+    from kdcli.models.timm import Network
+    from kdcli.tasks.classification.exits import Exits
 
 _CURVE_POINTS = 400
 
@@ -125,7 +125,7 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
         teacher = frame.teacher(config.teacher, classes, order, data.task)
     found = {}
     if data.task == "classification":
-        from kdcli.stages.exits import Exits, load
+        from kdcli.tasks.classification.exits import Exits, load
 
         repeats = config.repeats if config.cost else 0
         heads = {_short(name, config.models): load(name, classes, order) for name in config.models}
@@ -199,7 +199,7 @@ def _report(
     plan: Plan, runtime: Runtime, console: Console
 ) -> tuple[dict[str, Any], dict[int, list[tuple[str, str]]]]:
     """The report, and pictures for its page."""
-    from kdcli.stages import assess
+    from kdcli.runs import assess
     from kdcli.tasks import task_of
 
     config = plan.config
@@ -256,7 +256,7 @@ def _model(
     plan: Plan, name: str, network: Network, found: dict[str, Any], runtime: Runtime
 ) -> dict[str, Any]:
     """One model's part of the report: what the task measured, its training, its cost."""
-    from kdcli.stages import assess
+    from kdcli.runs import assess
 
     facts = frame.model_facts(network.name)
     row = {"name": name, "path": network.name, **found, "curves": _curves(Path(network.name))}

@@ -23,17 +23,17 @@ from kdcli.config import Section, head_option, inputs, option, training
 from kdcli.console import Console
 from kdcli.errors import InputError, UsageError, nearest
 from kdcli.launch import world_size
+from kdcli.runs import Result, frame, show
 from kdcli.sections import DataSection, OptimSection, RunSection, StudentSection, TrainingData, ViewSection
-from kdcli.stages import Result, frame, show
 
 if TYPE_CHECKING:
     from kdcli.artifacts.store import Output
     from kdcli.data.samples import Data
-    from kdcli.engine.dense_heads import DenseResult
     from kdcli.engine.heads import HeadResult, HeadSpec
     from kdcli.engine.job import Outcome
     from kdcli.engine.runtime import Runtime
-    from kdcli.models.network import Network
+    from kdcli.models.timm import Network
+    from kdcli.tasks.segmentation.solver import DenseResult
 
 # DINOv2's thirteen learning rates (for a batch of 256)
 _RATES = [1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1]
@@ -240,7 +240,7 @@ def run(plan: Plan, console: Console, *, stop: Any = None, command: str = "") ->
         results: Sequence[HeadResult | DenseResult] = []
         outcome: Outcome | None = None
         if plan.data is not None:
-            from kdcli.stages.fit import Parts, fit_dense_heads, fit_heads, record_activations
+            from kdcli.runs.fit import Parts, fit_dense_heads, fit_heads, record_activations
 
             parts = Parts(plan.data, network, plan.features, plan.config, runtime, console, stop)
             results = (fit_dense_heads if plan.dense else fit_heads)(parts, plan.specs)
@@ -249,7 +249,7 @@ def run(plan: Plan, console: Console, *, stop: Any = None, command: str = "") ->
             metric, value = next(iter(winner.metrics.items()))
             console.note(f"best of {len(results)} heads: {winner.spec.name}, validation {metric} {value:.4f}")
             if plan.config.finetune:
-                from kdcli.stages.finetune import finetune
+                from kdcli.runs.finetune import finetune
 
                 config = plan.config.finetuning()
                 outcome = finetune(network, config, plan.data, output, runtime, console, stop)

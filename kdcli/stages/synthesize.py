@@ -13,7 +13,7 @@ Picture j depends on (seed, j) alone: any ``--shard``, any number of processes a
 
 Without data:    kdcli synthesize --mixer deepinversion --teacher runs/teacher --count 5000 --out runs/dreams
 
-Such mixers (:mod:`kdcli.stages.invert`) optimise pictures in blocks against a teacher.
+Such mixers (:mod:`kdcli.runs.inversion`) optimise pictures in blocks against a teacher.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from kdcli import synthesis
 from kdcli.config import inputs, method_option, option, outputs, running
 from kdcli.console import Console
 from kdcli.errors import UsageError
+from kdcli.runs import Result, frame, mixing, shards
+from kdcli.runs import inversion as invert
 from kdcli.sections import RunSection, SourceSection
-from kdcli.stages import Result, frame, invert, mixing, shards
 from kdcli.synthesis.sampling import SamplingSection
 from kdcli.synthesis.settings import InversionSection
 
@@ -89,8 +90,8 @@ def run(plan: Plan, console: Console, *, stop: Any = None, command: str = "") ->
         Preempted: the pictures so far are kept, the same command goes on with the next.
         Diverged: NaN or Inf in a picture.
     """
-    from kdcli.engine.generate import Job, generate
     from kdcli.engine.runtime import open_runtime, shared_output
+    from kdcli.synthesis.generate import Job, generate
 
     config, path = plan.config, plan.target.path
     runtime = open_runtime(config)

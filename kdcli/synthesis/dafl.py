@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from kdcli.losses.datafree import activation, information_entropy, one_hot
-from kdcli.models.network import Network
+from kdcli.models.timm import Network
 from kdcli.synthesis.settings import InversionSection
 from kdcli.words import Call, Phase, Term, Turn
 

@@ -15,7 +15,7 @@ from torch import nn
 from kdcli.errors import InputError
 from kdcli.losses.inversion import bn_statistics, competition, image_norm, total_variation
 from kdcli.losses.logits import cross_entropy
-from kdcli.models.network import Network
+from kdcli.models.timm import Network
 from kdcli.synthesis.settings import InversionSection
 from kdcli.words import Call, Phase, Term, Turn
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kdcli.data.views import mix
 from kdcli.errors import UsageError
+from kdcli.seeds import seed_of
 
 _SOURCES, _NOISE, _BLOCK = 1, 2, 3
 
@@ -39,16 +39,16 @@ def draw(number: int, seed: int, pictures: int, count: int, per_image: int | Non
     chosen = [] if per_image is None else [number // per_image]
     attempt = 0
     while len(chosen) < count:
-        place = mix(seed, _SOURCES, number, attempt) % pictures
+        place = seed_of(seed, _SOURCES, number, attempt) % pictures
         if place not in chosen:
             chosen.append(place)
         attempt += 1
-    return Draw(number, tuple(chosen), mix(seed, _NOISE, number) >> 1)
+    return Draw(number, tuple(chosen), seed_of(seed, _NOISE, number) >> 1)
 
 
 def draw_of_block(number: int, seed: int, block: int) -> Draw:
     """The draw of a picture without sources: its noise is that of its block of ``block`` numbers."""
-    return Draw(number, (), mix(seed, _BLOCK, number // block) >> 1)
+    return Draw(number, (), seed_of(seed, _BLOCK, number // block) >> 1)
 
 
 def shard(text: str | None, total: int, block: int = 1) -> range:

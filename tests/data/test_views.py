@@ -15,9 +15,10 @@ import torch
 from PIL import Image
 
 from kdcli.artifacts.model import InputSpec
-from kdcli.data.views import EvaluationCut, TrainingView, evaluation_view, mix, seeded
+from kdcli.data.views import EvaluationCut, TrainingView, evaluation_view
 from kdcli.errors import UsageError
 from kdcli.sections import ViewSection
+from kdcli.seeds import seed_of, seeded
 
 PLAIN = {"scale": (1.0, 1.0), "hflip": 0.0}
 EVERYTHING = {
@@ -54,11 +55,11 @@ def states() -> list[object]:
 
 
 def test_mix_is_a_fixed_hash() -> None:
-    assert mix(1, 2, 3) == mix(1, 2, 3)
-    assert len({mix(a, b, c) for a in range(8) for b in range(8) for c in range(8)}) == 512
-    assert mix(0, 2**64 - 1) != mix(0, 2**63 - 1)
-    assert all(0 <= mix(i) < 2**64 for i in range(-5, 100))
-    bits = np.array([[mix(7, i) >> b & 1 for b in range(64)] for i in range(4000)])
+    assert seed_of(1, 2, 3) == seed_of(1, 2, 3)
+    assert len({seed_of(a, b, c) for a in range(8) for b in range(8) for c in range(8)}) == 512
+    assert seed_of(0, 2**64 - 1) != seed_of(0, 2**63 - 1)
+    assert all(0 <= seed_of(i) < 2**64 for i in range(-5, 100))
+    bits = np.array([[seed_of(7, i) >> b & 1 for b in range(64)] for i in range(4000)])
     assert abs(bits.mean(axis=0) - 0.5).max() < 0.05
 
 

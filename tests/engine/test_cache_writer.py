@@ -19,7 +19,7 @@ from kdcli.data.views import TrainingView
 from kdcli.engine.cache import Filling, Request, fill
 from kdcli.engine.runtime import open_runtime
 from kdcli.models.build import input_spec
-from kdcli.models.network import Network
+from kdcli.models.timm import Network
 from kdcli.sections import DataSection, RunSection, ViewSection
 
 

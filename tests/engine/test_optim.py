@@ -9,7 +9,7 @@ from torch import nn
 
 from kdcli.artifacts.model import InputSpec
 from kdcli.engine.optim import build_optimizer, build_schedule
-from kdcli.models.network import Network
+from kdcli.models.timm import Network
 from kdcli.sections import OptimSection
 
 

@@ -8,7 +8,7 @@ from torch import nn
 from kdcli.artifacts.model import InputSpec
 from kdcli.engine.turn import TurnModule
 from kdcli.losses.logits import cross_entropy, kl_divergence
-from kdcli.models.network import Network
+from kdcli.models.timm import Network
 from kdcli.words import Call, Term, Turn
 
 

@@ -17,9 +17,10 @@ from kdcli.methods import function
 from kdcli.methods.sskd import transfer, turned
 from kdcli.models.adapters import PeerAttention, Regressor
 from kdcli.models.ensemble import Ensemble
-from kdcli.models.network import Network
+from kdcli.models.timm import Network
 from kdcli.tasks.classification import Classification
-from kdcli.words import Method, without_zero_terms
+from kdcli.words import Method
+from kdcli.words.analysis import without_zero_terms
 
 TASK = Classification(tuple("abcdefghij"))
 CE = GOLDEN["ce"]["value"]

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from kdcli.artifacts.model import InputSpec
 from kdcli.engine.turn import TurnModule
 from kdcli.methods.task_specific import task_specific
-from kdcli.models.network import Network
+from kdcli.models.timm import Network
 from kdcli.tasks.classification import Classification
-from kdcli.words import without_zero_terms
+from kdcli.words.analysis import without_zero_terms
 
 CE = 2.6455927  # cross-entropy of the six labelled rows
 # (T, T² or not) to the whole loss at alpha 0.5

@@ -18,9 +18,9 @@ from kdcli.artifacts.manifest import Manifest
 from kdcli.artifacts.store import open_output
 from kdcli.errors import InputError, UsageError
 from kdcli.models.build import ALIASES, build, input_spec
-from kdcli.models.network import Network
 from kdcli.models.save import save
 from kdcli.models.taps import tensor_of
+from kdcli.models.timm import Network
 
 CLASSES = ["bag", "shoe", "shirt"]
 VIT, RESNET = "test_vit", "test_resnet"

@@ -16,10 +16,10 @@ from kdcli.artifacts.manifest import Manifest
 from kdcli.artifacts.store import open_output
 from kdcli.errors import InputError
 from kdcli.models.build import build
-from kdcli.models.decoders import DECODERS, DecodeHead, pyramid, pyramid_widths
 from kdcli.models.ensemble import Ensemble
-from kdcli.models.network import Network
+from kdcli.models.heads.decoders import DECODERS, DecodeHead, pyramid, pyramid_widths
 from kdcli.models.save import save
+from kdcli.models.timm import Network
 
 CLASSES = ["sky", "sea", "ship"]
 NAMES = ("test_resnet", "test_vit")
@@ -244,7 +244,7 @@ def test_teachers_of_other_heads_have_a_mean() -> None:
 
 
 def test_transformers_is_imported_where_such_a_head_is_built() -> None:
-    from kdcli.models import decoders
+    from kdcli.models.heads import decoders
 
     tree = ast.parse(Path(str(decoders.__file__)).read_text())
     top = [node for node in tree.body if isinstance(node, ast.ImportFrom | ast.Import)]

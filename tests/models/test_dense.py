@@ -14,10 +14,10 @@ from kdcli.artifacts.manifest import Manifest
 from kdcli.artifacts.store import open_output
 from kdcli.errors import InputError
 from kdcli.models.build import build
-from kdcli.models.dense import GRIDS, DenseHead, feature_maps, grid_size, grid_width
 from kdcli.models.ensemble import Ensemble
-from kdcli.models.network import Network
+from kdcli.models.heads.dense import GRIDS, DenseHead, feature_maps, grid_size, grid_width
 from kdcli.models.save import save
+from kdcli.models.timm import Network
 
 CLASSES = ["sky", "sea", "ship"]
 

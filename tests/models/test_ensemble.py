@@ -9,7 +9,7 @@ import torch
 from kdcli.artifacts.model import InputSpec
 from kdcli.errors import InputError
 from kdcli.models.ensemble import Ensemble, Mean
-from kdcli.models.network import Network
+from kdcli.models.timm import Network
 
 
 def member(seed: int, size: int, mean: float = 0.5, classes: str = "abc", name: str = "") -> Network:

@@ -6,8 +6,8 @@ from torch import Tensor, nn
 
 from kdcli.errors import InputError
 from kdcli.models.build import build
-from kdcli.models.network import Network
 from kdcli.models.taps import as_map, grid, tensor_of
+from kdcli.models.timm import Network
 
 KINDS = ["test_vit", "test_vit2", "test_vit3", "test_resnet", "test_efficientnet", "test_convnext"]
 

@@ -160,7 +160,7 @@ def test_a_complete_output_is_known_before_networks_are_built(plan, monkeypatch,
     def refuses(*args, **more):
         raise AssertionError("built")
 
-    monkeypatch.setattr("kdcli.stages.material.build", refuses)
+    monkeypatch.setattr("kdcli.runs.material.build", refuses)
     assert distill.plan(made.config, QUIET, unless_complete=True) == done
     other = made.config.model_copy(update={"seed": 1})
     with pytest.raises(InputError, match=r"other settings: config\.seed \(0 then, 1 now\)"):

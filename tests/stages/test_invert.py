@@ -15,8 +15,9 @@ from kdcli.console import Console
 from kdcli.data.sources import open_unlabelled
 from kdcli.errors import Diverged, InputError, Preempted, UsageError
 from kdcli.models.build import build
+from kdcli.runs import Result
 from kdcli.sections import SourceSection
-from kdcli.stages import Result, synthesize
+from kdcli.stages import synthesize
 
 
 def make(teacher, out, **options):

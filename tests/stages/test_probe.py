@@ -12,7 +12,7 @@ from kdcli.artifacts import manifest as manifests
 from kdcli.config import resolve
 from kdcli.errors import InputError, Preempted, UsageError
 from kdcli.models.build import build
-from kdcli.models.network import FEATURES
+from kdcli.models.timm import FEATURES
 from kdcli.stages import probe
 
 

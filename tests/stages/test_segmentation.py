@@ -15,9 +15,10 @@ from toolbox import QUIET, StopAfter, facts, rows
 from kdcli.config import resolve
 from kdcli.errors import Diverged, InputError, Preempted, UsageError
 from kdcli.models.build import build
-from kdcli.models.decoders import DECODERS
-from kdcli.models.dense import DenseHead
-from kdcli.stages import Result, distill, evaluate, probe
+from kdcli.models.heads.decoders import DECODERS
+from kdcli.models.heads.dense import DenseHead
+from kdcli.runs import Result
+from kdcli.stages import distill, evaluate, probe
 
 STEPS = 8
 

@@ -22,8 +22,9 @@ from kdcli.console import Console
 from kdcli.data.sources import open_train
 from kdcli.errors import BadImageError, InputError, Preempted, UsageError
 from kdcli.launch import StopSignal
+from kdcli.runs import Result
 from kdcli.sections import SourceSection
-from kdcli.stages import Result, synthesize
+from kdcli.stages import synthesize
 from kdcli.synthesis.cutmix import cutmix
 
 
@@ -155,7 +156,7 @@ def test_a_mixer_in_pixels_imports_no_diffusion_library(pictures, tmp_path, monk
     for name in ("pipeline", "imagemixer", "clip"):  # else they would not be imported again
         monkeypatch.delitem(sys.modules, f"kdcli.synthesis.{name}", raising=False)
         monkeypatch.delattr(kdcli.synthesis, name, raising=False)
-    monkeypatch.delitem(sys.modules, "kdcli.engine.mixing", raising=False)
+    monkeypatch.delitem(sys.modules, "kdcli.synthesis.making", raising=False)
     for library in ("diffusers", "transformers"):
         monkeypatch.setitem(sys.modules, library, None)
     with pytest.raises(ImportError):

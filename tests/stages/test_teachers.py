@@ -16,7 +16,8 @@ from kdcli.config import resolve
 from kdcli.console import Console
 from kdcli.errors import InputError, UsageError
 from kdcli.models.build import build
-from kdcli.stages import Result, distill
+from kdcli.runs import Result
+from kdcli.stages import distill
 
 Options = dict[str, Any]
 

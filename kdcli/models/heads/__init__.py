@@ -1,0 +1,1 @@
+"""Heads that stand on a model's features where its own classifier does not serve."""

@@ -1,0 +1,94 @@
+"""A trained student as an artifact: best and last weights, exits and peers beside them, the manifest."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kdcli.artifacts.manifest import Manifest
+from kdcli.artifacts.store import Output
+from kdcli.engine.job import Outcome
+from kdcli.engine.loop import LOG
+from kdcli.engine.runtime import Runtime
+from kdcli.models.branches import Tail
+from kdcli.models.exits import ExitHead, save_exits
+from kdcli.models.timm import Network
+from kdcli.models.save import save
+from kdcli.runs import frame
+from kdcli.words import Method
+
+
+def export(
+    plan: Any, parties: Mapping[str, Any], outcome: Outcome, output: Output, runtime: Runtime, command: str
+) -> None:
+    """Write the best student as the artifact and the last one beside it, and commit.
+
+    Args:
+        plan: of ``distill``.
+        parties: trained.
+        outcome: of the training.
+        output: to write into.
+        runtime: described in the manifest.
+        command: as it was typed.
+    """
+    config, material, progress = plan.config, plan.material, outcome.progress
+    student = parties[plan.method.export]
+    (output.partial / "last").mkdir(exist_ok=True)
+    save(student, output.partial / "last", outcome.last)
+    keep = save(student, output.partial, outcome.best or outcome.last)
+    keep += _save_beside(plan.method, parties, outcome, output.partial)
+    parents = [p for p in plan.target.parents if p["role"].rstrip("0123456789") in material.networks]
+    manifest = Manifest("model", "distill", plan.target.identity, parents)
+    manifest.facts = frame.facts(
+        config,
+        command,
+        task=plan.task.name,
+        layout=student.layout,
+        classes=list(plan.task.classes),
+        metrics=outcome.metrics,
+        metrics_last={f"validation/{k}": v for k, v in progress.last.items()},
+        selection=outcome.selection,
+        data=plan.data.describe(),
+        method={"name": plan.method.name, **plan.arguments},
+        views=material.order.views or "live",
+        global_batch=config.optim.batch_size,
+        accumulate=progress.accumulate or config.optim.accumulate,
+        lr=config.optim.lr,
+        steps=progress.step,
+        seconds=round(progress.seconds, 4),
+        cost={
+            "student_steps": progress.step,
+            "teacher_forwards": material.teacher_forwards,
+            "forwards": material.forwards,
+        },
+        **runtime.describe(),
+    )
+    output.commit(manifest, [*keep, "last", LOG])
+
+
+def _save_beside(method: Method, parties: Mapping[str, Any], outcome: Outcome, folder: Path) -> list[str]:
+    """Write exits, peers and branches as they were at the student's best step; returns names of files.
+
+    A branch becomes a whole network, with the student's trunk.
+    """
+    names: list[str] = []
+    exits: dict[str, ExitHead] = {}
+    for name in method.beside:
+        party = parties[name]
+        if isinstance(party, ExitHead):
+            party.load_state_dict(outcome.beside[name])
+            exits[name] = party
+        if isinstance(party, Tail):
+            party.load_state_dict(outcome.beside[name])
+            student = copy.deepcopy(parties[method.export])
+            student.load_state_dict(outcome.best or outcome.last)
+            (folder / name).mkdir(exist_ok=True)
+            save(party.grafted(student), folder / name)
+            names.append(name)
+        if isinstance(party, Network):
+            (folder / name).mkdir(exist_ok=True)
+            save(party, folder / name, outcome.beside[name])
+            names.append(name)
+    return [*names, *(save_exits(folder, exits) if exits else [])]

@@ -1,0 +1,169 @@
+"""What every stage does around its work: data, parents, identity, output path, facts of the manifest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from kdcli.artifacts import manifest as manifests
+from kdcli.artifacts import model as models
+from kdcli.artifacts import store
+from kdcli.config import identity
+from kdcli.errors import InputError, UsageError
+from kdcli.launch import world_size
+from kdcli.sections import DataSection, OptimSection, RunSection, SourceSection
+
+if TYPE_CHECKING:
+    from kdcli.data.samples import Data
+    from kdcli.models.timm import Network
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a run writes, and what makes it what it is.
+
+    Attributes:
+        path: where the artifact will stand.
+        identity: identity fields of the configuration, hashes of parents, fingerprints of data.
+        parents: what it is made of, for the manifest.
+    """
+
+    path: Path
+    identity: dict[str, Any]
+    parents: list[dict[str, str]]
+
+    def to_json(self) -> dict[str, Any]:
+        """What ``--dry-run --json`` prints of it."""
+        return {"out": str(self.path), "identity": self.identity, "parents": self.parents}
+
+
+def target(stage: str, config: RunSection, parents: list[dict[str, str]], data: dict[str, str]) -> Target:
+    """The output of a run: ``--out``, or a name made of the run's identity.
+
+    Args:
+        stage: its name.
+        config: all fields.
+        parents: see :func:`parent`.
+        data: fingerprints by role.
+    """
+    hashes = {p["role"]: p["hash"] for p in parents if p["hash"]}
+    found = {"stage": stage, "config": identity(config), "parents": hashes, "data": data}
+    path = Path(config.out or Path("runs", f"{stage}-{manifests.digest(found)[:10]}"))
+    return Target(path, found, parents)
+
+
+def complete(target: Target, config: RunSection) -> bool:
+    """Whether the artifact stands already, so that the rest of the plan need not be made.
+
+    The processes of a job do not ask: they would have to agree, and do so when they open the output.
+
+    Raises:
+        InputError: something else stands there.
+    """
+    return world_size() == 1 and store.complete(target.path, target.identity, overwrite=config.overwrite)
+
+
+def require(value: Any, flag: str) -> Any:
+    """A field that this stage cannot do without. Raises UsageError."""
+    if value in (None, "", []):
+        raise UsageError(f"{flag} is required.")
+    return value
+
+
+def refuse_uneven(optim: OptimSection, processes: int) -> None:
+    """Raise UsageError for a global batch that does not divide into micro-batches of one size."""
+    parts = max(world_size(), processes) * optim.accumulate
+    if optim.batch_size % parts:
+        raise UsageError(
+            f"a batch of {optim.batch_size} does not divide by {parts} (processes × accumulate): change "
+            "optim.batch_size or optim.accumulate."
+        )
+
+
+def labelled(config: DataSection, *splits: str) -> Data:
+    """The data with these splits. Raises InputError if they have no labels, and what ``open_data`` raises."""
+    from kdcli.data.sources import open_data
+
+    require(config.source, "--data")
+    data = open_data(config, need=splits)
+    if data.classes is None:
+        raise InputError(
+            f"{config.source} has no labels: no column of them (name it: --set data.label_column=…), and no "
+            "two class folders."
+        )
+    return data
+
+
+def reading(config: RunSection, data: SourceSection) -> dict[str, Any]:
+    """How loaders read pictures, as their keyword arguments."""
+    return {"max_pixels": data.max_pixels, "workers": config.workers, "timeout": config.worker_timeout}
+
+
+def parent(role: str, name: str, weights: str | None = None) -> dict[str, str]:
+    """Where a network came from: an artifact's path and hash, or a model's name and its weights' hash."""
+    if models.find(name) is not None:
+        return dict(models.parent(role, models.read(name)))
+    found = {"role": role, "path": name, "hash": ""}
+    if weights and Path(weights).is_file():
+        found |= {"weights": weights, "hash": manifests.file_hash(Path(weights))}
+    return found
+
+
+def teachers(names: list[str]) -> list[dict[str, str]]:
+    """Parents in the role ``teacher``, or ``teacher1``, ``teacher2``, … where there are several."""
+    numbers = [""] if len(names) == 1 else [str(i + 1) for i in range(len(names))]
+    return [parent(f"teacher{number}", name) for number, name in zip(numbers, names)]
+
+
+def facts(config: RunSection, command: str, **more: Any) -> dict[str, Any]:
+    """Facts of the manifest that every stage records, beside its own."""
+    return {
+        "command": command,
+        "config": config.model_dump(mode="json", exclude={"overwrite"}),
+        "seed": config.seed,
+        "versions": manifests.versions(),
+        **more,
+    }
+
+
+def summary(path: Path) -> dict[str, Any]:
+    """What ``--json`` says of a finished artifact."""
+    manifest = manifests.read(path)
+    wanted = ("metrics", "selection", "steps", "seconds", "models", "mixer", "images")
+    return {
+        "kind": manifest.kind,
+        "hash": manifest.hash,
+        **{k: manifest.facts[k] for k in wanted if k in manifest.facts},
+    }
+
+
+def teacher(
+    name: str, classes: list[str], order: Literal["names", "same"], task: str = "classification"
+) -> Network:
+    """A frozen network whose logits stand in the order of ``classes``.
+
+    Raises:
+        InputError: it knows other classes, or does another task.
+    """
+    from kdcli.models.build import build
+    from kdcli.tasks.classification import permutation
+
+    network = build(name)
+    if network.task != task:
+        raise InputError(
+            f"{name} does {network.task}, the data is for {task}. Probe the teacher on this data first."
+        )
+    network.reorder(permutation(classes, network.classes, order, name), classes)
+    return network.requires_grad_(False).eval()
+
+
+def split_hash(name: str, split: str) -> str:
+    """Hash of a split that an artifact was made with, or an empty string."""
+    data = model_facts(name).get("data") or {}
+    return str(data.get("splits", {}).get(split, {}).get("hash", ""))
+
+
+def model_facts(name: str) -> dict[str, Any]:
+    """Facts of a model artifact's manifest; empty for other models."""
+    return models.read(name).manifest.facts if models.find(name) is not None else {}

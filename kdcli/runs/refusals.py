@@ -1,0 +1,162 @@
+"""What a training refuses, or warns of, because options, method and networks do not go together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from kdcli.console import Console
+from kdcli.engine.assembly import Assembly
+from kdcli.engine.optim import known_optimizer
+from kdcli.errors import InputError, UsageError
+from kdcli.launch import world_size
+from kdcli.losses import features
+from kdcli.models.adapters import Regressor
+from kdcli.models.timm import Network
+from kdcli.sections import OptimSection, StudentSection
+from kdcli.runs import frame
+from kdcli.tasks import Task
+from kdcli.words import Method
+from kdcli.words.analysis import reads_labels, split_reference
+
+
+def refuse_options(config: StudentSection, task: Task, method: Method, task_weighs_rows: bool) -> None:
+    """Raise UsageError for options that contradict one another or mean nothing to the method.
+
+    Args:
+        config: all options.
+        task: what is learned.
+        method: what is learned from what.
+        task_weighs_rows: whether class balance is asked for in the loss.
+    """
+    optim, data = config.optim, config.data
+    if config.head is not None and not task.head:
+        raise UsageError(f"head={config.head}: {task.name} has one head only, the student's own.")
+    if data.extra_ratio is not None:
+        if data.labelled_fraction is not None:
+            raise UsageError("--extra-ratio and data.labelled_fraction both fill batches: give one.")
+        if not data.extra:
+            raise UsageError("--extra-ratio needs --extra.")
+    if reads_labels(method) and (optim.mixup or optim.cutmix):
+        raise UsageError(f"method {method.name} reads class numbers, and mixed pictures have none: no mixup.")
+    terms = [term for turn in method.turns for term in turn.terms]
+    if task_weighs_rows and not any("row_weight" in term.args for term in terms):
+        raise UsageError(
+            f"--class-balance loss: no term of method {method.name} weighs its rows; take sampler."
+        )
+    if optim.label_smoothing and not any("label_smoothing" in term.keywords for term in terms):
+        raise UsageError(f"optim.label_smoothing: no term of method {method.name} heeds it.")
+    if twice := next((name for name in config.teacher if config.teacher.count(name) > 1), None):
+        raise UsageError(f"--teacher {twice} is given twice: the mean of equals teaches nothing more.")
+    for turn in method.turns:
+        known_optimizer(str(turn.optim.get("opt", optim.opt)))
+
+
+def refuse_negative_weights(method: Method) -> None:
+    """Raise UsageError for a term that weighs less than 0 where its phase begins or ends."""
+    for term in (term for turn in method.turns for term in turn.terms):
+        weights = [term.weight(0.0), term.weight(1.0)] if callable(term.weight) else [term.weight]
+        if min(weights) < 0:
+            raise UsageError(f"term {term.name} would weigh {min(weights):g}: weights are 0 or more.")
+
+
+def refuse_pyramid_pooling(config: StudentSection, method: Method, networks: Mapping[str, Network]) -> None:
+    """Raise UsageError where an UPerNet head cannot be trained.
+
+    It pools a map to one value for a batch norm, which one picture gives no variance; and torch has no
+    deterministic backward of its pooling on CUDA.
+    """
+    trained = [party.name for party in method.parties if party.role == "trained"]
+    if not any(getattr(networks[n].head, "kind", "") == "upernet" for n in trained if n in networks):
+        return
+    on_cuda = config.device.startswith("cuda") or (config.device == "auto" and torch.cuda.is_available())
+    alone = 1 if on_cuda else max(world_size(), config.processes)  # on CUDA batch norms see all processes
+    if config.optim.batch_size <= config.optim.accumulate * alone:
+        raise UsageError(
+            "an upernet head learns from two pictures or more in a micro-batch of each process, for its "
+            "pyramid pooling: raise optim.batch_size or lower optim.accumulate."
+        )
+    if config.deterministic and on_cuda:
+        raise UsageError("torch has no deterministic gradient of an upernet head's pooling on CUDA.")
+
+
+def refuse_unlike_inputs(method: Method, networks: Mapping[str, Network]) -> None:
+    """Raise InputError where networks see pictures that are made normalised, and want them otherwise.
+
+    A generator answers with what the teacher's normalisation would give; nothing resizes it or normalises it
+    anew for a student, which would be evaluated on other numbers than it learned from.
+    """
+    built = {party.name for party in method.parties if party.build is not None}
+    readers = []
+    for turn in method.turns:
+        makers = {call.name for call in turn.calls if call.party in built}
+        for call in turn.calls:
+            if call.party in networks and makers & {split_reference(name)[1] for name in call.inputs}:
+                readers.append(networks[call.party])
+    wanted = [(network.spec.size, network.spec.mean, network.spec.std) for network in readers]
+    for network, own in zip(readers, wanted):
+        if own != wanted[0]:
+            raise InputError(
+                f"method {method.name} shows the same generated pictures to {readers[0].name} and "
+                f"{network.name}, whose inputs differ (size, mean, std: {wanted[0]} and {own}). Networks of "
+                "one input can share them; kdcli synthesize --mixer dafl makes a dataset for any."
+            )
+
+
+def refuse_unlike(method: Method, networks: Mapping[str, Network]) -> None:
+    """Raise InputError unless teacher and student are of one architecture, whatever their classifiers."""
+    student, teacher = (networks[name].architecture for name in ("student", "teacher"))
+    if student != teacher:
+        raise InputError(
+            f"method {method.name} has the student's own architecture teach it, and "
+            f"{networks['teacher'].name} is another ({teacher}, not {student}). Take --method kd for that."
+        )
+
+
+def refuse_to_split(optim: OptimSection, method: Method, parties: Mapping[str, nn.Module]) -> None:
+    """Raise UsageError where ``--auto-batch`` could not keep its promise: the same result however split."""
+    terms = [term for turn in method.turns for term in turn.terms]
+    why = next((f"{t.name} relates the rows of a micro-batch" for t in terms if t.scope == "batch"), "")
+    if optim.mixup or optim.cutmix:
+        why = "mixup and CutMix pair the pictures of a micro-batch"
+    for name in (party.name for party in method.parties if party.role == "trained"):
+        if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in parties[name].modules()):
+            who = getattr(parties[name], "name", name)
+            why = f"{who} has batch norms, whose statistics are those of a micro-batch"
+    if why:
+        raise UsageError(f"--auto-batch: {why}. Set optim.accumulate yourself.")
+
+
+def warn_of_points(method: Method, assembly: Assembly, console: Console) -> None:
+    """Warn of losses over positions whose map has only one: they are constant."""
+    for term in (term for turn in method.turns for term in turn.terms):
+        shapes = [assembly.shapes.get(reference.removeprefix("~"), ()) for reference in term.args]
+        if term.loss in (features.at, features.nst) and any(shape[1:] == (1, 1) for shape in shapes):
+            console.warn(
+                f"{term.name} compares maps of one position, which teaches nothing: larger views "
+                "(views.size, --image-size) or shallower maps (method.student, method.teacher) help."
+            )
+
+
+def warn_of_signs(method: Method, assembly: Assembly, console: Console) -> None:
+    """Warn of regressors that end in a ReLU where the teacher's map has negative values."""
+    for turn in method.turns:
+        party = {call.name: assembly.parties[call.party] for call in turn.calls}
+        for term in turn.terms:
+            made = [party.get(split_reference(reference)[1]) for reference in term.args]
+            positive = any(isinstance(module, Regressor) and module.relu for module in made)
+            if positive and any(reference.removeprefix("~") in assembly.signed for reference in term.args):
+                console.warn(
+                    f"{term.name}: the teacher's map has negative values, which a regressor that ends in a "
+                    "ReLU cannot give: relu=false leaves it out."
+                )
+
+
+def warn_of_one_seed(config: StudentSection, console: Console) -> None:
+    """Warn of a teacher that is an earlier run of this seed: what it has to teach is what differs."""
+    for name in config.teacher:
+        facts = frame.model_facts(name)
+        if "method" in facts and facts.get("seed") == config.seed:
+            console.warn(f"{name} was trained with the same --seed, so the student begins as it did.")
