@@ -16,10 +16,10 @@ from kdcli.artifacts.manifest import digest, file_hash
 from kdcli.artifacts.model import InputSpec
 from kdcli.errors import InputError, UsageError, nearest
 from kdcli.hub import reachable_hub
-from kdcli.models.heads.decoders import DECODERS, DecodeHead, pyramid_widths
-from kdcli.models.heads.dense import GRIDS, DenseHead, PixelHead
+from kdcli.models import heads
+from kdcli.models.heads import Head
 from kdcli.models.legacy import first_line, read_weights
-from kdcli.models.timm import FEATURES, FeatureHead, Network, reset_classifier
+from kdcli.models.timm import Network, reset_classifier
 
 _PATCH14 = {"img_size": 224}  # timm's default input of DINOv2 is 518; position embeddings are resampled
 
@@ -53,6 +53,7 @@ def build(
     name: str,
     *,
     classes: list[str] | None = None,
+    task: str = "classification",
     head: str = "",
     kind: str | None = None,
     pretrained: bool = True,
@@ -67,10 +68,9 @@ def build(
         name: alias, timm name (with or without tag), ``hf-hub:…``, ``local-dir:…`` or the path of an
             artifact.
         classes: give it a fresh classifier for these, unless it already has one with exactly these names.
-        head: where a feature of :data:`kdcli.models.heads.dense.GRIDS`, that fresh head is one for
-            segmentation.
-        kind: of a segmentation head: ``linear`` or a name of :data:`kdcli.models.heads.decoders.DECODERS`, in
-            place of a head of another kind; None keeps the head of any kind, and a fresh one is linear.
+        task: what these are classes of; a head for another task gives way to a fresh one.
+        head: a fresh head of :func:`kdcli.models.heads.fresh`; empty for timm's own classifier.
+        kind: of the head wanted (``linear``, …): one of another kind gives way; None keeps any.
         pretrained: load weights; False for random ones.
         weights: the user's own checkpoint for a model name.
         size: input size in pixels, position embeddings resampled.
@@ -96,14 +96,12 @@ def build(
             raise InputError(f"{name} does not exist (a hub model is named hf-hub:{name}).")
         else:
             network = _from_name(name, pretrained, weights, size, drop_path)
-        other = network.task != ("segmentation" if head else "classification")
-        other |= isinstance(network.head, PixelHead) and kind not in (None, network.head.kind)
+        other = network.task != task
+        other |= network.head is not None and kind not in (None, network.head.kind)
         if classes is not None and (network.classes != classes or other):
-            if head:
-                network.attach_dense(head if kind in (None, "linear") else kind, classes)
-            else:
-                network.head, network.classes = None, list(classes)
-                reset_classifier(network.body, len(classes))
+            name = head if kind in (None, Head.kind) else kind
+            made = heads.fresh(str(name), network.body, len(classes)) if head else None
+            network.attach(made, classes, task)
     return network
 
 
@@ -206,28 +204,22 @@ def _from_artifact(path: Path, pretrained: bool, size: int | None, drop_path: fl
     spec = _with_size(input_spec(body), size, body)
     kind = "artifact" if pretrained else "random"
     source = digest([files.hash, size]) if pretrained else ""
-    return Network(body, spec, files.classes, name=str(path), head=head, source=source, trained=kind)
+    task = files.manifest.facts.get("task") or (head.task if head is not None else Head.task)
+    return Network(
+        body, spec, files.classes, name=str(path), head=head, source=source, trained=kind, task=task
+    )
 
 
 def _head(
     path: Path, body: Any, config: dict[str, Any], tensors: dict[str, Tensor], pretrained: bool
-) -> FeatureHead | PixelHead:
+) -> Head:
     """The head of ``head.safetensors``. Raises InputError for one of another kind or shape."""
-    name = str(config.get("kind", config.get("feature")))
-    weight = tensors.get("decoder.classifier.weight" if name in DECODERS else "linear.weight")
-    if name in (*FEATURES, *GRIDS, *DECODERS) and weight is not None and weight.ndim in (2, 4):
-        classes, width = weight.shape[:2]
-        head: FeatureHead | PixelHead
-        if name in DECODERS:
-            head = DecodeHead(name, pyramid_widths(body), classes, width)
-        else:
-            head = (FeatureHead if name in FEATURES else DenseHead)(name, width, classes)
-        own = head.state_dict()
-        if {n: t.shape for n, t in own.items()} == {n: t.shape for n, t in tensors.items()}:
-            if pretrained:
-                head.load_state_dict(tensors)
-            return head
-    raise InputError(f"{path}: its head is none that this kdcli knows.")
+    head = heads.described(config, tensors, body)
+    if head is None:
+        raise InputError(f"{path}: its head is none that this kdcli knows.")
+    if pretrained:
+        head.load_state_dict(tensors)
+    return head
 
 
 def _size_option(timm_name: str, size: int | None) -> dict[str, Any]:

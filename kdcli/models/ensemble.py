@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -60,12 +61,8 @@ class Ensemble(Network):
             name=" + ".join(m.name for m in members),
             source=digest([mean, *softened, *([m.source, m.spec.to_json()] for m in members)]),
             trained=" + ".join(dict.fromkeys(m.trained for m in members)),
+            task=first.task,
         )
-
-    @property
-    def task(self) -> str:
-        """That of its members."""
-        return self._members[0].task
 
     @property
     def linear(self) -> Any:
@@ -73,9 +70,9 @@ class Ensemble(Network):
         raise InputError(f"{self.name} has several classifiers. Take one teacher.")
 
     @property
-    def logit_count(self) -> int:
-        """Numbers in the logits of one picture, on the finest grid."""
-        return max(member.logit_count for member in self._members)
+    def logit_shape(self) -> tuple[int, ...]:
+        """Shape of the logits of one picture, on the finest grid."""
+        return max((member.logit_shape for member in self._members), key=math.prod)
 
     @property
     def _members(self) -> list[Network]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,52 +12,13 @@ from torch.nn import functional as F
 
 from kdcli.artifacts.model import InputSpec
 from kdcli.errors import InputError
-from kdcli.models.heads.decoders import DECODERS, DecodeHead, pyramid_widths
-from kdcli.models.heads.dense import (
-    GRIDS,
-    DenseHead,
-    PixelHead,
-    assembled_grid,
-    feature_maps,
-    grid_width,
-    is_vit,
-)
+from kdcli.models.heads.base import Head
+from kdcli.models.heads.dense import assembled_grid, feature_maps, is_vit
+from kdcli.models.heads.linear import FEATURES, FeatureHead
 from kdcli.models.taps import Recorder
 
 _LAYOUT = torch.channels_last  # a tenth to a third faster for CNNs on a CPU, nothing for ViTs
 LAST = 4  # blocks or stages whose outputs a probe may concatenate (DINOv2's largest n)
-
-# What a linear head may read, as parts laid side by side: oldest block first, then the mean of the patch
-# tokens, as DINOv2's create_linear_input has it. ``pooled`` is what timm's own head takes.
-FEATURES: dict[str, tuple[str, ...]] = {
-    "pooled": ("pooled",),
-    "pooled+avg": ("pooled", "avg"),
-    "last4": ("back4", "back3", "back2", "pooled"),
-    "last4+avg": ("back4", "back3", "back2", "pooled", "avg"),
-}
-
-
-class FeatureHead(nn.Module):
-    """A linear classifier over features that timm's heads do not take.
-
-    Args:
-        feature: a name of ``FEATURES``.
-        width: its dimension.
-        classes: number of logits.
-    """
-
-    def __init__(self, feature: str, width: int, classes: int) -> None:
-        super().__init__()
-        self.feature = feature
-        self.linear = nn.Linear(width, classes)
-
-    def to_json(self) -> dict[str, str]:
-        """What ``config.json`` says of it."""
-        return {"feature": self.feature}
-
-    def forward(self, parts: dict[str, Tensor]) -> Tensor:
-        """Logits [B, C] from the parts, each [B, D_i]."""
-        return self.linear(torch.cat([parts[name] for name in FEATURES[self.feature]], dim=1))
 
 
 class Network(nn.Module):
@@ -70,6 +32,7 @@ class Network(nn.Module):
         head: replaces the timm classifier where given.
         source: hash of the weights it was built from, for cache keys.
         trained: the state of its weights: ``random``, ``pretrained`` or ``artifact``.
+        task: what its logits answer, a name of :data:`kdcli.tasks.TASKS`.
     """
 
     def __init__(
@@ -79,13 +42,15 @@ class Network(nn.Module):
         classes: list[str] | None,
         *,
         name: str,
-        head: FeatureHead | PixelHead | None = None,
+        head: Head | None = None,
         source: str = "",
         trained: str = "random",
+        task: str = "classification",
     ) -> None:
         super().__init__()
         self.body, self.head = body.to(memory_format=_LAYOUT), head
         self.spec, self.classes, self.name, self.source, self.trained = spec, classes, name, source, trained
+        self.task = task
         self.register_buffer("_mean", torch.tensor(spec.mean).view(1, -1, 1, 1) * 255, persistent=False)
         self.register_buffer("_std", torch.tensor(spec.std).view(1, -1, 1, 1) * 255, persistent=False)
 
@@ -117,9 +82,7 @@ class Network(nn.Module):
         x = self.prepare(x)
         if self.head is None:
             return self.body(x)
-        if isinstance(self.head, PixelHead):
-            return self.head(self.head.read(self.body, x))
-        return self.head(self._run(x, FEATURES[self.head.feature])[1])
+        return self.head(self.head.read(self, x)[1])
 
     def taps(self, x: Tensor, names: Sequence[str]) -> dict[str, Any]:
         """Named tensors of one call; see :mod:`kdcli.models.taps` for the names.
@@ -135,12 +98,9 @@ class Network(nn.Module):
             if self.head is None:
                 features = body.forward_features(x)
                 logits = body.forward_head(features)
-            elif isinstance(self.head, PixelHead):
-                features = self.head.read(self.body, x)
-                logits = self.head(features)
             else:
-                features, parts = self._run(x, FEATURES[self.head.feature])
-                logits = self.head(parts)
+                features, taken = self.head.read(self, x)
+                logits = self.head(taken)
         return recorder.result(features, logits)
 
     # -- features for probing --------------------------------------------------------------------------------
@@ -149,19 +109,22 @@ class Network(nn.Module):
         """Whether this is a plain ViT with a class token, whose blocks can be read one by one."""
         return getattr(self.body, "cls_token", None) is not None and is_vit(self.body)
 
-    def feature_names(self, task: str = "classification") -> list[str]:
-        """Features a head can read here: DINOv2's four on a ViT, pooled stages on others; grids of masks."""
-        if task == "segmentation":
-            return list(GRIDS)
+    def feature_names(self) -> list[str]:
+        """Features a linear classifier can read here: DINOv2's four on a ViT, pooled stages on others."""
         return list(FEATURES) if self.has_class_token else ["pooled", "last4"]
 
     def features(self, x: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
         """Parts [B, D_i] that the named features are made of."""
         parts = dict.fromkeys(part for name in names for part in FEATURES[name])
-        return self._run(self.prepare(x), tuple(parts))[1]
+        return self.run(self.prepare(x), tuple(parts))[1]
 
-    def _run(self, x: Tensor, wanted: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
-        """What the body's head takes (unpooled), and the wanted parts, from one pass."""
+    def run(self, x: Tensor, wanted: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
+        """What the body's head takes (unpooled), and the wanted parts of features, from one pass.
+
+        Args:
+            x: prepared pictures.
+            wanted: parts of ``FEATURES``, each [B, D_i] in the answer.
+        """
         body: Any = self.body
         if set(wanted) == {"pooled"}:
             final = body.forward_features(x)
@@ -182,12 +145,7 @@ class Network(nn.Module):
         parts |= {f"back{i}": back[-min(i, depth)] for i in range(2, LAST + 1)}
         return final, {name: parts[name] for name in wanted}
 
-    # -- segmentation ----------------------------------------------------------------------------------------
-    @property
-    def task(self) -> str:
-        """What its head answers: ``segmentation`` for every cell of a grid, else ``classification``."""
-        return "segmentation" if isinstance(self.head, PixelHead) else "classification"
-
+    # -- heads -----------------------------------------------------------------------------------------------
     def maps(self, x: Tensor, feature: str) -> tuple[Tensor, ...]:
         """Maps [B, D_i, h_i, w_i] of views that a feature of ``GRIDS`` is made of."""
         return feature_maps(self.body, self.prepare(x), feature)
@@ -196,26 +154,12 @@ class Network(nn.Module):
         """A feature grid [B, D, h, w] of its maps."""
         return assembled_grid(maps, self.spec.size[1])
 
-    def attach_dense(self, name: str, classes: list[str]) -> PixelHead:
-        """Make a fresh segmentation head the head, and return it.
-
-        Args:
-            name: a feature of ``GRIDS``, for a linear one, or a name of ``DECODERS``.
-            classes: names of its logits.
-
-        Raises:
-            InputError: a model of too few stages for the latter.
-        """
-        body: Any = self.body
-        head: PixelHead
-        if name in DECODERS:
-            head = DecodeHead(name, pyramid_widths(body), len(classes))
-        else:
-            head = DenseHead(name, grid_width(body, name), len(classes))
-        reset_classifier(body, 0)
-        like = next(body.parameters())
-        self.head, self.classes = head.to(device=like.device, dtype=like.dtype), list(classes)
-        return head
+    def attach(self, head: Head | None, classes: list[str], task: str) -> None:
+        """Make a head the network's; None stands for a fresh classifier of timm's own."""
+        reset_classifier(self.body, len(classes) if head is None else 0)
+        like = next(self.body.parameters())
+        self.head = None if head is None else head.to(device=like.device, dtype=like.dtype)
+        self.classes, self.task = list(classes), task
 
     def synchronise(self) -> None:
         """Let the head's batch norms see the batches of all processes; CUDA only, torch has none for CPUs."""
@@ -223,25 +167,23 @@ class Network(nn.Module):
             self.head = nn.SyncBatchNorm.convert_sync_batchnorm(self.head)
 
     @property
+    def logit_shape(self) -> tuple[int, ...]:
+        """Shape of the logits of one picture: [C], or [C, h, w]."""
+        cells = () if self.head is None else self.head.cells(self)
+        return (len(self.classes or ()), *cells)
+
+    @property
     def logit_count(self) -> int:
         """Numbers in the logits of one picture."""
-        count = len(self.classes or ())
-        if not isinstance(self.head, PixelHead):
-            return count
-        height, width = self.head.cells(self.body, self.spec.size)
-        return count * height * width
+        return math.prod(self.logit_shape)
 
-    def attach_linear(self, feature: str, weight: Tensor, bias: Tensor, classes: list[str]) -> None:
+    def attach_linear(
+        self, feature: str, weight: Tensor, bias: Tensor, classes: list[str], task: str = "classification"
+    ) -> None:
         """Make a linear classifier over ``feature`` the head, in timm's own layout where it fits."""
-        self.classes = list(classes)
-        if feature == "pooled":
-            self.head = None
-            reset_classifier(self.body, len(classes))
-            linear = classifier(self.body)
-        else:
-            reset_classifier(self.body, 0)  # else an unused one would be trained and saved
-            self.head = FeatureHead(feature, weight.shape[1], len(classes)).to(weight.device)
-            linear = self.head.linear
+        own = feature == "pooled"
+        self.attach(None if own else FeatureHead(feature, weight.shape[1], len(classes)), classes, task)
+        linear = self.linear
         with torch.no_grad():
             linear.weight.copy_(weight.to(linear.weight))
             linear.bias.copy_(bias.to(linear.bias))

@@ -228,6 +228,7 @@ def build_student(config: StudentSection, task: Task) -> Network:
     return build(
         str(config.student),
         classes=list(task.classes),
+        task=task.name,
         head=task.head,
         kind=config.head,
         pretrained=not config.from_scratch,

@@ -69,7 +69,9 @@ def refuse_pyramid_pooling(config: StudentSection, method: Method, networks: Map
     deterministic backward of its pooling on CUDA.
     """
     trained = [party.name for party in method.parties if party.role == "trained"]
-    if not any(getattr(networks[n].head, "kind", "") == "upernet" for n in trained if n in networks):
+    heads = [networks[name].head for name in trained if name in networks]
+    least = max((head.least_rows for head in heads if head is not None), default=1)
+    if least == 1:
         return
     on_cuda = config.device.startswith("cuda") or (config.device == "auto" and torch.cuda.is_available())
     alone = 1 if on_cuda else max(world_size(), config.processes)  # on CUDA batch norms see all processes

@@ -266,7 +266,9 @@ def run(plan: Plan, console: Console, *, stop: Any = None, command: str = "") ->
 
 
 def _features(config: Config, network: Network, task: str) -> list[str]:
-    known = network.feature_names(task)
+    from kdcli.models.heads import GRIDS
+
+    known = list(GRIDS) if task == "segmentation" else network.feature_names()
     if config.features == "all":
         return known
     wanted = ["pooled"] if config.features == "timm" else config.features.split(",")

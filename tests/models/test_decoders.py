@@ -17,6 +17,7 @@ from kdcli.artifacts.store import open_output
 from kdcli.errors import InputError
 from kdcli.models.build import build
 from kdcli.models.ensemble import Ensemble
+from kdcli.models.heads import fresh
 from kdcli.models.heads.decoders import DECODERS, DecodeHead, pyramid, pyramid_widths
 from kdcli.models.save import save
 from kdcli.models.timm import Network
@@ -28,10 +29,12 @@ NAMES = ("test_resnet", "test_vit")
 def network(kind: str, name: str = "test_resnet", size: int = 64, width: int | None = 16) -> Network:
     made = build(name, pretrained=False, size=size)
     if width is None:
-        return build(name, classes=CLASSES, head="grid4", kind=kind, pretrained=False, size=size).eval()
+        return build(
+            name, classes=CLASSES, task="segmentation", head="grid4", kind=kind, pretrained=False, size=size
+        ).eval()
     torch.manual_seed(0)
-    made.head, made.classes = DecodeHead(kind, pyramid_widths(made.body), len(CLASSES), width), CLASSES
-    made.body.reset_classifier(0)
+    head = DecodeHead(kind, pyramid_widths(made.body), len(CLASSES), width)
+    made.attach(head, CLASSES, "segmentation")
     return made.eval()
 
 
@@ -168,7 +171,7 @@ def test_a_student_keeps_its_head_unless_told_otherwise(tmp_path: Path) -> None:
     folder = str(saved(network("segformer"), tmp_path / "m"))
 
     def student(classes: list[str], kind: str | None) -> Any:
-        return build(folder, classes=classes, head="grid4", kind=kind).head
+        return build(folder, classes=classes, task="segmentation", head="grid4", kind=kind).head
 
     kept = load_file(tmp_path / "m" / "head.safetensors")["decoder.classifier.weight"]
     for kind in (None, "segformer"):
@@ -178,9 +181,20 @@ def test_a_student_keeps_its_head_unless_told_otherwise(tmp_path: Path) -> None:
     assert student(["a", "b"], None).feature == "grid4"
     other = student(["a", "b"], "segformer")
     assert (other.kind, other.linear.out_channels) == ("segformer", 2)
-    linear = str(saved(build("test_vit", classes=CLASSES, head="grid", pretrained=False), tmp_path / "l"))
-    assert build(linear, classes=CLASSES, head="grid4", kind="linear").head.feature == "grid"  # type: ignore[union-attr]
-    assert build(linear, classes=CLASSES, head="grid4", kind="segformer").head.kind == "segformer"  # type: ignore[union-attr]
+    linear = str(
+        saved(
+            build("test_vit", classes=CLASSES, task="segmentation", head="grid", pretrained=False),
+            tmp_path / "l",
+        )
+    )
+    assert (
+        build(linear, classes=CLASSES, task="segmentation", head="grid4", kind="linear").head.feature
+        == "grid"
+    )  # type: ignore[union-attr]
+    assert (
+        build(linear, classes=CLASSES, task="segmentation", head="grid4", kind="segformer").head.kind
+        == "segformer"
+    )  # type: ignore[union-attr]
     assert build(folder, classes=CLASSES).task == "classification"
 
 
@@ -208,7 +222,7 @@ def test_a_network_without_four_maps_is_refused() -> None:
     made = build("test_resnet", pretrained=False, size=64)
     made.body.feature_info = made.body.feature_info[:3]  # type: ignore[assignment, index]
     with pytest.raises(InputError, match="ResNet has 3 stages, and such a head reads four maps"):
-        made.attach_dense("upernet", CLASSES)
+        fresh("upernet", made.body, len(CLASSES))
 
 
 @pytest.mark.parametrize("kind", DECODERS)
@@ -233,7 +247,7 @@ def test_classes_taps_and_shared_statistics(kind: str) -> None:
 def test_teachers_of_other_heads_have_a_mean() -> None:
     members = [
         network("segformer"),
-        build("test_vit", classes=CLASSES, head="grid", size=64, pretrained=False),
+        build("test_vit", classes=CLASSES, task="segmentation", head="grid", size=64, pretrained=False),
     ]
     made = Ensemble([m.eval() for m in members], "logits").eval()
     with torch.no_grad():
@@ -250,4 +264,5 @@ def test_transformers_is_imported_where_such_a_head_is_built() -> None:
     top = [node for node in tree.body if isinstance(node, ast.ImportFrom | ast.Import)]
     assert not any("transformers" in ast.unparse(node) for node in top)
     inside = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node not in top]
+    inside = [node for node in inside if not str(node.module).startswith("kdcli")]  # for types only
     assert {str(node.module).split(".")[0] for node in inside} == {"transformers"}

@@ -23,7 +23,8 @@ CLASSES = ["sky", "sea", "ship"]
 
 
 def network(name: str = "test_vit", size: int = 64, seed: int = 0, head: str = "grid4") -> Network:
-    return build(name, classes=CLASSES, head=head, pretrained=False, size=size, seed=seed).eval()
+    wanted = {"task": "segmentation", "head": head}
+    return build(name, classes=CLASSES, **wanted, pretrained=False, size=size, seed=seed).eval()
 
 
 def views(size: int = 64) -> torch.Tensor:
@@ -112,9 +113,9 @@ def test_as_files_it_gives_the_same_logits(name: str, tmp_path: Path) -> None:
     assert (again.task, again.classes) == ("segmentation", CLASSES)
     with torch.no_grad():
         assert torch.equal(again(views()), made(views()))
-    same = build(str(tmp_path / "m"), classes=CLASSES, head="grid")
+    same = build(str(tmp_path / "m"), classes=CLASSES, task="segmentation", head="grid")
     assert same.head.feature == "grid4"  # it keeps its head
-    other = build(str(tmp_path / "m"), classes=["a", "b"], head="grid")
+    other = build(str(tmp_path / "m"), classes=["a", "b"], task="segmentation", head="grid")
     assert (other.head.feature, other.head.linear.out_channels) == ("grid", 2)
     classifier = build(str(tmp_path / "m"), classes=CLASSES).eval()
     assert classifier.task == "classification"

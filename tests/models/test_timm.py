@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from kdcli.artifacts.model import InputSpec
 from kdcli.errors import InputError
 from kdcli.models.build import build
-from kdcli.models.timm import FEATURES, FeatureHead, Network, classifier
+from kdcli.models.heads import fresh
+from kdcli.models.heads.linear import FEATURES, FeatureHead
+from kdcli.models.timm import Network, classifier
 
 KINDS = ["test_vit", "test_vit2", "test_resnet", "test_efficientnet", "test_convnext", "test_mambaout"]
 
@@ -247,6 +249,6 @@ def test_rows_of_a_linear_classifier() -> None:
     rows = net.class_rows()
     assert rows is not None
     assert torch.equal(rows, torch.ones(5, 256))
-    net.attach_dense("grid", ["a", "b"])
+    net.attach(fresh("grid", net.body, 2), ["a", "b"], "segmentation")
     assert net.class_rows() is None
     assert build("deit_tiny_distilled_patch16_224", pretrained=False).class_rows() is None

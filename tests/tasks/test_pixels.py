@@ -89,7 +89,7 @@ def networks():
     classes = ["0", "1", "2", "3"]
     names = {"a": "test_vit", "b": "test_resnet"}
     return {
-        key: build(name, classes=classes, head="grid4", pretrained=False, size=32).eval()
+        key: build(name, classes=classes, task="segmentation", head="grid4", pretrained=False, size=32).eval()
         for key, name in names.items()
     }
 

@@ -1,1 +1,50 @@
-"""Heads that stand on a model's features where its own classifier does not serve."""
+"""Heads that stand on a model's features where its own classifier does not serve: made, and read back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from kdcli.models.heads.base import Head
+from kdcli.models.heads.decoders import DECODERS, DecodeHead, pyramid_widths
+from kdcli.models.heads.dense import GRIDS, DenseHead, grid_width
+from kdcli.models.heads.linear import FEATURES, FeatureHead
+
+__all__ = ["DECODERS", "FEATURES", "GRIDS", "Head", "described", "fresh"]
+
+
+def fresh(name: str, body: Any, classes: int) -> Head:
+    """A head with initial weights on the features of a timm model.
+
+    Args:
+        name: a feature of ``GRIDS``, for a linear one, or a name of ``DECODERS``.
+        body: the timm model.
+        classes: number of logits.
+
+    Raises:
+        InputError: a model of too few stages for it.
+    """
+    if name in DECODERS:
+        return DecodeHead(name, pyramid_widths(body), classes)
+    return DenseHead(name, grid_width(body, name), classes)
+
+
+def described(config: Mapping[str, Any], tensors: Mapping[str, Tensor], body: Any) -> Head | None:
+    """The head that ``config.json`` and the tensors of ``head.safetensors`` describe, not loaded.
+
+    Returns None where they describe none that is known here.
+    """
+    name = str(config.get("kind", config.get("feature")))
+    weight = tensors.get("decoder.classifier.weight" if name in DECODERS else "linear.weight")
+    if name not in (*FEATURES, *GRIDS, *DECODERS) or weight is None or weight.ndim not in (2, 4):
+        return None
+    classes, width = weight.shape[:2]
+    head: Head
+    if name in DECODERS:
+        head = DecodeHead(name, pyramid_widths(body), classes, width)
+    else:
+        head = (FeatureHead if name in FEATURES else DenseHead)(name, width, classes)
+    fits = {n: t.shape for n, t in head.state_dict().items()} == {n: t.shape for n, t in tensors.items()}
+    return head if fits else None

@@ -15,14 +15,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdcli.errors import InputError
-from kdcli.models.heads.dense import PixelHead, maps_of
+from kdcli.models.heads.base import Head
+from kdcli.models.heads.dense import maps_of
 from kdcli.models.taps import is_isotropic, quarter_ends
+
+if TYPE_CHECKING:
+    from kdcli.models.timm import Network
 
 # Their width between the maps and the logits: transformers' defaults.
 DECODERS: dict[str, int] = {"segformer": 256, "upernet": 512}
@@ -30,7 +34,7 @@ _STD = 0.02  # of initial weights: transformers' too
 _FINEST = 4  # how much finer than a ViT's patches the first map is
 
 
-class DecodeHead(PixelHead):
+class DecodeHead(Head):
     """A decode head of transformers, with its initial weights (normal, biases 0).
 
     Args:
@@ -40,9 +44,13 @@ class DecodeHead(PixelHead):
         width: channels inside; None for those of ``DECODERS``.
     """
 
+    task = "segmentation"
+
     def __init__(self, kind: str, widths: Sequence[int], classes: int, width: int | None = None) -> None:
         super().__init__()
         self.kind = kind
+        if kind == "upernet":  # its pyramid pooling takes a map to one value, which a batch norm then sees
+            self.least_rows, self.deterministic = 2, False
         self.decoder = _decoder(kind, list(widths), classes, width or DECODERS[kind])
         for module in self.decoder.modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
@@ -59,12 +67,15 @@ class DecodeHead(PixelHead):
         """What ``config.json`` says of it."""
         return {"kind": self.kind}
 
-    def read(self, body: Any, x: Tensor) -> tuple[Tensor, ...]:
-        """Four maps [B, D_i, h_i, w_i] of prepared pictures, finest first."""
-        return pyramid(body, x)
+    def read(self, network: Network, x: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Four maps [B, D_i, h_i, w_i] of prepared pictures, finest first, twice."""
+        maps = pyramid(network.body, x)
+        return maps, maps
 
-    def cells(self, body: Any, size: tuple[int, int]) -> tuple[int, int]:
-        """(h, w) of the logits for an input of ``size``: those of the finest map."""
+    def cells(self, network: Network) -> tuple[int, ...]:
+        """(h, w) of the logits: those of the finest map."""
+        body: Any = network.body
+        size = network.spec.size
         stride = list(body.feature_info)[_ends(body)[0]]["reduction"]
         finer = _FINEST if is_isotropic(body) else 1
         return math.ceil(size[0] / stride) * finer, math.ceil(size[1] / stride) * finer

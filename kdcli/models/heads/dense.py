@@ -1,6 +1,6 @@
-"""Segmentation heads: what they have in common, and the linear one of DINOv2 (arXiv 2304.07193).
+"""The linear segmentation head of DINOv2 (arXiv 2304.07193).
 
-That one is a batch norm on a feature grid, dropout and a 1×1 convolution. The grid of a ViT is its patch
+It is a batch norm on a feature grid, dropout and a 1×1 convolution. The grid of a ViT is its patch
 tokens after the final norm. A CNN's stages differ in size: all are brought to that of the finest stage of
 stride 8 or more. Stride 8 is the output stride of the dilated networks of semantic segmentation; stride 4
 would take four times the memory, and stride 32 has lost what is small.
@@ -10,42 +10,24 @@ from __future__ import annotations
 
 import inspect
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from kdcli.models.heads.base import Head
+
+if TYPE_CHECKING:
+    from kdcli.models.timm import Network
 
 # The last n ∈ {1, 4} blocks of a ViT, or stages of a CNN: DINOv2's two.
 GRIDS: dict[str, int] = {"grid": 1, "grid4": 4}
 _STRIDE = 8
 
 
-class PixelHead(nn.Module, ABC):
-    """Logits of every cell of a grid; ``linear`` is the layer that gives them.
-
-    Attributes:
-        kind: ``linear``, or a name of :data:`kdcli.models.heads.decoders.DECODERS`.
-    """
-
-    kind = "linear"
-
-    @abstractmethod
-    def to_json(self) -> dict[str, str]:
-        """What ``config.json`` says of it."""
-
-    @abstractmethod
-    def read(self, body: Any, x: Tensor) -> Any:
-        """What it takes of a timm model, for prepared pictures."""
-
-    @abstractmethod
-    def cells(self, body: Any, size: tuple[int, int]) -> tuple[int, int]:
-        """(h, w) of its logits for an input of ``size``."""
-
-
-class DenseHead(PixelHead):
+class DenseHead(Head):
     """Logits of every cell of a feature grid.
 
     Args:
@@ -54,6 +36,8 @@ class DenseHead(PixelHead):
         classes: number of logits.
         dropout: of whole channels, in training.
     """
+
+    task = "segmentation"
 
     def __init__(self, feature: str, width: int, classes: int, dropout: float = 0.1) -> None:
         super().__init__()
@@ -68,13 +52,14 @@ class DenseHead(PixelHead):
         """What ``config.json`` says of it."""
         return {"feature": self.feature}
 
-    def read(self, body: Any, x: Tensor) -> Tensor:
-        """The feature grid [B, D, h, w] of prepared pictures."""
-        return assembled_grid(feature_maps(body, x, self.feature), x.shape[-1])
+    def read(self, network: Network, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The feature grid [B, D, h, w] of prepared pictures, twice."""
+        grid = assembled_grid(feature_maps(network.body, x, self.feature), x.shape[-1])
+        return grid, grid
 
-    def cells(self, body: Any, size: tuple[int, int]) -> tuple[int, int]:
-        """(h, w) of the feature grid for an input of ``size``."""
-        return grid_size(body, self.feature, size)
+    def cells(self, network: Network) -> tuple[int, ...]:
+        """(h, w) of the feature grid."""
+        return grid_size(network.body, self.feature, network.spec.size)
 
     def forward(self, grid: Tensor) -> Tensor:
         """Logits [B, C, h, w] of a feature grid [B, D, h, w]."""

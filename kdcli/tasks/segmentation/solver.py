@@ -30,6 +30,7 @@ from kdcli.engine.state import clone_to_cpu
 from kdcli.errors import Preempted
 from kdcli.losses.pixels import at_size, pixel_cross_entropy
 from kdcli.metrics.segmentation import pixel_confusion, segmentation_metrics
+from kdcli.models.heads import fresh
 from kdcli.models.heads.dense import GRIDS, DenseHead, grid_width
 from kdcli.models.timm import Network
 from kdcli.seeds import seed_of
@@ -63,7 +64,9 @@ class DenseResult:
 
     def attach(self, network: Network, classes: list[str]) -> None:
         """Make it the network's head."""
-        network.attach_dense(self.spec.feature, classes).load_state_dict(self.state)
+        head = fresh(self.spec.feature, network.body, len(classes))
+        head.load_state_dict(self.state)
+        network.attach(head, classes, "segmentation")
 
 
 @dataclass(frozen=True)
