@@ -60,7 +60,24 @@ TASKS: dict[str, Entry] = {
 
 
 class Task(Protocol):
-    """What methods and stages ask of a task."""
+    """What methods and stages ask of a task.
+
+    A new one is a folder ``kdcli/tasks/NAME/`` and a row of ``TASKS``; nothing else names it. It provides:
+
+    1. In ``target.py``, which imports without torch, a :class:`kdcli.data.targets.Reader`: which tables it
+       claims, which columns it reads, the targets of a split, the names of the classes and what contradicts
+       them, and what training cannot use.
+    2. There too the kind of its :class:`kdcli.data.targets.Targets`, where more is known of a picture than a
+       class number: the stratum by which splits are carved and batches balanced (``labels``), what enters
+       the fingerprint (``hashes``), what is cut with the picture (``read``) and what becomes a column of a
+       batch (``columns``); how it is subset (``take``) and what it is of unlabelled pictures (``blank``).
+    3. Its :class:`kdcli.data.targets.TargetColumns`: what losses read of these columns, which rows have a
+       target (``labelled``), and the targets of mixed pictures, or why pictures are not mixed.
+    4. In ``__init__.py``, which imports without torch too, this protocol, frozen, with a class method ``of``
+       that takes what :func:`task_of` is given and refuses the options that the task has not: the network
+       that it wants (a head of :mod:`kdcli.models.heads`, or timm's own), the terms over its logits and
+       columns, made-up columns for the dry step of a plan.
+    """
 
     @property
     def name(self) -> str:
