@@ -14,6 +14,7 @@ import pytest
 
 from kdcli.config import leaves
 from kdcli.stages import STAGES
+from kdcli.tasks import TASKS
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "kdcli").rglob("*.py"))
@@ -238,6 +239,79 @@ def test_every_field_says_what_it_is(name: str) -> None:
     assert silent == []
 
 
+# -- tasks ---------------------------------------------------------------------------------------------------
+
+TASK_NAMES = {*TASKS, "multi-label", "detection"}
+
+# What still asks which task it is, by file: shrinks only.
+BRANCHES = {
+    "kdcli/runs/assess.py": 1,
+    "kdcli/runs/inversion.py": 1,
+    "kdcli/stages/distill.py": 1,
+    "kdcli/stages/evaluate.py": 2,
+    "kdcli/stages/probe.py": 4,
+}
+
+
+def branches_by_task(tree: ast.Module, heads: set[str]) -> Iterator[ast.AST]:
+    """Where a task's name is compared, matched, looked up or a key, or the class of a head is asked for."""
+
+    def named(*nodes: ast.AST | None) -> bool:
+        constants = [n for node in nodes if node for n in ast.walk(node) if isinstance(n, ast.Constant)]
+        return not TASK_NAMES.isdisjoint(n.value for n in constants if isinstance(n.value, str))
+
+    for node in ast.walk(tree):
+        match node:
+            case ast.Compare(left=left, comparators=others):
+                found = named(left, *others)
+            case ast.Dict(keys=keys):
+                found = named(*keys)
+            case ast.Subscript(slice=key) | ast.MatchValue(value=key):
+                found = named(key)
+            case ast.Call(func=ast.Attribute(attr="get" | "startswith" | "endswith"), args=arguments):
+                found = named(*arguments)
+            case ast.Call(func=ast.Name(id="isinstance" | "issubclass"), args=[_, kind]):
+                names = {n.id for n in ast.walk(kind) if isinstance(n, ast.Name)}
+                names |= {n.attr for n in ast.walk(kind) if isinstance(n, ast.Attribute)}
+                found = not heads.isdisjoint(names)
+            case _:
+                continue
+        if found:
+            yield node
+
+
+def test_only_tasks_ask_which_task_it_is() -> None:
+    """A new task is one folder: nothing outside ``tasks`` goes by a task's name, nor by the class of a head."""
+    rooms = {file: file.relative_to(ROOT).as_posix() for file in FILES}
+    heads = {
+        node.name
+        for file, name in rooms.items()
+        if name.startswith("kdcli/models/heads/")
+        for node in ast.parse(file.read_text()).body
+        if isinstance(node, ast.ClassDef)
+    }
+    assert {"Head", "FeatureHead", "DenseHead", "DecodeHead"} <= heads
+    found = {
+        name: len([*branches_by_task(ast.parse(file.read_text()), heads)])
+        for file, name in rooms.items()
+        if not name.startswith(("kdcli/tasks/", "kdcli/models/heads/"))
+    }
+    assert {name: count for name, count in found.items() if count} == BRANCHES
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        *("if task.name == 'segmentation': pass", "if 'classification' != name: pass"),
+        *("if task in ('segmentation', 'other'): pass", "table = {'classification': 1}"),
+        *("table['multi-label']", "table.get('segmentation')", "isinstance(x, (A, heads.DenseHead))"),
+        "match name:\n    case 'segmentation' | 'detection': pass",
+    ],
+)
+def test_a_branch_by_task_is_found(code: str) -> None:
+    assert [*branches_by_task(ast.parse(code), {"DenseHead"})]
+
+
 # -- files ---------------------------------------------------------------------------------------------------
 
 
@@ -286,7 +360,8 @@ def test_no_work_is_left_in_notes() -> None:
     "module",
     [
         *("kdcli.methods", "kdcli.words", "kdcli.stages", "kdcli.cli", "kdcli.artifacts.manifest"),
-        *("kdcli.synthesis", "kdcli.synthesis.sampling", "kdcli.synthesis.settings"),
+        *("kdcli.synthesis", "kdcli.synthesis.sampling", "kdcli.synthesis.settings", "kdcli.tasks"),
+        *(entry.reader.partition(":")[0] for entry in TASKS.values()),
     ],
 )
 def test_tables_and_words_import_without_torch(module: str) -> None:
@@ -303,3 +378,15 @@ def test_every_method_and_mixer_of_the_tables_exists() -> None:
         module, _, function = entry.target.partition(":")
         tree = ast.parse((ROOT / Path(*module.split("."))).with_suffix(".py").read_text())
         assert function in {n.name for n in tree.body if isinstance(n, ast.FunctionDef)}, name
+
+
+def test_every_class_of_the_table_of_tasks_exists() -> None:
+    for name, entry in TASKS.items():
+        kinds = []
+        for target in (entry.target, entry.reader):
+            module, _, kind = target.partition(":")
+            kinds.append(getattr(importlib.import_module(module), kind))
+        assert kinds[1].task == name
+        assert entry.provides <= {"picture", "class"}
+        assert set(entry.options) <= set(DATA_KEYS.split())
+    assert kinds[1].claims(None, None)  # the last one takes what is left

@@ -74,9 +74,7 @@ class Arms:
         parties = material.assembly.parties
         for party in parties.values():
             party.to(runtime.device)
-        job = training_job(
-            plan.config, material, plan.method, parties, plan.task, plan.data, runtime, QUIET, None
-        )
+        job = training_job(material, parties, runtime, QUIET, None)
         batches = list(job.loader([material.order.keys(k) for k in range(self.steps)]))
         return replace(job, loader=lambda keys: iter(batches), evaluate=None)
 

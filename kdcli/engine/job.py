@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from kdcli.data.batches import Loader
 from kdcli.data.order import Order
+from kdcli.data.targets import TargetColumns
 from kdcli.engine import state
 from kdcli.sections import OptimSection
 from kdcli.words import Method
@@ -28,11 +29,10 @@ class Job:
         optim: optimiser, schedule, batch.
         steps: in all.
         schedule_steps: that the schedules are made for; more where a run is truncated.
-        classes: number of classes, for mixed targets.
+        targets: makes the columns that losses read of a batch.
         evaluate: metrics of the exported network, or None without a validation split.
         selection: the metric that chooses the best step.
         evaluate_every: steps between evaluations.
-        row_weight: [C] factors of the supervised loss per class, or None.
         save_steps: commit state every so many steps; None to go by time.
         save_minutes: commit state so often.
         log_every: steps between rows of the log.
@@ -47,12 +47,11 @@ class Job:
     optim: OptimSection
     steps: int
     schedule_steps: int
-    classes: int
+    targets: TargetColumns
     seed: int
     evaluate: Callable[[nn.Module], dict[str, float]] | None = None
     selection: str = "top1"
     evaluate_every: float = math.inf
-    row_weight: Tensor | None = None
     save_steps: int | None = None
     save_minutes: float = 5.0
     log_every: int = 10

@@ -59,7 +59,7 @@ class _Run:
         self.progress = state.Progress()
         self.found = output.last_state()
         self.saved_at = time.monotonic()
-        self.micro = MicroBatches(job.order, job.optim, job.classes, job.row_weight, job.seed)
+        self.micro = MicroBatches(job.order, job.optim, job.targets, job.seed)
 
     def _build_ema(self) -> Any:
         if not self.job.optim.ema:

@@ -82,11 +82,11 @@ def refuse_uneven(optim: OptimSection, processes: int) -> None:
 
 
 def labelled(config: DataSection, *splits: str) -> Data:
-    """The data with these splits. Raises InputError if they have no labels, and what ``open_data`` raises."""
-    from kdcli.data.sources import open_data
+    """The data with these splits. Raises InputError if they have no labels, and what opening them raises."""
+    from kdcli.tasks import open_task_data
 
     require(config.source, "--data")
-    data = open_data(config, need=splits)
+    data = open_task_data(config, *splits)
     if data.classes is None:
         raise InputError(
             f"{config.source} has no labels: no column of them (name it: --set data.label_column=…), and no "

@@ -15,25 +15,15 @@ from kdcli.launch import world_size
 from kdcli.losses import features
 from kdcli.models.adapters import Regressor
 from kdcli.models.timm import Network
-from kdcli.sections import OptimSection, StudentSection
 from kdcli.runs import frame
-from kdcli.tasks import Task
+from kdcli.sections import OptimSection, StudentSection
 from kdcli.words import Method
 from kdcli.words.analysis import reads_labels, split_reference
 
 
-def refuse_options(config: StudentSection, task: Task, method: Method, task_weighs_rows: bool) -> None:
-    """Raise UsageError for options that contradict one another or mean nothing to the method.
-
-    Args:
-        config: all options.
-        task: what is learned.
-        method: what is learned from what.
-        task_weighs_rows: whether class balance is asked for in the loss.
-    """
+def refuse_options(config: StudentSection, method: Method) -> None:
+    """Raise UsageError for options that contradict one another or mean nothing to the method."""
     optim, data = config.optim, config.data
-    if config.head is not None and not task.head:
-        raise UsageError(f"head={config.head}: {task.name} has one head only, the student's own.")
     if data.extra_ratio is not None:
         if data.labelled_fraction is not None:
             raise UsageError("--extra-ratio and data.labelled_fraction both fill batches: give one.")
@@ -42,7 +32,7 @@ def refuse_options(config: StudentSection, task: Task, method: Method, task_weig
     if reads_labels(method) and (optim.mixup or optim.cutmix):
         raise UsageError(f"method {method.name} reads class numbers, and mixed pictures have none: no mixup.")
     terms = [term for turn in method.turns for term in turn.terms]
-    if task_weighs_rows and not any("row_weight" in term.args for term in terms):
+    if data.class_balance == "loss" and not any("row_weight" in term.args for term in terms):
         raise UsageError(
             f"--class-balance loss: no term of method {method.name} weighs its rows; take sampler."
         )

@@ -212,7 +212,7 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
         return Result(target.path, frame.summary(target.path))
 
     from kdcli.methods.parts import added
-    from kdcli.runs.material import gather
+    from kdcli.runs.material import Lesson, gather
     from kdcli.runs.refusals import refuse_negative_weights, refuse_unlike, warn_of_one_seed
     from kdcli.tasks import task_of
     from kdcli.words.analysis import without_zero_terms
@@ -227,7 +227,7 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
     refuse_negative_weights(method)
     if empty := next((turn for turn in method.turns if not turn.terms), None):
         raise UsageError(f"every term of turn '{empty.name}' weighs 0: there is nothing to learn.")
-    material = gather(config, data, extra, task, method, console)
+    material = gather(Lesson(config, data, extra, task, method), console)
     if entry.twin and "teacher" in material.networks:
         refuse_unlike(method, material.networks)
         warn_of_one_seed(config, console)
@@ -249,8 +249,8 @@ def run(plan: Plan | Chain, console: Console, *, stop: Any = None, command: str 
     from kdcli.runs.training import training_job
     from kdcli.words.analysis import leaves_unused
 
-    dense = bool(plan.task.head)  # such a head leaves what timm's own head would read without a gradient
-    runtime = open_runtime(plan.config, find_unused=dense or leaves_unused(plan.method))
+    unused = plan.task.leaves_unused or leaves_unused(plan.method)
+    runtime = open_runtime(plan.config, find_unused=unused)
     path, material = plan.target.path, plan.material
     with shared_output(path, plan.target.identity, plan.config.overwrite, runtime) as output:
         if output is None:
@@ -258,9 +258,7 @@ def run(plan: Plan | Chain, console: Console, *, stop: Any = None, command: str 
         parties = copy.deepcopy(material.assembly.parties)
         for party in parties.values():
             party.to(runtime.device)
-        job = training_job(
-            plan.config, material, plan.method, parties, plan.task, plan.data, runtime, console, stop
-        )
+        job = training_job(material, parties, runtime, console, stop)
         with tracking(plan.config, path, runtime) as job.track:
             outcome = train(job, output, runtime, console, stop)
         if runtime.main:

@@ -14,18 +14,18 @@ from toolbox import QUIET
 from kdcli.config import resolve
 from kdcli.data.cache import Store
 from kdcli.data.order import Pool
-from kdcli.data.sources import open_data
 from kdcli.data.views import TrainingView
 from kdcli.engine.cache import Filling, Request, fill
 from kdcli.engine.runtime import open_runtime
 from kdcli.models.build import input_spec
 from kdcli.models.timm import Network
 from kdcli.sections import DataSection, RunSection, ViewSection
+from kdcli.tasks import open_task_data
 
 
 @pytest.fixture(scope="module")
 def pool(pictures):
-    return Pool((open_data(DataSection(source=str(pictures))).split("train"),))
+    return Pool((open_task_data(DataSection(source=str(pictures)), "train").split("train"),))
 
 
 @pytest.fixture
