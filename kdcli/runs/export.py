@@ -52,6 +52,7 @@ def export(
         selection=outcome.selection,
         data=plan.data.describe(),
         method={"name": plan.method.name, **plan.arguments},
+        recipe=plan.recipe.to_json(),
         views=material.order.views or "live",
         global_batch=config.optim.batch_size,
         accumulate=progress.accumulate or config.optim.accumulate,
