@@ -166,8 +166,8 @@ OPTIONS = {
     "--strengths --pad-tokens --guidance --steps --scheduler --resolution --per-image --count --shard "
     "--batch-size",
     "distill": f"{RUN} {DATA} --views --extra --extra-ratio --teacher --via --student --weights "
-    "--from-scratch --image-size --method --add --alpha --temperature --opt --lr --weight-decay --epochs "
-    "--max-steps --batch-size --auto-batch",
+    "--from-scratch --image-size --method --recipe --add --alpha --temperature --opt --lr --weight-decay "
+    "--epochs --max-steps --batch-size --auto-batch",
     "eval": f"{RUN} {DATA} --teacher --split --require --cost --batch-size",
 }
 OPTIMISER = (
@@ -203,7 +203,7 @@ KEYS = {
         "min_count small_classes",
     },
     "distill": {
-        "": f"{RUN_KEYS} teacher teacher_mean via terms student weights from_scratch image_size head "
+        "": f"{RUN_KEYS} teacher teacher_mean via recipe terms student weights from_scratch image_size head "
         "drop_path evaluate_every evaluate_steps save_steps save_minutes log_every",
         "data": f"extra extra_ratio {DATA_KEYS}",
         "views": VIEW_KEYS,
@@ -374,8 +374,10 @@ def test_every_method_and_mixer_of_the_tables_exists() -> None:
     from kdcli.methods import METHODS
     from kdcli.synthesis import MIXERS
 
-    for name, entry in (*METHODS.items(), *MIXERS.items()):
-        module, _, function = entry.target.partition(":")
+    targets = [(name, entry.target) for name, entry in (*METHODS.items(), *MIXERS.items())]
+    targets += [(name, part) for name, entry in METHODS.items() for part in entry.parts]
+    for name, target in targets:
+        module, _, function = target.partition(":")
         tree = ast.parse((ROOT / Path(*module.split("."))).with_suffix(".py").read_text())
         assert function in {n.name for n in tree.body if isinstance(n, ast.FunctionDef)}, name
 

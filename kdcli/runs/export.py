@@ -14,8 +14,8 @@ from kdcli.engine.loop import LOG
 from kdcli.engine.runtime import Runtime
 from kdcli.models.branches import Tail
 from kdcli.models.exits import ExitHead, save_exits
-from kdcli.models.timm import Network
 from kdcli.models.save import save
+from kdcli.models.timm import Network
 from kdcli.runs import frame
 from kdcli.words import Method
 
@@ -52,6 +52,7 @@ def export(
         selection=outcome.selection,
         data=plan.data.describe(),
         method={"name": plan.method.name, **plan.arguments},
+        recipe=plan.recipe.to_json(),
         views=material.order.views or "live",
         global_batch=config.optim.batch_size,
         accumulate=progress.accumulate or config.optim.accumulate,

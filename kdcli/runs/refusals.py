@@ -44,12 +44,14 @@ def refuse_options(config: StudentSection, method: Method) -> None:
         known_optimizer(str(turn.optim.get("opt", optim.opt)))
 
 
-def refuse_negative_weights(method: Method) -> None:
-    """Raise UsageError for a term that weighs less than 0 where its phase begins or ends."""
+def refuse_weights(method: Method) -> None:
+    """Raise UsageError for a turn without a term, or a term below 0 where its phase begins or ends."""
     for term in (term for turn in method.turns for term in turn.terms):
         weights = [term.weight(0.0), term.weight(1.0)] if callable(term.weight) else [term.weight]
         if min(weights) < 0:
             raise UsageError(f"term {term.name} would weigh {min(weights):g}: weights are 0 or more.")
+    if empty := next((turn for turn in method.turns if not turn.terms), None):
+        raise UsageError(f"every term of turn '{empty.name}' weighs 0: there is nothing to learn.")
 
 
 def refuse_pyramid_pooling(config: StudentSection, method: Method, networks: Mapping[str, Network]) -> None:
@@ -152,3 +154,16 @@ def warn_of_one_seed(config: StudentSection, console: Console) -> None:
         facts = frame.model_facts(name)
         if "method" in facts and facts.get("seed") == config.seed:
             console.warn(f"{name} was trained with the same --seed, so the student begins as it did.")
+
+
+def warn_of_milestones(
+    optim: OptimSection, method: Method, steps: int, steps_per_epoch: float, console: Console
+) -> None:
+    """Warn of drops of the learning rate that lie behind the longest phase of a run of ``steps``."""
+    epochs = max(span.length for span in method.spans(steps, steps)) / steps_per_epoch
+    late = [f"{epoch:g}" for epoch in optim.milestones if epoch >= epochs]
+    if optim.schedule == "multistep" and late:
+        console.warn(
+            f"optim.milestones: the learning rate is to drop after epoch {', '.join(late)}, and the training "
+            f"ends after {epochs:.3g}."
+        )

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
+from kdcli.config import Section, leaves, origins
 from kdcli.console import Console
+from kdcli.runs.recipes import Choice
+from kdcli.words.recipes import as_yaml
 
 if TYPE_CHECKING:
     from torch import nn
@@ -44,6 +47,53 @@ def built(console: Console, parties: Mapping[str, nn.Module], networks: Mapping[
 def parameters(networks: Mapping[str, nn.Module]) -> dict[str, int]:
     """Number of parameters of each network."""
     return {name: sum(p.numel() for p in net.parameters()) for name, net in networks.items()}
+
+
+def settings(
+    config: Section, sections: Sequence[str], parameters: Mapping[str, Any], choice: Choice
+) -> list[dict[str, str]]:
+    """Rows of key, value and origin: of all that is no default, and of what the user wrote.
+
+    Args:
+        config: of the run, its recipe beneath what the user wrote.
+        sections: whose keys are shown, in this order.
+        parameters: of the method by dotted key, defaults filled in; they are shown in place of ``config``'s.
+        choice: the run's recipe.
+    """
+    default, written, rows = type(config)(), origins(config), []
+    keys = dict.fromkeys([*(key for key, _, _ in leaves(type(config))), *parameters])
+    for key in (key for section in sections for key in keys if key.startswith(f"{section}.")):
+        value = parameters[key] if key in parameters else _of(config, key)
+        origin = _origin(key, written, choice)
+        if origin is None and key not in parameters and value != _of(default, key):
+            origin = "given"
+        if origin is not None and not (value is None and _of(default, key) is None):
+            rows.append({"key": key, "value": as_yaml(value), "from": origin})
+    return rows
+
+
+def _of(config: Section, key: str) -> Any:
+    """The value behind a dotted key."""
+    section, _, name = key.rpartition(".")
+    return getattr(getattr(config, section), name, None)
+
+
+def _origin(key: str, written: Mapping[str, str], choice: Choice) -> str | None:
+    """Where a value comes from; None for a default."""
+    settings = choice.recipe.settings
+    if key in choice.applied:
+        return f"recipe {choice.name}: {choice.recipe.source_of(key)}"
+    if key in written and key in settings:
+        return f"{written[key]} (in the recipe {as_yaml(settings[key])})"
+    return written.get(key)
+
+
+def recipe(console: Console, choice: Choice) -> None:
+    """What a recipe has beside its settings, and what could not be read of it."""
+    if choice.recipe.left_out:
+        console.note(f"recipe   also has {'; '.join(choice.recipe.left_out)}; kdcli does not do that")
+    if choice.recipe.unknown:
+        console.note(f"recipe   not published in what could be read: {', '.join(choice.recipe.unknown)}")
 
 
 def objective(method: Method, shapes: Mapping[str, tuple[int, ...]], accumulate: int) -> list[dict[str, str]]:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from kdcli.words.recipes import Recipe
 from kdcli.words.schedules import Weight
 
 
@@ -126,6 +127,7 @@ class Method:
         phases: in order; shares add up to 1.
         export: the party that becomes the artifact.
         beside: parties that are written beside it: exits, peers.
+        recipes: published trainings of it, the paper's first.
     """
 
     name: str
@@ -133,6 +135,7 @@ class Method:
     phases: tuple[Phase, ...]
     export: str = "student"
     beside: tuple[str, ...] = ()
+    recipes: tuple[Recipe, ...] = ()
 
     @property
     def turns(self) -> tuple[Turn, ...]:

@@ -14,8 +14,9 @@ from kdcli.artifacts.model import InputSpec
 from kdcli.engine.turn import TurnModule
 from kdcli.losses.logits import cross_entropy, kl_divergence
 from kdcli.methods import function
+from kdcli.methods.okddip import PeerAttention
 from kdcli.methods.sskd import transfer, turned
-from kdcli.models.adapters import PeerAttention, Regressor
+from kdcli.models.adapters import Regressor
 from kdcli.models.ensemble import Ensemble
 from kdcli.models.timm import Network
 from kdcli.tasks.classification import Classification
