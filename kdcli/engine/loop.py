@@ -97,7 +97,8 @@ class _Run:
         self.scaler = self.runtime.accelerator.scaler
         self._restore(begin)
         prepared = {name: prepare(m) for name, m in modules.items()}
-        self.steppers = {name: prepare(o) for name, o in self.optimizers.items()}
+        # Where the state is, it stays: to place it, accelerate would load it anew, each tensor retyped.
+        self.steppers = {n: prepare(o, device_placement=[False]) for n, o in self.optimizers.items()}
         with (
             state.Log(self.output.partial / LOG, self.progress.log_bytes, self.runtime.main) as self.log,
             self.console.progress("train", job.steps, "steps", start=self.progress.step) as bar,

@@ -11,13 +11,26 @@ from kdcli.errors import UsageError, nearest
 from kdcli.models.timm import Network
 from kdcli.sections import OptimSection
 
+# Beginnings of names that timm has and a run cannot take, each with the reason.
+REFUSED = {
+    "adahessian": "it needs second derivatives, which no step here makes",
+    "bnb": "it needs bitsandbytes on CUDA, whose packed state a stopped run could not put back",
+    "fused": "it needs NVIDIA's apex, which kdcli does not install",
+    "kron": "it draws from a generator of its own, which a stopped run could not put back, and compiles for "
+    "half a minute at every start",
+}
+
 
 def known_optimizer(name: str) -> None:
-    """Raise UsageError for an optimiser that timm has not."""
+    """Raise UsageError for an optimiser that timm has not, or that a run cannot take."""
     from timm.optim import list_optimizers
 
-    if name.lower() not in list_optimizers():
-        raise UsageError(f"timm has no optimiser '{name}'.{nearest(name, list_optimizers())}")
+    for start, why in REFUSED.items():
+        if name.lower().startswith(start):
+            raise UsageError(f"optimiser {name}: {why}. Take another, for example adamw.")
+    known = [other for other in list_optimizers() if not other.startswith(tuple(REFUSED))]
+    if name.lower() not in known:
+        raise UsageError(f"timm has no optimiser '{name}'.{nearest(name, known)}")
 
 
 def build_optimizer(module: nn.Module, section: OptimSection) -> Any:
