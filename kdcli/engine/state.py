@@ -1,4 +1,4 @@
-"""Running state as safetensors and JSON: weights, optimiser, scaler, EMA, best so far, length of the log."""
+"""Running state as safetensors and JSON: weights, optimiser, scaler, EMA, states, best, length of the log."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from torch import Tensor, nn
 
 from kdcli.artifacts.model import read_tensors
 from kdcli.artifacts.store import Output, write_bytes, write_tensors
+from kdcli.engine.states import States
 from kdcli.errors import InputError
 
-WEIGHTS, OPTIMIZER, EMA, PROGRESS = (
+WEIGHTS, OPTIMIZER, EMA, STATES, PROGRESS = (
     "weights.safetensors",
     "optimizer.safetensors",
     "ema.safetensors",
+    "states.safetensors",
     "progress.json",
 )
 
@@ -54,6 +56,7 @@ def save(
     optimizers: dict[str, Any],
     ema: nn.Module | None,
     scaler: Any,
+    states: States | None = None,
 ) -> None:
     """Commit the state of ``progress.step`` steps."""
     with output.new_state(progress.step) as folder:
@@ -63,7 +66,15 @@ def save(
         write_tensors(folder / OPTIMIZER, tensors)
         if ema is not None:
             write_tensors(folder / EMA, ema.state_dict())
-        facts = {**vars(progress), "optimizers": plain, "scaler": scaler.state_dict() if scaler else None}
+        held = {f"{state}/{name}": t for state, own in (states or {}).items() for name, t in own.items()}
+        if held:
+            write_tensors(folder / STATES, held)
+        facts = {
+            **vars(progress),
+            "optimizers": plain,
+            "scaler": scaler.state_dict() if scaler else None,
+            "states": strides(held),
+        }
         write_bytes(folder / PROGRESS, json.dumps(facts).encode())
 
 
@@ -73,8 +84,13 @@ def load(
     optimizers: dict[str, Any],
     ema: nn.Module | None,
     scaler: Any,
+    states: States | None = None,
 ) -> Progress:
-    """Restore a committed state into modules and optimisers; raises InputError where it does not fit."""
+    """Restore a committed state into modules, optimisers and states.
+
+    Raises:
+        InputError: it does not fit.
+    """
     facts = json.loads((folder / PROGRESS).read_text())
     weights = read_tensors(folder / WEIGHTS)
     try:
@@ -90,6 +106,11 @@ def load(
     _restore_optimizers(optimizers, read_tensors(folder / OPTIMIZER), facts.pop("optimizers"))
     if scaler_state := facts.pop("scaler"):
         scaler.load_state_dict(scaler_state)
+    laid = facts.pop("states", {})
+    if states:
+        for key, tensor in strided(read_tensors(folder / STATES), laid).items():
+            state, name = key.split("/", 1)
+            states[state][name] = tensor.to(states[state][name].device)
     return Progress(**facts)
 
 
