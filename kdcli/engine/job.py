@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from kdcli.data.batches import Loader
 from kdcli.data.order import Order
 from kdcli.data.targets import TargetColumns
 from kdcli.engine import state
+from kdcli.engine.states import States
 from kdcli.sections import OptimSection
 from kdcli.words import Method
 
@@ -37,6 +38,7 @@ class Job:
         save_minutes: commit state so often.
         log_every: steps between rows of the log.
         track: receives each log row.
+        states: first tensors of what derives and edits update, by state and name.
         seed: of everything random.
     """
 
@@ -56,6 +58,7 @@ class Job:
     save_minutes: float = 5.0
     log_every: int = 10
     track: Callable[[dict[str, Any]], None] | None = None
+    states: States = field(default_factory=dict)
 
 
 @dataclass

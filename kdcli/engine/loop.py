@@ -1,8 +1,9 @@
 """The one training loop, on accelerate.
 
-Order in a step: turns in order; inside a turn micro-batches; backward → unscale → clip → step → EMA; then
-the log row, the evaluation, the commit. Everything random in step k is seeded by (seed, k, rank), so a run
-stopped anywhere and resumed makes the same steps bit for bit.
+Order in a step: turns in order; inside a turn micro-batches (forward, states updated, backward) → unscale →
+edit gradients → clip → step → edit weights; then EMA, the log row, the evaluation, the commit. Everything
+random in step k is seeded by (seed, k, rank), so a run stopped anywhere and resumed makes the same steps bit
+for bit.
 """
 
 from __future__ import annotations
@@ -23,11 +24,13 @@ from kdcli.artifacts.store import Output, remove, write_tensors
 from kdcli.console import Console, Progress
 from kdcli.data.order import Key
 from kdcli.engine import state
+from kdcli.engine.edits import Edits
 from kdcli.engine.job import Job, Outcome
 from kdcli.engine.memory import micro_batches_that_fit
 from kdcli.engine.micro import MicroBatches
-from kdcli.engine.optim import build_optimizer, build_schedule
-from kdcli.engine.runtime import Runtime, watching
+from kdcli.engine.optim import build_optimizer, build_schedule, section_of
+from kdcli.engine.runtime import Runtime, Stop, watching
+from kdcli.engine.states import copied, held, put_back
 from kdcli.engine.turn import TurnModule
 from kdcli.errors import Diverged, Preempted
 from kdcli.seeds import seed_of
@@ -37,7 +40,7 @@ LOG = "metrics.jsonl"
 _OVERFLOWS = 25
 
 
-def train(job: Job, output: Output, runtime: Runtime, console: Console, stop: Any = None) -> Outcome:
+def train(job: Job, output: Output, runtime: Runtime, console: Console, stop: Stop | None = None) -> Outcome:
     """Run all phases of a method, resuming from the last committed state of ``output``.
 
     Raises:
@@ -51,7 +54,9 @@ def train(job: Job, output: Output, runtime: Runtime, console: Console, stop: An
 class _Run:
     """The loop's variables; one object per run."""
 
-    def __init__(self, job: Job, output: Output, runtime: Runtime, console: Console, stop: Any) -> None:
+    def __init__(
+        self, job: Job, output: Output, runtime: Runtime, console: Console, stop: Stop | None
+    ) -> None:
         self.job, self.output, self.runtime, self.console, self.stop = job, output, runtime, console, stop
         names = (job.method.export, *job.method.beside)
         self.kept = nn.ModuleDict({name: job.parties[name] for name in names})  # what is written
@@ -59,6 +64,8 @@ class _Run:
         self.progress = state.Progress()
         self.found = output.last_state()
         self.saved_at = time.monotonic()
+        self.states = copied(job.states, runtime.device)
+        self.before = held(self.states)  # a turn
         self.micro = MicroBatches(job.order, job.optim, job.targets, job.seed)
 
     def _build_ema(self) -> Any:
@@ -84,18 +91,25 @@ class _Run:
         phase, begin, end = span.phase, span.begin, span.end
         job, prepare = self.job, self.runtime.accelerator.prepare
         trained = {name for turn in phase.turns for name in turn.trains}
-        modules = {turn.name: TurnModule(turn, job.parties, trained) for turn in phase.turns}
-        optims = {turn.name: job.optim.model_copy(update=turn.optim) for turn in phase.turns}
-        self.optimizers = {name: build_optimizer(m.trained, optims[name]) for name, m in modules.items()}
+        modules = {
+            turn.name: TurnModule(turn, job.parties, trained, states=self.states) for turn in phase.turns
+        }
+        self.optims = {turn.name: section_of(turn, job.optim) for turn in phase.turns}
+        self.edits = {turn.name: Edits(turn, job.parties, self.states) for turn in phase.turns}
+        self.optimizers = {
+            turn.name: build_optimizer(modules[turn.name].trained, self.optims[turn.name], turn.groups)
+            for turn in phase.turns
+        }
         self.schedules = {
-            name: build_schedule(o, optims[name], span.length, job.order.steps_per_epoch)
+            name: build_schedule(o, self.optims[name], span.length, job.order.steps_per_epoch)
             for name, o in self.optimizers.items()
         }
         self.trained = {p.name: job.parties[p.name] for p in job.method.parties if p.role == "trained"}
         self.scaler = self.runtime.accelerator.scaler
         self._restore(begin)
         prepared = {name: prepare(m) for name, m in modules.items()}
-        self.steppers = {name: prepare(o) for name, o in self.optimizers.items()}
+        # Where the state is, it stays: to place it, accelerate would load it anew, each tensor retyped.
+        self.steppers = {n: prepare(o, device_placement=[False]) for n, o in self.optimizers.items()}
         with (
             state.Log(self.output.partial / LOG, self.progress.log_bytes, self.runtime.main) as self.log,
             self.console.progress("train", job.steps, "steps", start=self.progress.step) as bar,
@@ -112,7 +126,7 @@ class _Run:
             return
         ema = self.ema.module if self.ema else None
         mine = self.optimizers if self.found[0] > begin or not begin else {}  # else another phase's were kept
-        self.progress = state.load(self.found[1], self.trained, mine, ema, self.scaler)
+        self.progress = state.load(self.found[1], self.trained, mine, ema, self.scaler, self.states)
         if self.runtime.main:
             for file in self.output.partial.glob("best-*.safetensors"):
                 if not self.progress.best or file.name != self.progress.best["file"]:
@@ -184,8 +198,9 @@ class _Run:
 
         Returns the terms averaged over processes.
         """
-        accelerator, job, done = self.runtime.accelerator, self.job, step / steps
-        optimizer = self.steppers[turn.name]
+        accelerator, done = self.runtime.accelerator, step / steps
+        optimizer, edits, section = self.steppers[turn.name], self.edits[turn.name], self.optims[turn.name]
+        self.before = held(self.states)
         self.schedules[turn.name].step(step)
         lr = max(g["lr"] for g in optimizer.param_groups)
         totals: dict[str, Tensor] = {}
@@ -198,13 +213,18 @@ class _Run:
                 totals[key] = totals.get(key, 0) + value.detach().float()
         parameters = [p for p in module.parameters() if p.requires_grad and p.grad is not None]
         accelerator.unscale_gradients(optimizer.optimizer)
+        edits.of_gradients()
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        if job.optim.clip_grad:
-            torch.nn.utils.clip_grads_with_norm_(parameters, job.optim.clip_grad, norm)
+        if section.clip_grad:
+            torch.nn.utils.clip_grads_with_norm_(parameters, section.clip_grad, norm)
         values = self.runtime.mean(torch.stack([*totals.values(), norm.float()])).tolist()
         self._refuse_nonfinite(values[0], values[-1], self.progress.step, optimizer)
         optimizer.step()
         optimizer.zero_grad()
+        if optimizer.step_was_skipped:  # an overflow, which leaves nothing in states either
+            put_back(self.states, self.before)
+        else:
+            edits.of_weights()
         prefix = "" if len(self.steppers) == 1 else f"{turn.name}/"
         weights = {f"weight/{t.name}": t.weight(done) for t in turn.terms if callable(t.weight)}
         return {f"{prefix}{k}": v for k, v in [*zip(totals, values), *weights.items()]} | {
@@ -222,6 +242,7 @@ class _Run:
             if self.progress.skipped < _OVERFLOWS:
                 return
         optimizer.zero_grad()
+        put_back(self.states, self.before)
         self._commit()
         indices = [index for index, _ in self.job.order.keys(step)[:4]]
         what = "loss" if not math.isfinite(loss) else "gradient"
@@ -284,7 +305,7 @@ class _Run:
             self.progress.log_bytes = self.log.sync()
             ema = self.ema.module if self.ema else None
             optimizers = dict(self.optimizers.items())
-            state.save(self.output, self.progress, self.trained, optimizers, ema, self.scaler)
+            state.save(self.output, self.progress, self.trained, optimizers, ema, self.scaler, self.states)
             for file in self.output.partial.glob("best-*.safetensors"):
                 if not self.progress.best or file.name != self.progress.best["file"]:
                     remove(file)

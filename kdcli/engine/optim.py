@@ -3,37 +3,119 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pydantic import ValidationError
 from torch import nn
 
 from kdcli.errors import UsageError, nearest
 from kdcli.models.timm import Network
 from kdcli.sections import OptimSection
+from kdcli.words import Turn
+
+# Beginnings of names that timm has and a run cannot take, each with the reason.
+REFUSED = {
+    "adahessian": "it needs second derivatives, which no step here makes",
+    "bnb": "it needs bitsandbytes on CUDA, whose packed state a stopped run could not put back",
+    "fused": "it needs NVIDIA's apex, which kdcli does not install",
+    "kron": "it draws from a generator of its own, which a stopped run could not put back, and compiles for "
+    "half a minute at every start",
+}
 
 
 def known_optimizer(name: str) -> None:
-    """Raise UsageError for an optimiser that timm has not."""
+    """Raise UsageError for an optimiser that timm has not, or that a run cannot take."""
     from timm.optim import list_optimizers
 
-    if name.lower() not in list_optimizers():
-        raise UsageError(f"timm has no optimiser '{name}'.{nearest(name, list_optimizers())}")
+    for start, why in REFUSED.items():
+        if name.lower().startswith(start):
+            raise UsageError(f"optimiser {name}: {why}. Take another, for example adamw.")
+    known = [other for other in list_optimizers() if not other.startswith(tuple(REFUSED))]
+    if name.lower() not in known:
+        raise UsageError(f"timm has no optimiser '{name}'.{nearest(name, known)}")
 
 
-def build_optimizer(module: nn.Module, section: OptimSection) -> Any:
-    """timm's optimiser over the parameters that need a gradient. Raises UsageError for an unknown name."""
+# Fields of the optimiser section that one turn, and one party within it, can have of its own. The others are
+# of the run: batches, length, averaging, mixing.
+TURN = (
+    *("opt", "lr", "weight_decay", "momentum", "betas", "layer_decay", "clip_grad"),
+    *("schedule", "warmup", "min_lr", "milestones", "decay_epochs", "decay_rate"),
+)
+PARTY = ("lr", "weight_decay", "layer_decay")
+
+
+def section_of(turn: Turn, section: OptimSection) -> OptimSection:
+    """The optimiser section as a turn has it.
+
+    Raises:
+        UsageError: a field that a turn, or a party's group in it, cannot have, or a value out of range.
+    """
+    found = _with(section, turn.optim, TURN, f"turn {turn.name}")
+    known_optimizer(found.opt)
+    for party, fields in turn.groups.items():
+        _with(found, fields, PARTY, f"turn {turn.name}, group of {party}")
+    return found
+
+
+def _with(section: OptimSection, fields: Mapping[str, Any], known: Sequence[str], where: str) -> OptimSection:
+    for name in fields:
+        if name in known:
+            continue
+        if name in OptimSection.model_fields:
+            raise UsageError(
+                f"{where}: optim.{name} is the run's, not its own. Its own can be: {', '.join(known)}."
+            )
+        raise UsageError(f"{where}: no field '{name}' of the optimiser.{nearest(name, known)}")
+    try:
+        return OptimSection.model_validate({**section.model_dump(), **fields})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UsageError(f"{where}: optim.{'.'.join(map(str, first['loc']))}: {first['msg']}.") from error
+
+
+def build_optimizer(
+    module: nn.Module, section: OptimSection, groups: Mapping[str, Mapping[str, Any]] | None = None
+) -> Any:
+    """timm's optimiser over the parameters that need a gradient.
+
+    Args:
+        module: what is trained.
+        section: how.
+        groups: by name of a child of the module, the fields of ``PARTY`` that it has of its own.
+
+    Raises:
+        UsageError: an unknown name.
+    """
     from timm.optim import create_optimizer_v2
 
     known_optimizer(section.opt)
     extra = {"betas": section.betas} if section.betas else {}
     return create_optimizer_v2(
-        _groups(module, section),
+        _groups_by_role(module, section, groups) if groups else _groups(module, section),
         opt=section.opt,
         lr=section.lr,
         weight_decay=0.0,  # the groups have their own
         momentum=section.momentum,
         **extra,
     )
+
+
+def _groups_by_role(
+    module: nn.Module, section: OptimSection, own: Mapping[str, Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Groups of the children that have nothing of their own, then of those that have.
+
+    The schedule sets every rate, times the group's ``lr_scale``: so one of its own keeps its ratio.
+    """
+    rest = nn.ModuleDict({name: child for name, child in module.named_children() if name not in own})
+    found = _groups(rest, section) if len(rest) else []
+    for name, fields in own.items():
+        ours = section.model_copy(update=dict(fields))
+        ratio = ours.lr / section.lr
+        part = _groups(nn.ModuleDict({name: module.get_submodule(name)}), ours)
+        found += [{**group, "lr_scale": group.get("lr_scale", 1.0) * ratio} for group in part]
+    return found
 
 
 def _groups(module: nn.Module, section: OptimSection) -> list[dict[str, Any]]:

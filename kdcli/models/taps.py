@@ -6,7 +6,7 @@ or stage (from 1; ``block-1`` is the last), as the network has it · ``mapK``, t
 prefix tokens left out · ``stage1`` to ``stage4``, maps at the ends of a network's quarters: a CNN's last
 four stages, the blocks at 1/4, 2/4, 3/4 and the end of a ViT · ``a.b.c``, ``a.b.c.in`` or ``a.b.c.map``,
 output, first input, or output as a map of any module of the timm model · ``BatchNorm2d.in`` or
-``BatchNorm2d.out``, the list of all modules of a class and its subclasses (timm's BatchNormAct2d).
+``BatchNorm2d.out``, the :class:`Layers` of all modules of a class and its subclasses (timm's BatchNormAct2d).
 Parameters and buffers are read by :func:`tensor_of`.
 """
 
@@ -29,6 +29,13 @@ if TYPE_CHECKING:
 _OWN = ("logits", "pooled", "tokens", "grid")
 _BLOCK = re.compile(r"(block|map|stage)(-?\d+)")
 _QUARTERS = 4
+
+
+class Layers(list[Any]):
+    """The tensors of all modules that a pattern of taps names, in the order in which they ran.
+
+    A plain list is no such thing: it has an entry for every row.
+    """
 
 
 class Recorder:
@@ -79,7 +86,7 @@ class Recorder:
         path, _, end = name.rpartition(".")
         by_class = [m for m in modules.values() if end in ("in", "out") and _is_a(m, path)]
         if by_class:
-            self._seen[name] = []
+            self._seen[name] = Layers()
             for module in by_class:
                 self._watch(module, end == "in", self._seen[name].append)
             return

@@ -9,7 +9,7 @@ from torch import nn
 
 from kdcli.console import Console
 from kdcli.engine.assembly import Assembly
-from kdcli.engine.optim import known_optimizer
+from kdcli.engine.optim import section_of
 from kdcli.errors import InputError, UsageError
 from kdcli.launch import world_size
 from kdcli.losses import features
@@ -41,7 +41,7 @@ def refuse_options(config: StudentSection, method: Method) -> None:
     if twice := next((name for name in config.teacher if config.teacher.count(name) > 1), None):
         raise UsageError(f"--teacher {twice} is given twice: the mean of equals teaches nothing more.")
     for turn in method.turns:
-        known_optimizer(str(turn.optim.get("opt", optim.opt)))
+        section_of(turn, optim)
 
 
 def refuse_weights(method: Method) -> None:

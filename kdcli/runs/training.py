@@ -71,6 +71,7 @@ def training_job(
         save_steps=config.save_steps,
         save_minutes=config.save_minutes,
         log_every=config.log_every,
+        states=material.assembly.states,
     )
 
 
