@@ -2,8 +2,8 @@
 
     python examples/benchmarks/same_speed.py OTHER_CHECKOUT [--pairs 15] [--json same_speed.json]
 
-Each checkout is served by a process of its own, which has its libraries loaded and its files in memory. Ratios
-are seconds of the other state over seconds of this one: above 1 means that this one is quicker.
+Each checkout is served by a process of its own, which has its libraries loaded and its files in memory.
+Ratios are seconds of the other state over seconds of this one: above 1 means that this one is quicker.
 """
 
 import argparse
