@@ -247,7 +247,6 @@ TASK_NAMES = {*TASKS, "multi-label", "detection"}
 BRANCHES = {
     "kdcli/runs/assess.py": 1,
     "kdcli/runs/inversion.py": 1,
-    "kdcli/stages/distill.py": 1,
     "kdcli/stages/evaluate.py": 2,
     "kdcli/stages/probe.py": 4,
 }
