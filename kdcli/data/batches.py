@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -37,10 +37,16 @@ class _Views(Dataset):
     """Decodes and cuts views; a cache adds the teacher's columns for the same (sample, view)."""
 
     def __init__(
-        self, pool: Pool, cut: Callable[..., Any], max_pixels: int, columns: Any = None, masks: bool = False
+        self,
+        pool: Pool,
+        cut: Callable[..., Any],
+        max_pixels: int,
+        columns: Any = None,
+        masks: bool = False,
+        others: Mapping[str, Callable[..., torch.Tensor]] | None = None,
     ) -> None:
         self.pool, self.cut, self.max_pixels, self.columns = pool, cut, max_pixels, columns
-        self.masks = masks
+        self.masks, self.others = masks, others or {}
         self.ids, self.labels = pool.ids, pool.labels
 
     def __getitems__(self, keys: list[Key]) -> list[Any]:
@@ -52,7 +58,9 @@ class _Views(Dataset):
                 "index": torch.tensor([index for index, _ in keys]),
             }
             if self.masks:
-                batch["mask"] = torch.stack([mask for _, mask in views])
+                batch["mask"] = torch.stack([mask for _, mask, *_ in views])
+            for place, name in enumerate(self.others, -len(self.others)):
+                batch[name] = torch.stack([parts[place] for parts in views])
             if self.columns is not None:
                 batch |= self.columns.read([(int(self.ids[index]), view) for index, view in keys])
             return [batch]
@@ -66,13 +74,15 @@ class _Views(Dataset):
         return self.__getitems__([key])[0]
 
     def _view(self, index: int, view: int) -> tuple[torch.Tensor, ...]:
-        """The picture's view and, where wanted, its mask's."""
+        """The picture's view and, where wanted, its mask's; then its other views."""
         part, place = self.pool.locate(index)
         try:
             picture, number = part.picture(place, self.max_pixels), int(self.ids[index])
+            others = [cut(picture, view, number) for cut in self.others.values()]
             if not self.masks:
-                return (self.cut(picture, view, number),)
-            return self.cut(picture, view, number, part.mask(place, picture.size, self.max_pixels))
+                return (self.cut(picture, view, number), *others)
+            mask = part.mask(place, picture.size, self.max_pixels)
+            return (*self.cut(picture, view, number, mask), *others)
         except KdcliError:
             raise
         except Exception as error:  # a bug of ours or of an augmentation: say where it can be seen again
@@ -108,14 +118,15 @@ class Loader:
         columns: Any = None,
         pin: bool = False,
         masks: bool = False,
+        others: Mapping[str, Callable[..., torch.Tensor]] | None = None,
     ) -> None:
-        self._dataset = _Views(pool, cut, max_pixels, columns, masks)
+        self._dataset = _Views(pool, cut, max_pixels, columns, masks, others)
         self._workers, self._timeout, self._pin = workers, timeout, pin
 
     def __call__(self, keys: Sequence[list[Key]] | Iterator[list[Key]]) -> Iterator[dict[str, torch.Tensor]]:
         """Yield ``x`` uint8 [B,3,S,S], ``y`` int64 [B], ``index`` [B] and cache columns per list of keys.
 
-        With ``masks`` also ``mask`` uint8 [B,S,S].
+        With ``masks`` also ``mask`` uint8 [B,S,S]; with ``others``, by name, also what they cut.
 
         Raises:
             BadImageError, InputError: a picture that cannot be read, with its row.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from kdcli.console import Console
 from kdcli.data.cache import Store
 from kdcli.data.order import Order, Pool
+from kdcli.data.other_views import PLAIN
 from kdcli.data.samples import Data
 from kdcli.data.views import TrainingView
 from kdcli.engine.assembly import Assembly, assemble
 from kdcli.engine.budget import affordable_views, bytes_per_view, fixed_views
+from kdcli.engine.cache import Caching
 from kdcli.errors import UsageError
 from kdcli.models.branches import Tail
 from kdcli.models.build import build
@@ -26,10 +28,18 @@ from kdcli.models.ensemble import Ensemble
 from kdcli.models.timm import Network
 from kdcli.sections import StudentSection
 from kdcli.runs import frame
+from kdcli.runs.caching import caching, only_plain
 from kdcli.runs.refusals import (refuse_options, refuse_pyramid_pooling, refuse_to_split, refuse_unlike_inputs, warn_of_points, warn_of_signs)
 from kdcli.tasks import Task
 from kdcli.words import Method
-from kdcli.words.analysis import calls_made, is_cacheable, needs_labels, taps_used
+from kdcli.words.analysis import (
+    cacheable_calls,
+    calls_made,
+    is_cacheable,
+    needs_labels,
+    taps_used,
+    views_used,
+)
 
 _ROWS = 4  # of the dry step
 
@@ -48,6 +58,7 @@ class Material:
         steps: of training.
         schedule_steps: that the schedules are made for; more where the run is truncated.
         row_bytes: of one cached view.
+        caching: what of frozen parties is read from caches.
     """
 
     pool: Pool
@@ -59,29 +70,38 @@ class Material:
     steps: int
     schedule_steps: int
     row_bytes: int
+    caching: Caching
 
     @property
     def cached(self) -> bool:
         """Whether teacher outputs come from the cache."""
-        return self.order.views is not None and self.live_forwards.get("teacher", 0) > 0
+        return self.caching.rows(self.method, "teacher") > 0 and self.live_forwards.get("teacher", 0) > 0
 
     @cached_property
     def live_forwards(self) -> dict[str, int]:
         """Pictures that each network sees in training where nothing is cached, by name."""
+        return self._forwards(())
+
+    def _forwards(self, cached: Collection[str]) -> dict[str, int]:
+        """Pictures that each network sees in training, but for the calls that are cached."""
         found = dict.fromkeys(self.networks, 0.0)
         for span in self.method.spans(self.schedule_steps, self.steps):
             for turn in span.phase.turns:
                 times = calls_made(turn, span.end - span.begin, span.length)
-                for call in (call for call in turn.calls if call.party in found):
+                for call in (c for c in turn.calls if c.party in found and c.name not in cached):
                     rows = self.assembly.rows.get((turn.name, call.name), 1.0)
                     found[call.party] += times[call.name] * rows
         return {name: round(batches * self.order.batch_size) for name, batches in found.items()}
 
     @cached_property
     def forwards(self) -> dict[str, int]:
-        """Pictures that each network sees in training; the teacher, to fill its cache where there is one."""
-        cached = {"teacher": int(self.order.used(self.steps).sum())} if self.cached else {}
-        return {**self.live_forwards, **cached}
+        """Pictures that each network sees in training; frozen ones, to fill caches where there are any."""
+        if not self.cached:
+            return self.live_forwards
+        return {
+            name: seen + self.caching.rows(self.method, name)
+            for name, seen in self._forwards(self.caching.calls).items()
+        }
 
     @property
     def teacher_forwards(self) -> int:
@@ -91,7 +111,7 @@ class Material:
     @property
     def cache_bytes(self) -> int:
         """Size of the teacher cache."""
-        return self.teacher_forwards * self.row_bytes if self.cached else 0
+        return self.caching.rows(self.method, "teacher") * self.row_bytes if self.cached else 0
 
 
 def gather(
@@ -140,12 +160,14 @@ def gather(
     steps = planned
     if optim.stop_epoch is not None:
         steps = min(planned, math.ceil(optim.stop_epoch * len(pool) / optim.batch_size))
+    affordable = affordable_views(Path(config.cache), len(pool), row_bytes)
+    mixes = bool(optim.mixup or optim.cutmix)
     views = fixed_views(
         config.views.count,
-        teacher=taught,
-        cacheable=is_cacheable(method) and not (optim.mixup or optim.cutmix),
+        teacher=taught and not only_plain(method),
+        cacheable=is_cacheable(method) and not mixes,
         epochs=steps * optim.batch_size / len(pool),
-        affordable=affordable_views(Path(config.cache), len(pool), row_bytes),
+        affordable=max(affordable - (PLAIN in cacheable_calls(method).values()), 0),
     )
     balanced = config.data.class_balance == "sampler"
     order = Order(
@@ -158,7 +180,9 @@ def gather(
         extra_ratio=config.data.extra_ratio,
         real=len(pool.parts[0]),
     )
-    return Material(pool, order, view, method, networks, assembly, steps, planned, row_bytes)
+    live = mixes or config.views.count == "live" or (config.views.count == "auto" and not affordable)
+    cached = Caching() if live else caching(method, order, view, steps)
+    return Material(pool, order, view, method, networks, assembly, steps, planned, row_bytes, cached)
 
 
 def _parties(
@@ -200,11 +224,13 @@ def _assembly(
         "row_weight": torch.ones(rows),
         "mask": torch.zeros(rows, side, side, dtype=torch.uint8),
     }
+    for name in views_used(method):
+        batch[name] = torch.randint(256, (rows, 3, side, side), generator=draw, dtype=torch.uint8)
     if task.name == "segmentation":  # its methods read logits only
         return Assembly(dict(parties), {}, {})
     for turn in method.turns:
         for call in turn.calls:
-            whole = isinstance(parties.get(call.party), Network) and call.inputs == ("x",)
+            whole = isinstance(parties.get(call.party), Network) and call.inputs in (("x",), ("x@plain",))
             if whole and taps_used(turn)[call.name] == ("logits",):
                 batch[f"{call.name}.logits"] = torch.randn(rows, classes, generator=draw)
     return assemble(method, parties, batch, config.seed)

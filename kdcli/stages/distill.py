@@ -79,6 +79,8 @@ class Plan:
             "data": self.data.describe(),
             "method": {"name": self.method.name, **self.arguments},
             "objective": self._objective(),
+            "turns": show.turns(self.method, self.material.assembly),
+            "states": show.states(self.material.assembly),
             "steps": self.material.steps,
             "views": self.material.order.views or "live",
             "teacher_forwards": self.material.teacher_forwards,
@@ -105,6 +107,7 @@ class Plan:
             console.note(f"teacher  {material.teacher_forwards:,} forwards ({how})")
         rows = self._objective()
         console.table(list(rows[0]), [list(row.values()) for row in rows], title="objective")
+        show.beyond_the_table(console, self.method, self.material.assembly)
         console.note(f"writes   {self.target.path}")
 
     def _objective(self) -> list[dict[str, str]]:
