@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -37,10 +37,16 @@ class _Views(Dataset):
     """Decodes and cuts views; a cache adds the teacher's columns for the same (sample, view)."""
 
     def __init__(
-        self, pool: Pool, cut: Callable[..., Any], max_pixels: int, columns: Any = None, targets: bool = False
+        self,
+        pool: Pool,
+        cut: Callable[..., Any],
+        max_pixels: int,
+        columns: Any = None,
+        targets: bool = False,
+        others: Mapping[str, Callable[..., torch.Tensor]] | None = None,
     ) -> None:
         self.pool, self.cut, self.max_pixels, self.columns = pool, cut, max_pixels, columns
-        self.targets = targets
+        self.targets, self.others = targets, others or {}
         self.ids, self.labels = pool.ids, pool.labels
 
     def __getitems__(self, keys: list[Key]) -> list[Any]:
@@ -52,7 +58,9 @@ class _Views(Dataset):
                 "index": torch.tensor([index for index, _ in keys]),
             }
             if self.targets:
-                batch |= self.pool.columns([index for index, _ in keys], [moved for _, moved in views])
+                batch |= self.pool.columns([index for index, _ in keys], [moved for _, moved, _ in views])
+            for place, name in enumerate(self.others):
+                batch[name] = torch.stack([others[place] for *_, others in views])
             if self.columns is not None:
                 batch |= self.columns.read([(int(self.ids[index]), view) for index, view in keys])
             return [batch]
@@ -65,15 +73,16 @@ class _Views(Dataset):
     def __getitem__(self, key: Key) -> Any:
         return self.__getitems__([key])[0]
 
-    def _view(self, index: int, view: int) -> tuple[torch.Tensor, Any]:
-        """The picture's view and, where wanted, what is cut with it."""
+    def _view(self, index: int, view: int) -> tuple[torch.Tensor, Any, list[torch.Tensor]]:
+        """The picture's view and, where wanted, what is cut with it and the picture's other views."""
         part, place = self.pool.locate(index)
         try:
             picture, number = part.picture(place, self.max_pixels), int(self.ids[index])
+            others = [cut(picture, view, number) for cut in self.others.values()]
             beside = part.beside(place, picture.size, self.max_pixels) if self.targets else None
             if beside is None:
-                return self.cut(picture, view, number), None
-            return self.cut(picture, view, number, beside)
+                return self.cut(picture, view, number), None, others
+            return *self.cut(picture, view, number, beside), others
         except KdcliError:
             raise
         except Exception as error:  # a bug of ours or of an augmentation: say where it can be seen again
@@ -121,14 +130,15 @@ class Loader:
         columns: Any = None,
         pin: bool = False,
         targets: bool = False,
+        others: Mapping[str, Callable[..., torch.Tensor]] | None = None,
     ) -> None:
-        self._dataset = _Views(pool, cut, max_pixels, columns, targets)
+        self._dataset = _Views(pool, cut, max_pixels, columns, targets, others)
         self._workers, self._timeout, self._pin = workers, timeout, pin
 
     def __call__(self, keys: Sequence[list[Key]] | Iterator[list[Key]]) -> Iterator[dict[str, Any]]:
         """Yield ``x`` uint8 [B,3,S,S], ``y`` int64 [B], ``index`` [B] and cache columns per list of keys.
 
-        With ``targets`` also what they add.
+        With ``targets`` also what they add; with ``others``, by name, also what they cut.
 
         Raises:
             BadImageError, InputError: a picture that cannot be read, with its row.

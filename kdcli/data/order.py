@@ -161,13 +161,16 @@ class Order:
         return self._permutations[number, epoch]
 
     def used(self, steps: int) -> np.ndarray:
-        """[views, N] mask of the fixed views that the first ``steps`` batches hold."""
-        assert self.views is not None
-        mask = np.zeros((self.views, len(self.labels)), bool)
+        """[views, N] mask of the fixed views that the first ``steps`` batches hold.
+
+        Where views are live it has one row: the samples.
+        """
+        views = self.views or 1
+        mask = np.zeros((views, len(self.labels)), bool)
         for number, rows in enumerate(self.streams):
             left = self._taken(steps, number)
             for epoch in range(math.ceil(left / len(rows))):
-                mask[epoch % self.views, rows[self._permutation(number, epoch)[:left]]] = True
+                mask[epoch % views, rows[self._permutation(number, epoch)[:left]]] = True
                 left -= len(rows)
                 if mask[:, rows].all():
                     break

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,22 +11,25 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kdcli.console import Console
 from kdcli.data.cache import Store
 from kdcli.data.order import Order, Pool, Share
+from kdcli.data.other_views import PLAIN
 from kdcli.data.samples import Data
 from kdcli.data.targets import TargetColumns
 from kdcli.data.views import TrainingView
 from kdcli.engine.assembly import Assembly, assemble
 from kdcli.engine.budget import affordable_views, bytes_per_view, fixed_views
+from kdcli.engine.cache import Caching
 from kdcli.errors import UsageError
 from kdcli.models.branches import Tail
 from kdcli.models.build import build
 from kdcli.models.ensemble import Ensemble
 from kdcli.models.timm import Network
 from kdcli.runs import frame
+from kdcli.runs.caching import caching, only_plain
 from kdcli.runs.refusals import (
     refuse_options,
     refuse_pyramid_pooling,
@@ -38,7 +41,14 @@ from kdcli.runs.refusals import (
 from kdcli.sections import StudentSection, TrainingData
 from kdcli.tasks import Task
 from kdcli.words import Method
-from kdcli.words.analysis import calls_made, is_cacheable, needs_labels, taps_used
+from kdcli.words.analysis import (
+    cacheable_calls,
+    calls_made,
+    is_cacheable,
+    needs_labels,
+    taps_used,
+    views_used,
+)
 
 _ROWS = 4  # of the dry step
 
@@ -77,6 +87,7 @@ class Material:
         steps: of training.
         schedule_steps: that the schedules are made for; more where the run is truncated.
         row_bytes: of one cached view.
+        caching: what of frozen parties is read from caches.
     """
 
     lesson: Lesson
@@ -89,6 +100,7 @@ class Material:
     steps: int
     schedule_steps: int
     row_bytes: int
+    caching: Caching
 
     @property
     def method(self) -> Method:
@@ -98,25 +110,33 @@ class Material:
     @property
     def cached(self) -> bool:
         """Whether teacher outputs come from the cache."""
-        return self.order.views is not None and self.live_forwards.get("teacher", 0) > 0
+        return self.caching.rows(self.method, "teacher") > 0 and self.live_forwards.get("teacher", 0) > 0
 
     @cached_property
     def live_forwards(self) -> dict[str, int]:
         """Pictures that each network sees in training where nothing is cached, by name."""
+        return self._forwards(())
+
+    def _forwards(self, cached: Collection[str]) -> dict[str, int]:
+        """Pictures that each network sees in training, but for the calls that are cached."""
         found = dict.fromkeys(self.networks, 0.0)
         for span in self.method.spans(self.schedule_steps, self.steps):
             for turn in span.phase.turns:
                 times = calls_made(turn, span.end - span.begin, span.length)
-                for call in (call for call in turn.calls if call.party in found):
+                for call in (c for c in turn.calls if c.party in found and c.name not in cached):
                     rows = self.assembly.rows.get((turn.name, call.name), 1.0)
                     found[call.party] += times[call.name] * rows
         return {name: round(batches * self.order.batch_size) for name, batches in found.items()}
 
     @cached_property
     def forwards(self) -> dict[str, int]:
-        """Pictures that each network sees in training; the teacher, to fill its cache where there is one."""
-        cached = {"teacher": int(self.order.used(self.steps).sum())} if self.cached else {}
-        return {**self.live_forwards, **cached}
+        """Pictures that each network sees in training; frozen ones, to fill caches where there are any."""
+        if not self.cached:
+            return self.live_forwards
+        return {
+            name: seen + self.caching.rows(self.method, name)
+            for name, seen in self._forwards(self.caching.calls).items()
+        }
 
     @property
     def teacher_forwards(self) -> int:
@@ -126,7 +146,7 @@ class Material:
     @property
     def cache_bytes(self) -> int:
         """Size of the teacher cache."""
-        return self.teacher_forwards * self.row_bytes if self.cached else 0
+        return self.caching.rows(self.method, "teacher") * self.row_bytes if self.cached else 0
 
 
 def gather(lesson: Lesson, console: Console, networks: dict[str, Network] | None = None) -> Material:
@@ -164,16 +184,20 @@ def gather(lesson: Lesson, console: Console, networks: dict[str, Network] | None
     steps = planned
     if optim.stop_epoch is not None:
         steps = min(planned, math.ceil(optim.stop_epoch * len(pool) / optim.batch_size))
+    affordable = affordable_views(Path(config.cache), len(pool), row_bytes)
+    mixes = bool(optim.mixup or optim.cutmix)
     views = fixed_views(
         config.views.count,
-        teacher=taught,
-        cacheable=is_cacheable(method) and not (optim.mixup or optim.cutmix),
+        teacher=taught and not only_plain(method),
+        cacheable=is_cacheable(method) and not mixes,
         epochs=steps * optim.batch_size / len(pool),
-        affordable=affordable_views(Path(config.cache), len(pool), row_bytes),
+        affordable=max(affordable - (PLAIN in cacheable_calls(method).values()), 0),
     )
     balanced = config.data.class_balance == "sampler"
     order = Order(pool.labels, optim.batch_size, config.seed, views, _share(config.data, pool), balanced)
-    return Material(lesson, pool, order, view, targets, networks, assembly, steps, planned, row_bytes)
+    live = mixes or config.views.count == "live" or (config.views.count == "auto" and not affordable)
+    cached = Caching() if live else caching(method, order, view, steps)
+    return Material(lesson, pool, order, view, targets, networks, assembly, steps, planned, row_bytes, cached)
 
 
 def _share(data: TrainingData, pool: Pool) -> Share | None:
@@ -212,13 +236,17 @@ def _assembly(
     optim, draw = lesson.config.optim, torch.Generator().manual_seed(0)
     example = lesson.task.example(min(_ROWS, optim.batch_size // optim.accumulate), side)
     rows = len(example["y"])
-    x = torch.randint(256, (rows, 3, side, side), generator=draw, dtype=torch.uint8)
-    batch = {"x": x, **example, **targets.plain(example)}
+
+    def views() -> Tensor:
+        return torch.randint(256, (rows, 3, side, side), generator=draw, dtype=torch.uint8)
+
+    batch = {"x": views(), **example, **targets.plain(example)}
+    batch |= {name: views() for name in views_used(lesson.method)}
     for turn in lesson.method.turns:
         for call in turn.calls:
             party = parties.get(call.party)
-            read = taps_used(turn)[call.name]
-            if isinstance(party, Network) and call.inputs == ("x",) and read == ("logits",):
+            read = call.inputs in (("x",), ("x@plain",)) and taps_used(turn)[call.name]
+            if isinstance(party, Network) and read == ("logits",):
                 batch[f"{call.name}.logits"] = torch.randn(rows, *party.logit_shape, generator=draw)
     return assemble(lesson.method, parties, batch, lesson.config.seed)
 

@@ -18,7 +18,7 @@ from kdcli.models.timm import Network
 from kdcli.runs import frame
 from kdcli.sections import OptimSection, StudentSection
 from kdcli.words import Method
-from kdcli.words.analysis import reads_labels, split_reference
+from kdcli.words.analysis import reads_labels, split_reference, views_used
 
 
 def refuse_options(config: StudentSection, method: Method) -> None:
@@ -31,6 +31,11 @@ def refuse_options(config: StudentSection, method: Method) -> None:
             raise UsageError("--extra-ratio needs --extra.")
     if reads_labels(method) and (optim.mixup or optim.cutmix):
         raise UsageError(f"method {method.name} reads class numbers, and mixed pictures have none: no mixup.")
+    if (views := views_used(method)) and (optim.mixup or optim.cutmix):
+        raise UsageError(
+            f"method {method.name} sees {', '.join(views)} beside each picture, and mixed pictures have no "
+            "such view: no mixup, no CutMix."
+        )
     terms = [term for turn in method.turns for term in turn.terms]
     if data.class_balance == "loss" and not any("row_weight" in term.args for term in terms):
         raise UsageError(
@@ -113,6 +118,11 @@ def refuse_to_split(optim: OptimSection, method: Method, parties: Mapping[str, n
     """Raise UsageError where ``--auto-batch`` could not keep its promise: the same result however split."""
     terms = [term for turn in method.turns for term in turn.terms]
     why = next((f"{t.name} relates the rows of a micro-batch" for t in terms if t.scope == "batch"), "")
+    for derive in (derive for turn in method.turns for derive in turn.derives):
+        if derive.state is not None:
+            why = f"{derive.out} updates the state '{derive.state.name}' with each micro-batch"
+        elif derive.scope == "batch":
+            why = f"{derive.out} relates the rows of a micro-batch"
     if optim.mixup or optim.cutmix:
         why = "mixup and CutMix pair the pictures of a micro-batch"
     for name in (party.name for party in method.parties if party.role == "trained"):

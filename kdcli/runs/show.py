@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from torch import nn
 
     from kdcli.data.samples import Data
+    from kdcli.engine.assembly import Assembly
     from kdcli.models.timm import Network
-    from kdcli.words import Method
+    from kdcli.words import Derive, Method
 
 
 def splits(data: Data) -> str:
@@ -120,6 +121,82 @@ def objective(method: Method, shapes: Mapping[str, tuple[int, ...]], accumulate:
         for turn in phase.turns
         for term in turn.terms
     ]
+
+
+def turns(method: Method, assembly: Assembly) -> list[dict[str, Any]]:
+    """What each turn of a method trains, calls and edits, for ``--json``.
+
+    ``rows`` of a call are those of its output per sample; None where it was not run for the plan.
+    """
+    from kdcli.engine.edits import edited
+
+    return [
+        {
+            "phase": phase.name,
+            "turn": turn.name,
+            "trains": list(turn.trains),
+            "optim": turn.optim,
+            "groups": turn.groups,
+            "calls": [
+                {
+                    "call": call.name,
+                    "party": call.party,
+                    "inputs": list(call.inputs),
+                    "rows": assembly.rows.get((turn.name, call.name)),
+                }
+                for call in turn.calls
+            ],
+            "derives": [_derive(derive) for derive in turn.derives],
+            "edits": [
+                {
+                    "edit": edit.name,
+                    "on": edit.on,
+                    "party": edit.party,
+                    "parameters": list(edited(edit, assembly.parties[edit.party])),
+                    "state": edit.state.name if edit.state else None,
+                }
+                for edit in turn.edits
+            ],
+        }
+        for phase in method.phases
+        for turn in phase.turns
+    ]
+
+
+def _derive(derive: Derive) -> dict[str, Any]:
+    state = derive.state.name if derive.state else None
+    return {"out": derive.out, "reads": list(derive.args), "scope": derive.scope, "state": state}
+
+
+def states(assembly: Assembly) -> dict[str, dict[str, list[int]]]:
+    """Shapes of the tensors of every state."""
+    return {
+        state: {name: list(tensor.shape) for name, tensor in own.items()}
+        for state, own in assembly.states.items()
+    }
+
+
+def beyond_the_table(console: Console, method: Method, assembly: Assembly) -> None:
+    """A line about each call on other inputs than one view, or of several rows, each group, edit and state."""
+    from kdcli.engine.edits import edited
+
+    for turn in method.turns:
+        for call in turn.calls:
+            rows = assembly.rows.get((turn.name, call.name), 1.0)
+            if rows != 1 or len(call.inputs) != 1 or call.inputs[0].startswith("x@"):
+                many = "" if rows == 1 else f", {rows:g} rows per sample"
+                inputs = ", ".join(call.inputs) or "nothing"
+                console.note(f"calls    {call.name}: {call.party} on {inputs}{many}")
+        for party, fields in turn.groups.items():
+            own = ", ".join(f"{name} {value:g}" for name, value in fields.items())
+            console.note(f"group    {party} in turn {turn.name}: {own}")
+        for edit in turn.edits:
+            count = len(edited(edit, assembly.parties[edit.party]))
+            console.note(f"edits    {edit.name}: {edit.on} of {edit.party}, {count} parameters, in each step")
+    for name, shapes in states(assembly).items():
+        console.note(
+            f"keeps    {name}: " + ", ".join(f"{tensor} {shape}" for tensor, shape in shapes.items())
+        )
 
 
 def _tap(reference: str, shapes: Mapping[str, tuple[int, ...]]) -> str:

@@ -12,12 +12,14 @@ from torch import nn
 from kdcli.console import Console
 from kdcli.data.batches import training_loader
 from kdcli.data.cache import Store
+from kdcli.data.other_views import other_views
 from kdcli.engine.cache import Filling, fill_calls
 from kdcli.engine.job import Job
 from kdcli.engine.runtime import Runtime
 from kdcli.models.timm import Network
 from kdcli.runs import assess, frame
 from kdcli.runs.material import Lesson, Material
+from kdcli.words.analysis import views_used
 
 
 def training_job(
@@ -41,15 +43,14 @@ def training_job(
             if isinstance(party, Network):
                 party.synchronise()
     reading = frame.reading(config, config.data)
-    columns = None
+    columns, answered = None, material.caching.calls if material.cached else ()
     if material.cached:
         columns = fill_calls(
             Path(config.cache),
             method,
             parties,
             pool,
-            material.view,
-            material.order.used(material.steps),
+            material.caching,
             Store(config.views.store),
             Filling(runtime, console, config.optim.batch_size, stop=stop, **reading),
         )
@@ -58,7 +59,12 @@ def training_job(
         parties=dict(parties),
         order=material.order,
         loader=training_loader(
-            pool, material.view, columns=columns, pin=runtime.device.type == "cuda", **reading
+            pool,
+            material.view,
+            columns=columns,
+            pin=runtime.device.type == "cuda",
+            others=other_views(material.view, views_used(method, answered)),
+            **reading,
         ),
         optim=config.optim,
         steps=material.steps,

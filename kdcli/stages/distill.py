@@ -87,6 +87,8 @@ class Plan:
             "recipe": self.recipe.to_json(),
             "settings": self._settings(),
             "objective": self._objective(),
+            "turns": show.turns(self.method, self.material.assembly),
+            "states": show.states(self.material.assembly),
             "steps": self.material.steps,
             "views": self.material.order.views or "live",
             "teacher_forwards": self.material.teacher_forwards,
@@ -114,6 +116,7 @@ class Plan:
         for title, rows in (("objective", self._objective()), ("settings", self._settings())):
             if rows:
                 console.table(list(rows[0]), [list(row.values()) for row in rows], title=title)
+        show.beyond_the_table(console, self.method, self.material.assembly)
         show.recipe(console, self.recipe)
         console.note(f"writes   {self.target.path}")
 

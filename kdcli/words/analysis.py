@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -118,9 +118,12 @@ def inputs_used(turn: Turn) -> set[str]:
     return {name for _, _, kind, name in map(split_reference, references(turn)) if not kind}
 
 
-def views_used(method: Method) -> list[str]:
-    """Columns ``x@…`` that are read beside ``x``."""
-    names = {name for turn in method.turns for name in inputs_used(turn)}
+def views_used(method: Method, answered: Collection[str] = ()) -> list[str]:
+    """Columns ``x@…`` that are read beside ``x``, where a cache answers the calls of these names."""
+    names: set[str] = set()
+    for turn in method.turns:
+        calls = tuple(call for call in turn.calls if call.name not in answered)
+        names |= inputs_used(replace(turn, calls=calls))
     return sorted(name for name in names if name.startswith("x@"))
 
 
