@@ -122,7 +122,7 @@ class TrainingData(DataSection):
 
     extra: list[str] = inputs([], "More pictures, or -, for the teacher term only (repeatable).", "--extra")
     extra_ratio: float | None = reading(
-        None, "Extra pictures per real one in a batch (default: as many as there are).", "--extra-ratio", ge=0
+        None, "Extra pictures per real one (default: as many as there are).", "--extra-ratio", ge=0
     )
 
 

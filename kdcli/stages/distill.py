@@ -53,7 +53,7 @@ class Config(StudentSection):
     via: list[str] = inputs([], "Assistant on the way from teacher to student (repeatable).", "--via")
     method: MethodSection = MethodSection()
     recipe: str = method_option(
-        recipes.DEFAULT, "Training: default, paper, or one of --help --method NAME.", "--recipe"
+        recipes.DEFAULT, "The training: default, paper, or a recipe by name.", "--recipe"
     )
     terms: list[str] = method_option([], "One more term, e.g. rkd=1 (repeatable).", "--add")
 
