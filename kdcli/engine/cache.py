@@ -32,7 +32,7 @@ from kdcli.data.views import TrainingView
 from kdcli.engine.runtime import Runtime, watching
 from kdcli.errors import Preempted
 from kdcli.metrics.efficiency import evaluating
-from kdcli.models.timm import Network
+from kdcli.models.protocol import Model
 from kdcli.words import Method
 from kdcli.words.analysis import taps_used
 
@@ -55,7 +55,7 @@ class Request:
         store: how outputs are kept.
     """
 
-    network: Network
+    network: Model
     taps: tuple[str, ...]
     compute: Callable[[Tensor], dict[str, Tensor]]
     cut: Callable[..., Tensor]
@@ -251,7 +251,7 @@ def fill_calls(
 
     ``used`` [views, N] says which views of the pool's samples the run holds.
     """
-    frozen: dict[str, Network] = {p.name: parties[p.name] for p in method.parties if p.role == "frozen"}
+    frozen: dict[str, Model] = {p.name: parties[p.name] for p in method.parties if p.role == "frozen"}
     caches = {}
     for turn in method.turns:
         taps = taps_used(turn)
@@ -263,5 +263,5 @@ def fill_calls(
     return Columns(caches)
 
 
-def _tapped(network: Network, names: tuple[str, ...], x: Tensor) -> dict[str, Tensor]:
-    return network.taps(x, names)
+def _tapped(network: Model, names: tuple[str, ...], x: Tensor) -> dict[str, Tensor]:
+    return network.call([x], names)

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdcli.models.taps import tensor_of
-from kdcli.models.timm import Network
+from kdcli.models.protocol import Model
 from kdcli.words import Call, Turn
 from kdcli.words.analysis import split_reference, taps_used
 
@@ -20,7 +19,7 @@ class Graph:
 
     Args:
         turn: its calls and derives.
-        party: name to network; a :class:`Network`, or a module that returns a tensor, tapped as ``.out``, or
+        party: name to network; a :class:`Model`, or a module that returns a tensor, tapped as ``.out``, or
             a dictionary of them.
     """
 
@@ -43,8 +42,8 @@ class Graph:
         """
         detached, call, kind, name = split_reference(reference)
         if kind == ":":
-            network: Any = self.party(self.calls[call].party)
-            found: Any = tensor_of(network, name)
+            model: Any = self.party(self.calls[call].party)
+            found: Any = model.tensor(name)
         else:
             key = reference.removeprefix("~")
             if key not in values:
@@ -68,7 +67,7 @@ class Graph:
             needs_gradient(t) for t in (*party.parameters(), *inputs)
         )
         with torch.no_grad() if frozen else contextlib.nullcontext():
-            found = party.taps(inputs[0], wanted) if isinstance(party, Network) else _named(party(*inputs))
+            found = party.call(inputs, wanted) if isinstance(party, Model) else _named(party(*inputs))
         return {f"{call.name}.{tap}": tensor for tap, tensor in found.items()}
 
 
