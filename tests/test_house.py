@@ -155,6 +155,36 @@ def test_the_one_torch_load_reads_weights_only() -> None:
     assert all(call.get("weights_only") == "True" for call in calls)
 
 
+# Attributes of timm's networks: known where models are made, and nowhere else.
+TIMM = {
+    *("forward_features", "forward_head", "forward_intermediates", "feature_info", "num_features"),
+    *("get_classifier", "reset_classifier", "no_weight_decay", "group_matcher", "set_input_size"),
+    *("pretrained_cfg", "default_cfg", "patch_embed", "blocks", "cls_token", "num_prefix_tokens"),
+    "output_fmt",
+}
+MODELS = {f"kdcli/models/{name}.py" for name in ("timm", "taps", "build", "surgery", "branches", "checks")}
+
+
+def test_only_models_know_what_is_inside_a_network_of_timm() -> None:
+    def named(tree: ast.AST) -> set[str]:
+        """Names read as attributes, or asked for by ``getattr`` and its like."""
+        attributes = {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute)}
+        return attributes | {
+            n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and n.value in TIMM
+        }
+
+    users, holders = {}, set()
+    for file in FILES:
+        path, found = file.relative_to(ROOT).as_posix(), named(ast.parse(file.read_text()))
+        if found & TIMM:
+            users[path] = found & TIMM
+        if "body" in found and not path.startswith("kdcli/models/"):
+            holders.add(path)
+    assert "kdcli/models/timm.py" in users
+    wrong = {p: n for p, n in users.items() if p not in MODELS and not p.startswith("kdcli/models/heads/")}
+    assert (wrong, holders) == ({}, set())
+
+
 # -- the surface ---------------------------------------------------------------------------------------------
 
 RUN = "--out --overwrite --cache --seed -n,--num-processes --device --precision --workers --track"

@@ -53,7 +53,7 @@ class _Views(Dataset):
         try:
             views = [self._view(index, view) for index, view in keys]
             batch: dict[str, Any] = {
-                "x": torch.stack([x for x, _ in views]),
+                "x": torch.stack([x for x, *_ in views]),
                 "y": torch.from_numpy(self.labels[[index for index, _ in keys]]),
                 "index": torch.tensor([index for index, _ in keys]),
             }

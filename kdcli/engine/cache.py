@@ -32,7 +32,7 @@ from kdcli.data.other_views import PLAIN
 from kdcli.engine.runtime import Runtime, Stop, watching
 from kdcli.errors import Preempted
 from kdcli.metrics.efficiency import evaluating
-from kdcli.models.timm import Network
+from kdcli.models.protocol import Model
 from kdcli.words import Method
 from kdcli.words.analysis import taps_used
 
@@ -55,7 +55,7 @@ class Request:
         store: how outputs are kept.
     """
 
-    network: Network
+    network: Model
     taps: tuple[str, ...]
     compute: Callable[[Tensor], dict[str, Tensor]]
     cut: Callable[..., Tensor]
@@ -284,5 +284,5 @@ def fill_calls(
     return Columns(caches, [name for name, column in caching.calls.items() if column == PLAIN])
 
 
-def _tapped(network: Network, names: tuple[str, ...], x: Tensor) -> dict[str, Tensor]:
-    return network.taps(x, names)
+def _tapped(network: Model, names: tuple[str, ...], x: Tensor) -> dict[str, Tensor]:
+    return network.call([x], names)

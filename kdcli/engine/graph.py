@@ -11,9 +11,7 @@ from torch import Tensor, nn
 
 from kdcli.engine.states import States, checked
 from kdcli.engine.values import each, gathered, needs_gradient, tensors
-from kdcli.errors import InputError
-from kdcli.models.taps import tensor_of
-from kdcli.models.timm import Network
+from kdcli.models.protocol import Model
 from kdcli.words import Call, Derive, Turn
 from kdcli.words.analysis import has_rows, references, split_reference, taps_used
 
@@ -23,7 +21,7 @@ class Graph:
 
     Args:
         turn: its calls and derives.
-        party: name to network; a :class:`Network`, or a module that returns a tensor, tapped as ``.out``, or
+        party: name to network; a :class:`Model`, or a module that returns a tensor, tapped as ``.out``, or
             a dictionary of them.
         states: of the derives, by name; read here, and left as they are.
         world: processes that share each batch.
@@ -96,16 +94,11 @@ class Graph:
     def _run(self, call: Call, wanted: list[str], values: dict[str, Any]) -> dict[str, Any]:
         party = self.party(call.party)
         inputs = [self.value(name, values) for name in call.inputs]
-        if isinstance(party, Network) and len(inputs) != 1:
-            raise InputError(
-                f"call {call.name}: {party.name} takes one input, not {len(inputs)}"
-                + (f" ({', '.join(call.inputs)})." if inputs else ".")
-            )
         frozen = call.name in self.detached or not any(
             needs_gradient(t) for t in (*party.parameters(), *inputs)
         )
         with torch.no_grad() if frozen else contextlib.nullcontext():
-            found = party.taps(inputs[0], wanted) if isinstance(party, Network) else _named(party(*inputs))
+            found = party.call(inputs, wanted) if isinstance(party, Model) else _named(party(*inputs))
         return {f"{call.name}.{tap}": tensor for tap, tensor in found.items()}
 
 
@@ -114,10 +107,9 @@ def _named(output: Any) -> Mapping[str, Any]:
 
 
 def _held_by(party: nn.Module, name: str) -> Tensor:
-    """A parameter or buffer: of a network's timm model, or of another module; ``classifier`` of either."""
-    if isinstance(party, Network) or name == "classifier":
-        found: Any = party
-        return tensor_of(found, name)
+    """A parameter or buffer of a model, or of another module."""
+    if isinstance(party, Model):
+        return party.tensor(name)
     try:
         return party.get_parameter(name)
     except AttributeError:

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from kdcli.errors import UsageError, nearest
-from kdcli.models.timm import Network
+from kdcli.models.protocol import Model
 from kdcli.sections import OptimSection
 from kdcli.words import Turn
 
@@ -119,37 +119,22 @@ def _groups_by_role(
 
 
 def _groups(module: nn.Module, section: OptimSection) -> list[dict[str, Any]]:
-    """Parameters by weight decay and, with ``layer_decay``, by the block of the network that they are in.
+    """Parameters by weight decay and, with ``layer_decay``, by the layer of the model that they are in.
 
-    timm knows what its models decay and where their blocks are, and not those of a module that holds one. A
-    head of ours stands above the last block; what is in no network learns at the full rate.
+    A model knows what it decays and where its layers are. What is in no model learns at the full rate.
     """
-    from timm.optim import param_groups_layer_decay, param_groups_weight_decay
+    from timm.optim import param_groups_weight_decay
 
     decay = section.weight_decay
-    networks = {name: part for name, part in module.named_modules() if isinstance(part, Network)}
-    spared = {f"{name}.body.{own}".lstrip(".") for name, net in networks.items() for own in _undecayed(net)}
+    models = {name: part for name, part in module.named_modules() if isinstance(part, Model)}
+    spared = {f"{name}.{own}".lstrip(".") for name, model in models.items() for own in model.undecayed()}
     groups = param_groups_weight_decay(module, decay, no_weight_decay_list=spared)
     if section.layer_decay is None:
         return groups
-    found: list[dict[str, Any]] = []
-    for network in networks.values():
-        blocks = param_groups_layer_decay(
-            network.body,
-            decay,
-            no_weight_decay_list=_undecayed(network),
-            layer_decay=section.layer_decay,
-        )
-        scale = 1.0 if network.head is None else section.layer_decay
-        found += [{**group, "lr_scale": group["lr_scale"] * scale} for group in blocks]
+    found = [g for model in models.values() for g in model.layer_groups(decay, section.layer_decay)]
     seen = {parameter for group in found for parameter in group["params"]}
     rest = [{**group, "params": [p for p in group["params"] if p not in seen]} for group in groups]
     return [*found, *(group for group in rest if group["params"])]
-
-
-def _undecayed(network: Network) -> set[str]:
-    """What timm's model never decays beside biases and norms: position embeddings, class tokens."""
-    return set(getattr(network.body, "no_weight_decay", set)())
 
 
 def build_schedule(optimizer: Any, section: OptimSection, steps: int, steps_per_epoch: float) -> Any:

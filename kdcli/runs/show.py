@@ -177,7 +177,7 @@ def states(assembly: Assembly) -> dict[str, dict[str, list[int]]]:
 
 
 def beyond_the_table(console: Console, method: Method, assembly: Assembly) -> None:
-    """A line about each call on other inputs than one view, or of several rows, each group, edit and state."""
+    """A line about each call on other inputs than one view or of several rows, each group, edit, state."""
     from kdcli.engine.edits import edited
 
     for turn in method.turns:

@@ -30,7 +30,7 @@ def batch_norms(network: Network) -> list[str]:
     """
     found = [
         name
-        for name, module in network.body.named_modules()
+        for name, module in network.tappable().items()
         if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None
     ]
     if not found:

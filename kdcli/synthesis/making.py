@@ -122,8 +122,8 @@ def embedded(
     filling = replace(filling, batch_size=_ENCODED * filling.runtime.world_size)
     used = np.zeros((1, len(samples)), bool)
     used[0, [i for draw in draws for i in draw.sources]] = True
-    encoder: Any = clip.ClipEncoder(weights.folder, weights.name, weights.hash).to(filling.runtime.device)
-    cut: Any = clip.cut(weights.image_size, squash=not weights.image_mixer)
-    tapped = partial(encoder.tapped, batch_size=_ENCODED)
-    request = Request(encoder, (clip.TAP,), tapped, cut, cut.recipe(), 1, Store("fp32"))
+    encoder = clip.load_encoder(weights.folder, weights.name, weights.hash).to(filling.runtime.device)
+    cut = clip.cut(weights.image_size, squash=not weights.image_mixer)
+    compute = partial(clip.embed, encoder, batch_size=_ENCODED)
+    request = Request(encoder, (clip.TAP,), compute, cut, cut.recipe(), 1, Store("fp32"))
     return fill(cache, request, Pool((samples,)), filling, "image embeddings", used)

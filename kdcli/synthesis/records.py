@@ -59,7 +59,7 @@ def record(
     ):
         for keys, batch in zip(batches, loader(batches)):
             with runtime.accelerator.autocast():
-                found = network.taps(batch["x"].to(runtime.device), taps)
+                found = network.call([batch["x"].to(runtime.device)], taps)
             rows = place[batch["y"]]
             for tap in taps:
                 values = found[tap].flatten(1).double().cpu()

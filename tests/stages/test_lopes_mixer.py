@@ -52,7 +52,7 @@ def test_the_record_is_that_of_the_training_pictures(recorded, pictures):
     network = build(str(recorded)).eval()
     x = torch.stack([evaluation_view(samples.picture(i, 10**6), network.spec) for i in range(len(samples))])
     with torch.no_grad():
-        found = network.taps(x, TAPS)
+        found = network.call([x], TAPS)
     record = load_file(recorded / "statistics.safetensors")
     kept = [c for c in range(4) if counts[c] >= 10]
     assert record["classes"].tolist() == kept
