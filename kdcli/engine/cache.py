@@ -29,7 +29,7 @@ from kdcli.data.batches import Loader
 from kdcli.data.cache import SEGMENT, Cache, Columns, Store
 from kdcli.data.order import Key, Pool
 from kdcli.data.views import TrainingView
-from kdcli.engine.runtime import Runtime, watching
+from kdcli.engine.runtime import Runtime, Stop, watching
 from kdcli.errors import Preempted
 from kdcli.metrics.efficiency import evaluating
 from kdcli.models.timm import Network
@@ -100,7 +100,7 @@ class Filling:
     max_pixels: int
     workers: int = 0
     timeout: float = 300
-    stop: Any = None
+    stop: Stop | None = None
 
     @property
     def reading(self) -> dict[str, Any]:
@@ -212,7 +212,7 @@ class _Writer:
 
 
 @contextmanager
-def _turn(folder: Path, runtime: Runtime, console: Console, stop: Any) -> Iterator[None]:
+def _turn(folder: Path, runtime: Runtime, console: Console, stop: Stop | None) -> Iterator[None]:
     """One job fills a cache at a time; the first process takes the lock, the others wait for it."""
     lock = None
     try:

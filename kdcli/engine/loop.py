@@ -27,7 +27,7 @@ from kdcli.engine.job import Job, Outcome
 from kdcli.engine.memory import micro_batches_that_fit
 from kdcli.engine.micro import MicroBatches
 from kdcli.engine.optim import build_optimizer, build_schedule
-from kdcli.engine.runtime import Runtime, watching
+from kdcli.engine.runtime import Runtime, Stop, watching
 from kdcli.engine.turn import TurnModule
 from kdcli.errors import Diverged, Preempted
 from kdcli.seeds import seed_of
@@ -37,7 +37,7 @@ LOG = "metrics.jsonl"
 _OVERFLOWS = 25
 
 
-def train(job: Job, output: Output, runtime: Runtime, console: Console, stop: Any = None) -> Outcome:
+def train(job: Job, output: Output, runtime: Runtime, console: Console, stop: Stop | None = None) -> Outcome:
     """Run all phases of a method, resuming from the last committed state of ``output``.
 
     Raises:
@@ -51,7 +51,9 @@ def train(job: Job, output: Output, runtime: Runtime, console: Console, stop: An
 class _Run:
     """The loop's variables; one object per run."""
 
-    def __init__(self, job: Job, output: Output, runtime: Runtime, console: Console, stop: Any) -> None:
+    def __init__(
+        self, job: Job, output: Output, runtime: Runtime, console: Console, stop: Stop | None
+    ) -> None:
         self.job, self.output, self.runtime, self.console, self.stop = job, output, runtime, console, stop
         names = (job.method.export, *job.method.beside)
         self.kept = nn.ModuleDict({name: job.parties[name] for name in names})  # what is written

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -15,6 +15,17 @@ from kdcli import errors
 from kdcli.artifacts.store import Output, open_output
 from kdcli.errors import EnvironmentFault, KdcliError
 from kdcli.sections import RunSection
+
+
+class Stop(Protocol):
+    """Says whether a signal asked to stop: what has begun is finished, kept, and left off there.
+
+    One with a method ``watching`` is told, as a context, where somebody looks at it (see :func:`watching`).
+    """
+
+    @property
+    def requested(self) -> str | None:
+        """Name of the signal that came, else None."""
 
 
 class Runtime:
@@ -108,9 +119,10 @@ def open_runtime(config: RunSection, *, find_unused: bool = False) -> Runtime:
     return Runtime(accelerator)
 
 
-def watching(stop: Any) -> AbstractContextManager[None]:
+def watching(stop: Stop | None) -> AbstractContextManager[None]:
     """A block in which a signal is noted for ``stop`` instead of ending the process."""
-    return stop.watching() if hasattr(stop, "watching") else nullcontext()
+    watch = getattr(stop, "watching", None)
+    return nullcontext() if watch is None else watch()
 
 
 def _parse(device: str) -> str:
