@@ -14,12 +14,14 @@ from kdcli.data.batches import training_loader
 from kdcli.data.cache import Store
 from kdcli.data.samples import Data
 from kdcli.engine.cache import Filling, fill_calls
+from kdcli.engine.feed import Loaded
 from kdcli.engine.job import Job
+from kdcli.engine.micro import MicroBatches
 from kdcli.engine.runtime import Runtime
 from kdcli.models.timm import Network
-from kdcli.sections import StudentSection
 from kdcli.runs import assess, frame
 from kdcli.runs.material import Material
+from kdcli.sections import StudentSection
 from kdcli.tasks import Task
 from kdcli.words import Method
 
@@ -72,19 +74,20 @@ def training_job(
     return Job(
         method=method,
         parties=dict(parties),
-        order=material.order,
-        loader=training_loader(
-            pool, material.view, columns=columns, pin=runtime.device.type == "cuda", **reading
+        batches=Loaded(
+            material.order,
+            training_loader(
+                pool, material.view, columns=columns, pin=runtime.device.type == "cuda", **reading
+            ),
+            MicroBatches(material.order, config.optim, classes, task.row_weight(pool.labels), config.seed),
         ),
         optim=config.optim,
         steps=material.steps,
         schedule_steps=material.schedule_steps,
-        classes=classes,
         seed=config.seed,
         evaluate=_evaluation(config, task, data, runtime, reading),
         selection=task.selection,
         evaluate_every=config.evaluate_steps or config.evaluate_every * material.order.steps_per_epoch,
-        row_weight=task.row_weight(pool.labels),
         save_steps=config.save_steps,
         save_minutes=config.save_minutes,
         log_every=config.log_every,
