@@ -104,6 +104,7 @@ class _Run:
                 self._steps(span, prepared, bar)
             if job.save_ends and (self.found is None or self.found[0] < end):
                 self._commit()
+            self.progress.log_bytes = self.log.length
         self.runtime.release()
         del prepared
 

@@ -228,8 +228,8 @@ def run(plan: Plan, console: Console, *, stop: Any = None, command: str = "") ->
         Preempted: features computed so far stay in the cache.
     """
     from kdcli.engine.heads import best
+    from kdcli.engine.moments import FILE as RECORDS
     from kdcli.engine.runtime import open_runtime, shared_output
-    from kdcli.synthesis.lopes import FILE as RECORDS
 
     runtime = open_runtime(plan.config, find_unused=plan.dense)
     path = plan.target.path
@@ -302,8 +302,8 @@ def _export(
     """Write backbone and head, with the whole grid in the manifest, and commit."""
     from kdcli.engine.heads import best
     from kdcli.engine.loop import LOG
+    from kdcli.engine.moments import FILE as RECORDS
     from kdcli.models.save import save
-    from kdcli.synthesis.lopes import FILE as RECORDS
 
     keep = save(network, output.partial, (outcome.best or outcome.last) if outcome else None)
     if plan.config.statistics.record:

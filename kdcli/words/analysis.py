@@ -83,12 +83,18 @@ def inputs_used(turn: Turn) -> set[str]:
 
 
 def without_zero_terms(method: Method) -> Method:
-    """Drop terms of constant weight zero, then calls, derives and parties that only they used."""
+    """Drop terms of constant weight zero, then calls, derives and parties that only they used.
+
+    Terms that are watched stay, where there are others beside them.
+    """
     phases = []
     for phase in method.phases:
         turns = []
         for turn in phase.turns:
-            terms = tuple(t for t in turn.terms if callable(t.weight) or t.weight != 0)
+            weighing = any(callable(t.weight) or t.weight != 0 for t in turn.terms)
+            terms = tuple(
+                t for t in turn.terms if callable(t.weight) or t.weight != 0 or (t.watched and weighing)
+            )
             used, derived = used_by(turn, terms)
             calls = tuple(c for c in turn.calls if c.name in used)
             derives = tuple(d for d in turn.derives if d.out in derived)

@@ -71,6 +71,7 @@ class Term:
         scope: ``sample`` (a mean over rows) or ``batch`` (a relation between rows, of all processes).
         rows: a batch column of booleans that selects rows; the mean divides by their global count. A choice
             that depends on the rows beside it is made inside a loss of scope ``batch``.
+        watched: whether it is computed for the log where it weighs nothing.
     """
 
     name: str
@@ -80,6 +81,7 @@ class Term:
     keywords: dict[str, Any] = field(default_factory=dict)
     scope: Literal["sample", "batch"] = "sample"
     rows: str | None = None
+    watched: bool = False
 
 
 @dataclass(frozen=True)
