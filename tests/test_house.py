@@ -230,7 +230,7 @@ KEYS = {
         "sampling": "strengths pad_tokens guidance steps scheduler",
         "inversion": "batch steps half_steps lr betas schedule warmup start jitter flip clip label "
         "statistics first_statistics tv_l2 tv_l1 l2 l2_over competition latent one_hot entropy activation "
-        "min_count small_classes",
+        "base reduction min_count small_classes",
     },
     "distill": {
         "": f"{RUN_KEYS} teacher teacher_mean via recipe terms student weights from_scratch image_size head "
@@ -389,7 +389,7 @@ def test_no_work_is_left_in_notes() -> None:
     "module",
     [
         *("kdcli.methods", "kdcli.words", "kdcli.stages", "kdcli.cli", "kdcli.artifacts.manifest"),
-        *("kdcli.synthesis", "kdcli.synthesis.sampling", "kdcli.synthesis.settings", "kdcli.tasks"),
+        *("kdcli.synthesis", "kdcli.synthesis.sampling", "kdcli.methods.datafree", "kdcli.tasks"),
         *(entry.reader.partition(":")[0] for entry in TASKS.values()),
     ],
 )

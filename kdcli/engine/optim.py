@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -157,3 +157,15 @@ def build_schedule(optimizer: Any, section: OptimSection, steps: int, steps_per_
         cooldown_epochs=0,
     )
     return schedule
+
+
+class Rates:
+    """A schedule that is a function: of step k of a phase, and of the phase's length."""
+
+    def __init__(self, optimizer: Any, rate: Callable[[int, int], float], length: int) -> None:
+        self._optimizer, self._rate, self._length = optimizer, rate, length
+
+    def step(self, step: int) -> None:
+        """Set the learning rate of a step."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._rate(step, self._length)

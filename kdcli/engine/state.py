@@ -222,6 +222,11 @@ class Log:
             self._file.write(json.dumps(row).encode() + b"\n")
             self._file.flush()
 
+    @property
+    def length(self) -> int:
+        """Bytes of all rows, where they are written."""
+        return self._file.tell() if self._writes else 0
+
     def sync(self) -> int:
         """Make all rows durable; returns the length."""
         self._file.flush()

@@ -77,7 +77,7 @@ class TurnModule(nn.Module):
         loss = share.new_zeros(())
         for term in self.turn.terms:
             weight = term.weight(done) if callable(term.weight) else term.weight
-            value = self.term(term, values, share) if weight else share.new_zeros(())
+            value = self.term(term, values, share) if weight or term.watched else share.new_zeros(())
             loss = loss + weight * value
             results[term.name] = value.detach()
         if torch.is_grad_enabled() and not loss.requires_grad:  # nothing weighs anything now

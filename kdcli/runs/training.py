@@ -14,7 +14,9 @@ from kdcli.data.batches import training_loader
 from kdcli.data.cache import Store
 from kdcli.data.other_views import other_views
 from kdcli.engine.cache import Filling, fill_calls
+from kdcli.engine.feed import Loaded
 from kdcli.engine.job import Job
+from kdcli.engine.micro import MicroBatches
 from kdcli.engine.runtime import Runtime
 from kdcli.models.timm import Network
 from kdcli.runs import assess, frame
@@ -57,19 +59,21 @@ def training_job(
     return Job(
         method=method,
         parties=dict(parties),
-        order=material.order,
-        loader=training_loader(
-            pool,
-            material.view,
-            columns=columns,
-            pin=runtime.device.type == "cuda",
-            others=other_views(material.view, views_used(method, answered)),
-            **reading,
+        batches=Loaded(
+            material.order,
+            training_loader(
+                pool,
+                material.view,
+                columns=columns,
+                pin=runtime.device.type == "cuda",
+                others=other_views(material.view, views_used(method, answered)),
+                **reading,
+            ),
+            MicroBatches(material.order, config.optim, material.targets, config.seed),
         ),
         optim=config.optim,
         steps=material.steps,
         schedule_steps=material.schedule_steps,
-        targets=material.targets,
         seed=config.seed,
         evaluate=_evaluation(material.lesson, runtime, reading),
         selection=material.lesson.task.selection,

@@ -228,8 +228,8 @@ def run(plan: Plan, console: Console, *, stop: Any = None, command: str = "") ->
         Preempted: features computed so far stay in the cache.
     """
     from kdcli.engine.heads import best
+    from kdcli.engine.moments import FILE as RECORDS
     from kdcli.engine.runtime import open_runtime, shared_output
-    from kdcli.synthesis.lopes import FILE as RECORDS
 
     runtime = open_runtime(plan.config, find_unused=plan.dense)
     path = plan.target.path
@@ -304,7 +304,7 @@ def _export(
     """Write backbone and head, with the whole grid in the manifest, and commit."""
     from kdcli.engine.heads import best
     from kdcli.engine.loop import LOG
-    from kdcli.synthesis.lopes import FILE as RECORDS
+    from kdcli.engine.moments import FILE as RECORDS
 
     keep = network.save(output.partial, (outcome.best or outcome.last) if outcome else None)
     if plan.config.statistics.record:

@@ -130,10 +130,11 @@ def views_used(method: Method, answered: Collection[str] = ()) -> list[str]:
 def without_zero_terms(method: Method) -> Method:
     """Drop terms of constant weight zero, then calls, derives, edits and parties that only they used.
 
-    An edit stays where its party is still trained, and a derive that no term reads where it updates a state
-    that an edit, or a derive that stays, names too.
+    Terms that are watched stay, where there are others beside them. An edit stays where its party is still
+    trained, and a derive that no term reads where it updates a state that an edit, or a derive that stays,
+    names too.
     """
-    terms = [tuple(t for t in turn.terms if callable(t.weight) or t.weight != 0) for turn in method.turns]
+    terms = [tuple(_weighing(turn)) for turn in method.turns]
     wanted = [[a for term in kept for a in term.args] for kept in terms]
     edits = []
     for turn, names in zip(method.turns, wanted):
@@ -147,6 +148,12 @@ def without_zero_terms(method: Method) -> Method:
     phases = tuple(replace(p, turns=tuple(next(turns) for _ in p.turns)) for p in method.phases)
     called = {c.party for p in phases for t in p.turns for c in t.calls} | {method.export}
     return replace(method, phases=phases, parties=tuple(p for p in method.parties if p.name in called))
+
+
+def _weighing(turn: Turn) -> list[Term]:
+    """Terms that weigh something at some time, with those that are watched beside them."""
+    kept = [term for term in turn.terms if callable(term.weight) or term.weight != 0]
+    return [term for term in turn.terms if term in kept or (term.watched and kept)]
 
 
 def _want_states(method: Method, wanted: list[list[str]], named: Iterable[State | None]) -> None:

@@ -114,6 +114,7 @@ class Term:
         rows: ``labelled``, to select the rows that have a label; the mean divides by their global count, and
             a relation is one between those of all processes. A choice that depends on the rows beside it is
             made inside a loss of scope ``batch``.
+        watched: whether it is computed for the log where it weighs nothing.
     """
 
     name: str
@@ -123,6 +124,7 @@ class Term:
     keywords: dict[str, Any] = field(default_factory=dict)
     scope: Literal["sample", "batch"] = "sample"
     rows: str | None = None
+    watched: bool = False
 
 
 @dataclass(frozen=True)

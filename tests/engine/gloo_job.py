@@ -233,7 +233,7 @@ def invert(folder: Path, network: Path) -> None:
     try:
         synthesize.run(plan, QUIET, stop=StopAfter(3, asks=torch.distributed.get_rank() == 1))
     except Preempted:
-        assert len(list(folder.glob("inverted.partial/resting-*.safetensors"))) == 1
+        assert len(list(folder.glob("inverted.partial/round-*/state-*"))) == 1
         synthesize.run(plan, QUIET)
 
 
