@@ -12,9 +12,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from kdcli.artifacts.files import remove
+from kdcli.artifacts.marks import LOCK
 from kdcli.errors import EnvironmentFault, InputError
 
-LOCK = ".lock"
 IDENTITY = "identity.json"
 BOOKKEEPING = {LOCK, IDENTITY, f"{IDENTITY}.partial"}
 _ORPHANS_S = 10.0  # loader workers of a killed run notice within 5 s, and hold its lock until then
