@@ -149,7 +149,10 @@ def is_ours(path: Path | str) -> bool:
 
 
 def _carries_mark(folder: Path) -> bool:
-    text = marks.lock_text(folder)
+    try:
+        text = marks.lock_text(folder)
+    except (OSError, ValueError):
+        return False
     begun = folder.name.endswith(".partial") and marks.is_begun(text)
     marked = begun or marks.is_marked(text) or marks.is_trash(folder.name)
     return folder.is_dir() if marked else is_artifact(folder)

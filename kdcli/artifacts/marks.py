@@ -6,6 +6,7 @@ name that no one gives by chance: it ends in a check of itself. A finished artif
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -15,7 +16,7 @@ from pathlib import Path
 
 LOCK = ".lock"
 MARK = b"kdcli keeps this folder and deletes what is in it\n"
-_LINE = 400  # bytes that are read of a lock: the mark, and who holds it
+LINE = 400  # bytes that are read of a lock: the mark, and who holds it
 _HOLDER = re.compile(rb"process \d+ on [^\n]*")  # all that 0.1 wrote into a lock
 _TRASH = re.compile(r"(.+)\.trash-([0-9a-f]{8})-([0-9a-f]{12})", re.DOTALL)
 
@@ -24,17 +25,25 @@ def lock_text(folder: Path | str, descriptor: int | None = None) -> bytes | None
     """The beginning of a directory's lock file; None if it has none that is a regular file.
 
     Args:
-        folder: its path, or its name where ``descriptor`` is given.
-        descriptor: of the directory itself, open.
+        folder: the directory.
+        descriptor: of the directory, if it is open: it may have been renamed meanwhile.
+
+    Raises:
+        OSError, ValueError: it cannot be opened, though it may be there.
     """
+    path = os.path.join(folder, LOCK)
     try:
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
-        name = os.path.join(folder, LOCK) if descriptor is None else LOCK
-        fd = os.open(name, flags, dir_fd=descriptor)
-    except (OSError, ValueError):
-        return None
+        fd = os.open(
+            LOCK if descriptor is not None else path,
+            os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK,
+            dir_fd=descriptor,
+        )
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO):
+            return None  # nothing, nothing below it, a link, a socket
+        raise OSError(error.errno, error.strerror, path) from error
     try:
-        return os.pread(fd, _LINE, 0) if stat.S_ISREG(os.fstat(fd).st_mode) else None
+        return os.pread(fd, LINE, 0) if stat.S_ISREG(os.fstat(fd).st_mode) else None
     finally:
         os.close(fd)
 
