@@ -145,10 +145,11 @@ def is_ours(path: Path | str) -> bool:
     may be a dataset artifact. It looks at one directory and opens a few small files.
     """
     folder = Path(path)
-    return _carries_mark(folder) or bool(_own(folder, _NESTED))
+    return carries_mark(folder) or bool(_own(folder, _NESTED))
 
 
-def _carries_mark(folder: Path) -> bool:
+def carries_mark(folder: Path) -> bool:
+    """Whether a directory is an artifact, an unfinished one, a cache, or what a deletion left."""
     try:
         text = marks.lock_text(folder)
     except (OSError, ValueError):
@@ -182,7 +183,7 @@ def _own(folder: Path, depth: int) -> int | None:
                     continue
                 if not depth or not entry.is_dir(follow_symlinks=False):
                     return None
-                inner = 1 if _carries_mark(Path(entry.path)) else _own(Path(entry.path), depth - 1)
+                inner = 1 if carries_mark(Path(entry.path)) else _own(Path(entry.path), depth - 1)
                 if inner is None:
                     return None
                 count += inner
