@@ -12,6 +12,7 @@ from kdcli.artifacts import store
 from kdcli.config import identity
 from kdcli.errors import InputError, UsageError
 from kdcli.launch import world_size
+from kdcli.runs import places
 from kdcli.sections import DataSection, OptimSection, RunSection, SourceSection
 
 if TYPE_CHECKING:
@@ -46,10 +47,14 @@ def target(stage: str, config: RunSection, parents: list[dict[str, str]], data: 
         config: all fields.
         parents: see :func:`parent`.
         data: fingerprints by role.
+
+    Raises:
+        InputError: the run must not write there, see :func:`kdcli.runs.places.check`.
     """
     hashes = {p["role"]: p["hash"] for p in parents if p["hash"]}
     found = {"stage": stage, "config": identity(config), "parents": hashes, "data": data}
     path = Path(config.out or Path("runs", f"{stage}-{manifests.digest(found)[:10]}"))
+    places.check(config, path)
     return Target(path, found, parents)
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ConfigDict, field_validator
@@ -22,7 +23,7 @@ from kdcli import methods
 from kdcli.config import Section, inputs, method_option
 from kdcli.console import Console, duration, size
 from kdcli.errors import UsageError
-from kdcli.runs import Result, frame, recipes, show
+from kdcli.runs import Result, frame, places, recipes, show
 from kdcli.sections import StudentSection
 
 if TYPE_CHECKING:
@@ -174,6 +175,8 @@ def _chain(config: Config, console: Console, unless_complete: bool) -> Chain | R
     from kdcli.runs.material import build_student
 
     teacher = config.teacher
+    for link in (_link(config, index, teacher) for index in range(len(config.via) + 1) if config.out):
+        places.check(link, Path(str(link.out)))
     for index in range(len(config.via) + 1):
         made = plan(_link(config, index, teacher), console, unless_complete=unless_complete)
         if isinstance(made, Result):
