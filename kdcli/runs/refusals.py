@@ -29,13 +29,13 @@ def refuse_options(config: StudentSection, method: Method) -> None:
             raise UsageError("--extra-ratio and data.labelled_fraction both fill batches: give one.")
         if not data.extra:
             raise UsageError("--extra-ratio needs --extra.")
-    if reads_labels(method) and (optim.mixup or optim.cutmix):
-        raise UsageError(f"method {method.name} reads class numbers, and mixed pictures have none: no mixup.")
     if (views := views_used(method)) and (optim.mixup or optim.cutmix):
         raise UsageError(
             f"method {method.name} sees {', '.join(views)} beside each picture, and mixed pictures have no "
             "such view: no mixup, no CutMix."
         )
+    if reads_labels(method) and (optim.mixup or optim.cutmix):
+        raise UsageError(f"method {method.name} reads class numbers, and mixed pictures have none: no mixup.")
     terms = [term for turn in method.turns for term in turn.terms]
     if data.class_balance == "loss" and not any("row_weight" in term.args for term in terms):
         raise UsageError(

@@ -177,7 +177,7 @@ def states(assembly: Assembly) -> dict[str, dict[str, list[int]]]:
 
 
 def beyond_the_table(console: Console, method: Method, assembly: Assembly) -> None:
-    """A line about each call on other inputs than one view or of several rows, each group, edit, state."""
+    """A line about each call on more or less than one view, or of more rows, each group, edit and state."""
     from kdcli.engine.edits import edited
 
     for turn in method.turns:
@@ -194,9 +194,8 @@ def beyond_the_table(console: Console, method: Method, assembly: Assembly) -> No
             count = len(edited(edit, assembly.parties[edit.party]))
             console.note(f"edits    {edit.name}: {edit.on} of {edit.party}, {count} parameters, in each step")
     for name, shapes in states(assembly).items():
-        console.note(
-            f"keeps    {name}: " + ", ".join(f"{tensor} {shape}" for tensor, shape in shapes.items())
-        )
+        kept = ", ".join(f"{tensor} {shape}" for tensor, shape in shapes.items())
+        console.note(f"keeps    {name}: {kept}")
 
 
 def _tap(reference: str, shapes: Mapping[str, tuple[int, ...]]) -> str:
