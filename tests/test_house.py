@@ -310,7 +310,7 @@ def branches_by_task(tree: ast.Module, heads: set[str]) -> Iterator[ast.AST]:
 
 
 def test_only_tasks_ask_which_task_it_is() -> None:
-    """A new task is one folder: nothing outside ``tasks`` goes by a task's name or a head's class."""
+    """A new task is one folder: nothing outside ``tasks`` goes by a task's name or by the class of a head."""
     rooms = {file: file.relative_to(ROOT).as_posix() for file in FILES}
     heads = {
         node.name

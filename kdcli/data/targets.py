@@ -30,9 +30,6 @@ class Targets:
 
     labels: np.ndarray
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
     @property
     def hashes(self) -> tuple[np.ndarray, ...]:
         """[N] each: what the fingerprint of the samples covers beside pictures and labels."""

@@ -71,9 +71,10 @@ class TrainingView:
         # torchvision draws from torch alone, timm's policies from random and numpy too
         scope = seeded if self.section.auto_augment else torch_seeded
         with scope(seed_of(self.seed, view, sample_id)):
+            if beside is None:
+                return painted(moved(picture))
             cut, followed = moved(picture, beside)
-            x = painted(cut)
-        return x if beside is None else (x, followed)
+            return painted(cut), followed
 
     def _build(self) -> tuple[Callable[..., Any], Callable[[Any], Any]]:
         """What moves pixels and all that belongs to them, and what then changes the picture alone."""

@@ -32,7 +32,7 @@ SIDE = 40
 
 @dataclass(frozen=True)
 class Boxes(Targets):
-    """Boxes [k, 4] in pixels (left, top, right, bottom); the label is how many they are."""
+    """Boxes [k, 4] in pixels (left, top, right, bottom), numbered; the label is how many they are."""
 
     boxes: np.ndarray  # [N] of arrays
 
