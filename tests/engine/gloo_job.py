@@ -130,7 +130,12 @@ def batch(labels: str) -> dict[str, torch.Tensor]:
     made = torch.Generator().manual_seed(3)
     columns = {name: torch.randn(ROWS, WIDTH, generator=made) for name in ("x", "x2", "z")}
     columns["y"] = torch.randint(0, CLASSES, (ROWS,), generator=made)
-    masks = {"all": [1] * 8, "uneven": [1, 1, 1, 0, 0, 0, 0, 0], "none": [0] * 8}
+    masks = {
+        "all": [1] * 8,
+        "uneven": [1, 1, 1, 0, 0, 0, 0, 0],
+        "spread": [0, 1, 1, 1, 0, 0, 1, 0],
+        "none": [0] * 8,
+    }
     columns["labelled"] = torch.tensor(masks[labels], dtype=torch.bool)
     return columns
 
@@ -186,7 +191,7 @@ def compare_gradients(runtime: Runtime, folder: Path) -> None:
     names = sorted(name for name in one if one[name].abs().sum() > 0)
     worst = max(float((two[n] - one[n]).abs().max()) for n in names)
     results["relation"] = {"worst": worst, "names": names}
-    for labels in ("all", "uneven", "none"):
+    for labels in ("all", "uneven", "spread", "none"):
         results[f"gathered/{labels}"] = compare_states(runtime, labels)
     if runtime.main:
         (folder / "gradients.json").write_text(json.dumps(results))

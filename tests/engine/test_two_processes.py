@@ -71,7 +71,7 @@ def test_a_relation_sees_the_rows_of_both_processes(found):
     assert len(result["names"]) == 4
 
 
-@pytest.mark.parametrize("labels", ["all", "uneven", "none"])
+@pytest.mark.parametrize("labels", ["all", "uneven", "spread", "none"])
 def test_selected_rows_derived_ones_and_queues_are_those_of_both_processes(found, labels):
     result = json.loads((found / "gradients.json").read_text())[f"gathered/{labels}"]
     assert result["worst"] < 1e-6

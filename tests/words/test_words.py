@@ -5,8 +5,20 @@ import sys
 
 import pytest
 
-from kdcli.words import Call, Derive, Method, Party, Phase, Term, Turn
-from kdcli.words.analysis import split_reference, taps_used, used_by, without_zero_terms
+from kdcli.words import Call, Derive, Edit, Method, Party, Phase, State, Term, Turn
+from kdcli.words.analysis import (
+    cacheable_calls,
+    calls_made,
+    has_rows,
+    is_cacheable,
+    leaves_unused,
+    split_reference,
+    states_of,
+    taps_used,
+    used_by,
+    views_used,
+    without_zero_terms,
+)
 
 
 def loss(*_: object) -> float:
@@ -123,3 +135,137 @@ def test_the_words_import_without_torch() -> None:
     code = "import sys, kdcli.words, kdcli.methods; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+# -- states and edits ----------------------------------------------------------------------------------------
+
+QUEUE, MASK = State("queue", loss, ("t.pooled",)), State("mask", loss, ("s:head.weight",))
+KEPT = Term("ce", loss, ("s.logits", "y"))
+
+
+def stateful(*terms: Term, edits: tuple[Edit, ...] = (), **more: tuple[str, ...]) -> Turn:
+    derives = (
+        Derive("bank", loss, ("~t.pooled",), scope="batch", state=QUEUE),
+        Derive("marks", loss, ("~t.tokens",), scope="batch", state=MASK),
+    )
+    return Turn("student", ("student",), CALLS, terms, derives, edits=edits, **more)
+
+
+def left_of(turn: Turn) -> Turn:
+    found = without_zero_terms(Method("m", method().parties, (Phase((turn,)),)))
+    return found.phases[0].turns[0]
+
+
+def test_what_updates_a_state_goes_where_nobody_reads_it() -> None:
+    left = left_of(stateful(KEPT))
+    assert (left.derives, [c.name for c in left.calls]) == ((), ["s"])
+
+
+def test_what_updates_the_state_of_an_edit_stays_with_its_calls() -> None:
+    edit = Edit("prune", "gradient", "student", ("*",), loss, state=MASK)
+    left = left_of(stateful(KEPT, edits=(edit,)))
+    assert [d.out for d in left.derives] == ["marks"]
+    assert [c.name for c in left.calls] == ["s", "t"]
+    assert left.edits == (edit,)
+    assert list(states_of(Method("m", (), (Phase((left,)),)))) == ["mask"]
+
+
+def test_what_updates_the_state_of_a_derive_that_is_read_stays() -> None:
+    """In another turn too."""
+    reading = Turn(
+        "generator",
+        ("generator",),
+        (Call("fake", "generator", ("z",)),),
+        (Term("far", loss, ("fake.out", "~known")),),
+        (Derive("known", loss, ("z",), scope="batch", state=QUEUE),),
+    )
+    found = without_zero_terms(Method("m", method().parties, (Phase((stateful(KEPT), reading)),)))
+    first, second = found.phases[0].turns
+    assert [d.out for d in first.derives] == ["bank"]
+    assert [d.out for d in second.derives] == ["known"]
+
+
+def test_an_edit_goes_with_the_terms_that_train_its_party() -> None:
+    edit = Edit("clamp", "weights", "generator", ("*",), loss)
+    zero = Term("z", loss, ("fake.out",), 0.0)
+    turn = Turn(
+        "both", ("student", "generator"), CALLS, (KEPT, zero), edits=(edit,), groups={"generator": {}}
+    )
+    left = left_of(turn)
+    assert (left.edits, left.trains, left.groups) == ((), ("student",), {})
+
+
+def test_a_derive_with_a_state_is_computed_in_every_step() -> None:
+    late = Term("late", loss, ("s.logits", "~bank"), lambda done: float(done >= 0.5))
+    turn = stateful(KEPT, late)
+    assert used_by(turn, [KEPT]) == ({"s", "t"}, {"bank", "marks"})
+    assert calls_made(turn, 10, 10)["t"] == 10
+
+
+def test_a_derive_with_a_state_may_leave_parameters_without_gradient() -> None:
+    plain = Turn("student", ("student",), CALLS, (KEPT,))
+    for turn, may in ((plain, False), (stateful(KEPT), True)):
+        assert leaves_unused(Method("m", method().parties, (Phase((turn,)),))) is may
+
+
+@pytest.mark.parametrize(
+    ("reference", "rows"),
+    [
+        ("y", True),
+        ("~s.logits", True),
+        ("s:head.weight", False),
+        ("gate", True),
+        ("bank", False),
+        ("norm", False),
+        ("free.out", False),
+        ("of_bank.out", False),
+    ],
+)
+def test_what_has_rows_of_the_batch(reference: str, rows: bool) -> None:
+    derives = (
+        *DERIVES,
+        Derive("bank", loss, ("~t.pooled",), scope="batch"),
+        Derive("norm", loss, ("s:head.weight",)),
+    )
+    calls = (*CALLS, Call("free", "generator", ()), Call("of_bank", "generator", ("~bank",)))
+    assert has_rows(Turn("student", ("student",), calls, (), derives), reference) is rows
+
+
+# -- views ---------------------------------------------------------------------------------------------------
+
+
+def seeing(*inputs: str, tap: str = "logits") -> Turn:
+    calls = tuple(Call(f"t{i}", "teacher", (read,)) for i, read in enumerate(inputs))
+    terms = (KEPT, *(Term(f"kl{i}", loss, (f"~t{i}.{tap}",)) for i in range(len(inputs))))
+    return Turn("student", ("student",), (Call("s", "student"), *calls), terms)
+
+
+@pytest.mark.parametrize(
+    ("turn", "served", "cacheable"),
+    [
+        (seeing("x"), {"t0": "x"}, True),
+        (seeing("x@plain"), {"t0": "x@plain"}, True),
+        (seeing("x", "x@plain"), {"t0": "x", "t1": "x@plain"}, True),
+        (seeing("x", "x@2"), {"t0": "x"}, False),
+        (seeing("x@plain", tap="pooled"), {}, False),
+        (seeing("s.logits"), {}, False),
+    ],
+)
+def test_caches_answer_calls_on_views_and_on_plain_cuts(
+    turn: Turn, served: dict[str, str], cacheable: bool
+) -> None:
+    found = Method("m", method().parties, (Phase((turn,)),))
+    assert cacheable_calls(found) == served
+    assert is_cacheable(found) is cacheable
+
+
+def test_one_name_for_two_calls_is_not_cached() -> None:
+    found = Method("m", method().parties, (Phase((seeing("x"), seeing("x@plain"))),))
+    assert cacheable_calls(found) == {}
+    assert not is_cacheable(found)
+
+
+def test_views_that_are_read() -> None:
+    found = Method("m", method().parties, (Phase((seeing("x", "x@plain", "x@2"),)),))
+    assert views_used(found) == ["x@2", "x@plain"]
+    assert views_used(found, answered={"t1"}) == ["x@2"]
