@@ -7,8 +7,9 @@ import os
 import re
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 
 from kdcli.artifacts.files import remove
@@ -96,23 +97,41 @@ def _is_foreign(partial: Path) -> bool:
         os.close(folder)
 
 
-def _take(fd: int, path: Path) -> None:
-    deadline = time.monotonic() + _ORPHANS_S
-    while True:
+def take(fd: int, seconds: float, held: Callable[[int], None]) -> None:
+    """Take the lock on an open file, trying it again and again.
+
+    Args:
+        fd: descriptor of the file.
+        seconds: between two tries.
+        held: called where another process has it, with how often it was called before; what it raises ends
+            the waiting.
+    """
+    for tries in count():
         try:
             return fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = os.pread(fd, 200, 0).decode(errors="replace")
-            if not _gone(holder) or time.monotonic() > deadline:
-                raise EnvironmentFault(
-                    f"{path} is being written by {holder or 'another process'}. Wait for it, or choose "
-                    "another --out."
-                ) from None
-            time.sleep(0.02)
-        except OSError as error:
+            pass
+        held(tries)
+        time.sleep(seconds)
+
+
+def _take(fd: int, path: Path) -> None:
+    deadline = time.monotonic() + _ORPHANS_S
+
+    def held(_: int) -> None:
+        holder = os.pread(fd, 200, 0).decode(errors="replace")
+        if not _gone(holder) or time.monotonic() > deadline:
             raise EnvironmentFault(
-                f"cannot lock {path}: {error.strerror}. Choose an --out on a disk that has locks."
-            ) from error
+                f"{path} is being written by {holder or 'another process'}. Wait for it, or choose "
+                "another --out."
+            )
+
+    try:
+        take(fd, 0.02, held)
+    except OSError as error:
+        raise EnvironmentFault(
+            f"cannot lock {path}: {error.strerror}. Choose an --out on a disk that has locks."
+        ) from error
 
 
 def _gone(holder: str) -> bool:

@@ -38,11 +38,7 @@ def mixed(
     other = x.flip(0)
     if cut:
         height, width = x.shape[-2:]
-        side = math.sqrt(1 - lam)
-        h, w = int(height * side), int(width * side)
-        cy, cx = int(rng.integers(height)), int(rng.integers(width))
-        top, bottom = max(cy - h // 2, 0), min(cy + (h + 1) // 2, height)
-        left, right = max(cx - w // 2, 0), min(cx + (w + 1) // 2, width)
+        top, bottom, left, right = box(rng, 1 - lam, height, width)
         x = x.clone()
         x[..., top:bottom, left:right] = other[..., top:bottom, left:right]
         lam = 1 - (bottom - top) * (right - left) / (height * width)
@@ -50,6 +46,26 @@ def mixed(
         x = (lam * x.float() + (1 - lam) * other.float()).round().to(torch.uint8)
     hot = F.one_hot(y.clamp(min=0), classes).float()
     return x, lam * hot + (1 - lam) * hot.flip(0), both_labelled(y >= 0)
+
+
+def box(rng: np.random.Generator, area: float, height: int, width: int) -> tuple[int, int, int, int]:
+    """CutMix's box: top, bottom, left and right.
+
+    Its centre is uniform, and what sticks out of the picture is cut off.
+
+    Args:
+        rng: for the centre.
+        area: share of the picture that the whole box has, 1 − λ.
+        height: of the picture.
+        width: likewise.
+    """
+    side = math.sqrt(area)
+    h, w = int(height * side), int(width * side)
+    cy, cx = int(rng.integers(height)), int(rng.integers(width))
+    return (
+        *(max(cy - h // 2, 0), min(cy + (h + 1) // 2, height)),
+        *(max(cx - w // 2, 0), min(cx + (w + 1) // 2, width)),
+    )
 
 
 def both_labelled(labelled: Tensor) -> Tensor:
