@@ -11,8 +11,9 @@ import os
 import re
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 
 from kdcli.artifacts import marks
@@ -139,23 +140,41 @@ def _sign(fd: int) -> None:
     os.pwrite(fd, f"process {os.getpid()} on {socket.gethostname()}".encode(), len(marks.MARK))
 
 
-def _take(fd: int, path: Path) -> None:
-    deadline = time.monotonic() + _ORPHANS_S
-    while True:
+def take(fd: int, seconds: float, held: Callable[[int], None]) -> None:
+    """Take the lock on an open file, trying it again and again.
+
+    Args:
+        fd: descriptor of the file.
+        seconds: between two tries.
+        held: called where another process has it, with how often it was called before; what it raises ends
+            the waiting.
+    """
+    for tries in count():
         try:
             return fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = marks.holder(os.pread(fd, marks.LINE, 0))
-            if not _gone(holder) or time.monotonic() > deadline:
-                raise EnvironmentFault(
-                    f"{path} is being written by {holder or 'another process'}. Wait for it, or choose "
-                    "another --out."
-                ) from None
-            time.sleep(0.02)
-        except OSError as error:
+            pass
+        held(tries)
+        time.sleep(seconds)
+
+
+def _take(fd: int, path: Path) -> None:
+    deadline = time.monotonic() + _ORPHANS_S
+
+    def held(_: int) -> None:
+        holder = marks.holder(os.pread(fd, marks.LINE, 0))
+        if not _gone(holder) or time.monotonic() > deadline:
             raise EnvironmentFault(
-                f"cannot lock {path}: {error.strerror}. Choose an --out on a disk that has locks."
-            ) from error
+                f"{path} is being written by {holder or 'another process'}. Wait for it, or choose "
+                "another --out."
+            )
+
+    try:
+        take(fd, 0.02, held)
+    except OSError as error:
+        raise EnvironmentFault(
+            f"cannot lock {path}: {error.strerror}. Choose an --out on a disk that has locks."
+        ) from error
 
 
 def _gone(holder: str) -> bool:

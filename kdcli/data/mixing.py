@@ -35,11 +35,7 @@ def mixed(x: Tensor, *, mixup: float, cutmix: float, seed: int) -> tuple[Tensor,
     other = x.flip(0)
     if cut:
         height, width = x.shape[-2:]
-        side = math.sqrt(1 - lam)
-        h, w = int(height * side), int(width * side)
-        cy, cx = int(rng.integers(height)), int(rng.integers(width))
-        top, bottom = max(cy - h // 2, 0), min(cy + (h + 1) // 2, height)
-        left, right = max(cx - w // 2, 0), min(cx + (w + 1) // 2, width)
+        top, bottom, left, right = box(rng, 1 - lam, height, width)
         x = x.clone()
         x[..., top:bottom, left:right] = other[..., top:bottom, left:right]
         lam = 1 - (bottom - top) * (right - left) / (height * width)
@@ -51,6 +47,26 @@ def mixed(x: Tensor, *, mixup: float, cutmix: float, seed: int) -> tuple[Tensor,
 def averaged(rows: Tensor, share: float) -> Tensor:
     """Targets [B, …] of mixed views, of the pictures' own: ``share`` of each, the rest of its partner's."""
     return share * rows + (1 - share) * rows.flip(0)
+
+
+def box(rng: np.random.Generator, area: float, height: int, width: int) -> tuple[int, int, int, int]:
+    """CutMix's box: top, bottom, left and right.
+
+    Its centre is uniform, and what sticks out of the picture is cut off.
+
+    Args:
+        rng: for the centre.
+        area: share of the picture that the whole box has, 1 − λ.
+        height: of the picture.
+        width: likewise.
+    """
+    side = math.sqrt(area)
+    h, w = int(height * side), int(width * side)
+    cy, cx = int(rng.integers(height)), int(rng.integers(width))
+    return (
+        *(max(cy - h // 2, 0), min(cy + (h + 1) // 2, height)),
+        *(max(cx - w // 2, 0), min(cx + (w + 1) // 2, width)),
+    )
 
 
 def both_labelled(labelled: Tensor) -> Tensor:

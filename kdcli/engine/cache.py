@@ -7,7 +7,6 @@ another precision is another cache. Two writers take turns.
 
 from __future__ import annotations
 
-import fcntl
 import io
 import os
 import time
@@ -22,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kdcli.artifacts.lock import take
 from kdcli.artifacts.manifest import Manifest, digest
 from kdcli.artifacts.store import open_output, write_bytes
 from kdcli.console import Console
@@ -215,21 +215,17 @@ class _Writer:
 def _turn(folder: Path, runtime: Runtime, console: Console, stop: Stop | None) -> Iterator[None]:
     """One job fills a cache at a time; the first process takes the lock, the others wait for it."""
     lock = None
+
+    def held(tries: int) -> None:
+        if tries == 0:
+            console.note(f"another run fills {folder}: waiting for it")
+        if stop is not None and stop.requested:
+            raise Preempted(f"{stop.requested}; run the same command again.")
+
     try:
         if runtime.main:
             lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
-            told = False
-            while True:
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if not told:
-                        console.note(f"another run fills {folder}: waiting for it")
-                        told = True
-                    if stop is not None and stop.requested:
-                        raise Preempted(f"{stop.requested}; run the same command again.") from None
-                    time.sleep(_POLL_S)
+            take(lock, _POLL_S, held)
         runtime.barrier()
         yield
     finally:

@@ -219,7 +219,7 @@ class _Run:
             for key, value in terms.items():
                 totals[key] = totals.get(key, 0) + value.detach().float()
         parameters = [p for p in module.parameters() if p.requires_grad and p.grad is not None]
-        accelerator.unscale_gradients(self.optimizers[turn.name])
+        accelerator.unscale_gradients(optimizer.optimizer)
         edits.of_gradients()
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if section.clip_grad:

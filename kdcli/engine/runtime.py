@@ -104,10 +104,12 @@ class _Alone(Runtime):
         self.rank, self.world_size = 0, 1
 
     def prepare(self, part: Any, **how: Any) -> Any:
-        """A module runs in the job's precision; an optimiser is as it is."""
-        if isinstance(part, nn.Module) and self.accelerator.mixed_precision != "no":
-            return _Autocast(part, self.accelerator)
-        return part
+        """A module runs in the job's precision; accelerate keeps neither it nor an optimiser."""
+        from accelerate.optimizer import AcceleratedOptimizer
+
+        if not isinstance(part, nn.Module):
+            return AcceleratedOptimizer(part, device_placement=False, scaler=self.accelerator.scaler)
+        return part if self.accelerator.mixed_precision == "no" else _Autocast(part, self.accelerator)
 
     def release(self) -> None:
         """Nothing is kept."""

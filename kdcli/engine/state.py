@@ -24,6 +24,7 @@ WEIGHTS, OPTIMIZER, EMA, STATES, PROGRESS = (
     "states.safetensors",
     "progress.json",
 )
+FORMAT = 2  # 0.1 wrote none
 
 
 @dataclass
@@ -38,6 +39,7 @@ class Progress:
         last: metrics of the latest evaluation.
         skipped: fp16 overflow steps in a row.
         accumulate: micro-batches per step where they were found by trial, else 0.
+        format: of the state that it is written with.
     """
 
     step: int = 0
@@ -47,6 +49,7 @@ class Progress:
     last: dict[str, Any] = field(default_factory=dict)
     skipped: int = 0
     accumulate: int = 0
+    format: int = FORMAT
 
 
 def save(
@@ -92,6 +95,11 @@ def load(
         InputError: it does not fit.
     """
     facts = json.loads((folder / PROGRESS).read_text())
+    if facts.get("format") != FORMAT:
+        raise InputError(
+            f"{folder} was written by another version of kdcli, in a form that is no longer read. Start anew "
+            "with --overwrite."
+        )
     weights = read_tensors(folder / WEIGHTS)
     try:
         for party, module in trained.items():

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from kdcli.data.mixing import box
 from kdcli.synthesis.mixup import fitted
 
 
@@ -25,11 +25,7 @@ def cutmix(pictures: Sequence[Any], seed: int, *, size: tuple[int, int] | None, 
     """
     first, second = fitted(pictures, size)
     rng = np.random.default_rng(seed)
-    side = math.sqrt(1 - rng.beta(alpha, alpha))
-    height, width = first.shape[:2]
-    h, w = int(height * side), int(width * side)
-    cy, cx = int(rng.integers(height)), int(rng.integers(width))
-    box = np.s_[max(cy - h // 2, 0) : cy + (h + 1) // 2, max(cx - w // 2, 0) : cx + (w + 1) // 2]
+    top, bottom, left, right = box(rng, 1 - rng.beta(alpha, alpha), *first.shape[:2])
     mixed = first.copy()
-    mixed[box] = second[box]
+    mixed[top:bottom, left:right] = second[top:bottom, left:right]
     return Image.fromarray(mixed)

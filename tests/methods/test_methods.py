@@ -289,6 +289,8 @@ def test_impossible_pairs_are_refused_by_the_plan(name, more, message, plan):
         ("kd-topk", {"method.part": 0}, "method.part: Input should be greater than 0"),
         ("sequential", {"method.generations": 0}, "generations: Input should be greater than or equal to 1"),
         ("dafl", {"method.latent": 0}, "method.latent: Input should be greater than or equal to 1"),
+        ("dafl", {"method.oh": 1.0}, "dafl has no 'method.oh'. It has: latent, one_hot, entropy, activ"),
+        ("dafl", {"method.onehot": 1.0}, "no 'method.onehot'. Did you mean 'one_hot'"),
         ("kd", {"method.ce": -1}, "term ce would weigh -"),
         ("eskd", {"method.kd": -1}, "term kl would weigh -"),
         ("kd", {"terms": ["rkd=-1"]}, "term rkd-distance would weigh -"),

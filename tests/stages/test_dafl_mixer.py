@@ -123,6 +123,23 @@ def test_refused(options, message, normed, tmp_path):
         dafl_plan(normed, tmp_path / "out", **options)
 
 
+def test_the_base_and_the_reduction_are_parameters(normed, tmp_path):
+    """The paper prints the natural log and a sum; what is not set is as in the code."""
+    found = {}
+    for name, more in {
+        "code": {},
+        "same": {"inversion.base": 10.0, "inversion.reduction": "mean"},
+        "paper": {"inversion.base": math.e, "inversion.reduction": "sum"},
+    }.items():
+        plan = dafl_plan(normed, tmp_path / name, count=2, **{"inversion.steps": 1, **more})
+        found[name] = rows(synthesize.run(plan, QUIET).path)[0]
+    assert found["same"] == found["code"]
+    assert found["paper"]["entropy"] == pytest.approx(found["code"]["entropy"] * math.log(10))
+    width = found["paper"]["activation"] / found["code"]["activation"]
+    assert width == pytest.approx(round(width))
+    assert width > 1
+
+
 def test_a_model_of_layer_norms_will_do(teacher, tmp_path):
     out = synthesize.run(dafl_plan(teacher, tmp_path / "out", count=2, **{"inversion.steps": 2}), QUIET).path
     assert facts(out)["images"] == 2

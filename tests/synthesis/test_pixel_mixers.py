@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from kdcli import synthesis
+from kdcli.data.mixing import mixed
 from kdcli.errors import UsageError
 from kdcli.synthesis.cutmix import cutmix
 from kdcli.synthesis.mixup import mixup
@@ -48,6 +50,16 @@ def test_cutmix_pastes_one_box_at_the_same_place(seed):
     rows, columns = np.where(~own)
     if len(rows):  # a rectangle
         assert len(rows) == (np.ptp(rows) + 1) * (np.ptp(columns) + 1)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_box_is_that_of_training(seed):
+    """``kdcli distill --set optim.cutmix=…`` cuts the same one from the same seed."""
+    black, white = Image.new("RGB", (30, 20)), Image.new("RGB", (30, 20), "white")
+    mixed_here = np.asarray(cutmix([black, white], seed, size=None, alpha=0.7))
+    pair = torch.stack([torch.zeros(3, 20, 30), torch.full((3, 20, 30), 255.0)]).to(torch.uint8)
+    views, *_ = mixed(pair, torch.tensor([0, 1]), 2, mixup=0, cutmix=0.7, seed=seed)
+    assert np.array_equal(mixed_here, views[0].permute(1, 2, 0).numpy())
 
 
 def test_cutmix_areas_follow_lambda():

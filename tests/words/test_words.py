@@ -115,6 +115,16 @@ def test_zero_terms_go_with_all_that_only_they_used() -> None:
     assert [p.name for p in found.parties] == ["student"]
 
 
+def test_watched_terms_stay_beside_others() -> None:
+    kept, watched = Term("ce", loss, ("s.logits", "y")), Term("w", loss, ("t.logits",), 0.0, watched=True)
+    found = without_zero_terms(method(kept, watched))
+    (left,) = found.phases[0].turns
+    assert left.terms == (kept, watched)
+    assert [p.name for p in found.parties] == ["student", "teacher"]
+    (left,) = without_zero_terms(method(watched)).phases[0].turns
+    assert left.terms == ()  # nothing would be learned
+
+
 def test_scheduled_terms_stay_and_so_does_what_they_need() -> None:
     def schedule(_epoch: float) -> float:
         return 0.0
