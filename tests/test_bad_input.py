@@ -161,7 +161,7 @@ CASES = {
         "no weights for test_vit.*--weights FILE.*HF_HOME",
     ),
     "weights beside an artifact": ("probe --teacher teacher --weights a --data data", 2, "--weights"),
-    "output in the way": ("{distill} --data data --out data", 3, "data exists and is not a kdcli artifact"),
+    "output in the way": ("{distill} --data data --out data", 3, "the output data is --data data"),
     "gate of an unknown metric": (
         "eval teacher --data data --require top2>=0",
         2,
