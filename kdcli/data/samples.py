@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from kdcli.artifacts.manifest import digest
+from kdcli.data.files import refuse_special
 from kdcli.data.images import decode, decode_indices, upright_size
 from kdcli.data.masks import VOID
 from kdcli.errors import BadImageError, InputError
@@ -97,7 +98,7 @@ class Samples:
         where = f"{self.name} row {row}"
         data = cell_bytes(self.table[row][self.mask_column], self.root, where)
         try:
-            mask = decode_indices(data, max_pixels=max_pixels)
+            mask = decode_indices(data, max_pixels=max_pixels, picture=self.data(index))
         except BadImageError as error:
             raise BadImageError(f"{where}: its mask: {error}") from error
         if mask.shape != size[::-1]:
@@ -147,9 +148,10 @@ def cell_bytes(cell: Any, root: Path | None, where: str) -> bytes:
     if isinstance(cell, dict) and cell.get("bytes") is not None:
         return cell["bytes"]
     path = cell.get("path") if isinstance(cell, dict) else cell
-    if isinstance(path, str) and path and root is not None and "://" not in path:
+    if isinstance(path, str) and path and root is not None and "://" not in path and "\0" not in path:
         file = Path(path).resolve()
         if file.is_relative_to(root):
+            refuse_special(file)
             try:
                 return file.read_bytes()
             except OSError as error:
@@ -254,6 +256,7 @@ class Data:
         licence: what the data says of itself.
         skipped: ids (hex) of corrupt pictures left out.
         task: what its labels are for, a key of :data:`kdcli.tasks.TASKS`.
+        notes: what the user should know of how they were read.
     """
 
     source: str
@@ -262,6 +265,7 @@ class Data:
     licence: str = ""
     skipped: tuple[str, ...] = ()
     task: str = "classification"
+    notes: tuple[str, ...] = ()
 
     def split(self, name: str) -> Samples:
         """The split ``name``; raises InputError listing those that exist."""
