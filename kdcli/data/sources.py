@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from kdcli.data import splits as splits_of
+from kdcli.data.duplicates import settle
 from kdcli.data.images import decode, upright_size
+from kdcli.data.labels import TRUTH, first_number, note_of_first, numbers_as_names
 from kdcli.data.loading import Raw, load, reason
 from kdcli.data.masks import NAMES, VOID, class_names, mask_column, picture_columns
 from kdcli.data.samples import UNLABELLED, Data, Samples, carve, cell_bytes, hide_labels, identify
@@ -35,20 +37,8 @@ def open_data(config: DataSection, *, need: tuple[str, ...] = ("train",)) -> Dat
     """
     source = config.source or ""
     raw = load(source)
-    names = {
-        "train": config.train,
-        "validation": config.validation or _validation_name(raw.tables),
-        "test": config.test,
-    }
-    wanted = {role: names.get(role) or role for role in need}
-    if "validation" in need and names["validation"] is None:
-        wanted["validation"] = config.train  # carved below
-    for role, name in wanted.items():
-        if name not in raw.tables:
-            only = len(raw.tables) == 1 and role in ("train", "validation")
-            if not only:
-                raise InputError(f"{config.source} has no split '{name}'; it has: {', '.join(raw.tables)}.")
-            wanted[role] = next(iter(raw.tables))
+    raw.refuse_unclear()
+    wanted, carving = splits_of.wanted(raw.tables, config, need)
     used = {name: raw.tables[name] for name in dict.fromkeys(wanted.values())}
     mask = mask_column(next(iter(raw.tables.values())), config)
     classes, label_column = (None, None) if mask else _classes(raw, config)
@@ -60,14 +50,20 @@ def open_data(config: DataSection, *, need: tuple[str, ...] = ("train",)) -> Dat
         samples, skipped = _without_corrupt(samples, config)
         data = replace(data, skipped=skipped)
     if mask:
-        train = samples.get(config.train) or next(iter(samples.values()))
-        if config.train in raw.tables and config.train not in used and not config.class_names:
-            train = _samples(config.train, raw.tables[config.train], config, raw, **columns)
+        named = splits_of.find(raw.tables, config.train, source, "data.train")
+        train = samples.get(named or "") or next(iter(samples.values()))
+        if named is not None and named not in used and not config.class_names:
+            train = _samples(named, raw.tables[named], config, raw, **columns)
         classes = class_names(samples, train, config.class_names, config.max_pixels)
         data = replace(data, classes=classes)
     splits = {role: samples[name] for role, name in wanted.items()}
-    if {"train", "validation"} & set(need) and names["validation"] is None and classes is not None:
-        whole = samples[wanted["train" if "train" in wanted else "validation"]]
+    if "train" in wanted:
+        apart = {role: s for role, s in splits.items() if role == "train" or wanted[role] != wanted["train"]}
+        apart, said = settle(apart, _held_out(raw, config, wanted), config.duplicates, source)
+        splits = {role: apart.get(role, apart["train"]) for role in splits}
+        raw.notes += said
+    if carving and classes is not None:
+        whole = splits["train" if "train" in wanted else "validation"]
         train, validation = carve(whole, config.validation_fraction, config.split_seed)
         splits |= {role: s for role, s in (("train", train), ("validation", validation)) if role in need}
     if "train" in splits and classes is not None:
@@ -75,7 +71,8 @@ def open_data(config: DataSection, *, need: tuple[str, ...] = ("train",)) -> Dat
             _refuse_empty_class(splits["train"], classes)
         if config.labels_per_class:
             splits["train"] = hide_labels(splits["train"], config.labels_per_class, config.split_seed)
-    return replace(data, splits={role: replace(s, name=role) for role, s in splits.items()})
+    splits = {role: replace(s, name=role) for role, s in splits.items()}
+    return replace(data, splits=splits, notes=tuple(raw.notes))
 
 
 def open_train(config: SourceSection) -> Data:
@@ -84,14 +81,8 @@ def open_train(config: SourceSection) -> Data:
     Raises:
         InputError: nothing readable there, no such split or column, a foreign image cell.
     """
-    raw, name = load(config.source or ""), config.train
-    if name not in raw.tables:
-        if len(raw.tables) > 1:
-            raise InputError(
-                f"{config.source} has no split '{name}'; it has: {', '.join(raw.tables)}. Name one: --set "
-                "data.train=…"
-            )
-        name = next(iter(raw.tables))
+    raw = load(config.source or "")
+    name = splits_of.wanted_train(raw.tables, config)
     return _unlabelled(raw, {"train": name}, config)
 
 
@@ -104,7 +95,7 @@ def open_unlabelled(source: str, config: SourceSection) -> Data:
         max_pixels=config.max_pixels,
     )
     raw = load(source)
-    names = [plain.train] if plain.train in raw.tables else list(raw.tables)
+    names = splits_of.wanted_unlabelled(raw.tables, source)
     return _unlabelled(raw, {f"extra {name}": name for name in names}, plain)
 
 
@@ -129,14 +120,22 @@ def _unlabelled(raw: Raw, names: dict[str, str], config: SourceSection) -> Data:
     skipped: tuple[str, ...] = ()
     if config.on_bad_image == "skip":
         samples, skipped = _without_corrupt(samples, config)
-    return Data(config.source or "", None, samples, raw.licence, skipped)
+    return Data(config.source or "", None, samples, raw.licence, skipped, notes=tuple(raw.notes))
+
+
+def _held_out(raw: Raw, config: DataSection, wanted: dict[str, str]) -> dict[str, Samples]:
+    """Validation and test where a run does not use them, without labels."""
+    held = {}
+    for role, name in splits_of.held_out(raw.tables, config).items():
+        if name not in wanted.values():
+            try:
+                held[role] = _samples(name, raw.tables[name], config, raw)
+            except InputError as error:  # whoever uses that split will be told
+                raw.notes.append(f"pictures of train are not looked for in {name}: {error}")
+    return held
 
 
 # -- columns -------------------------------------------------------------------------------------------------
-
-
-def _validation_name(tables: Mapping[str, Any]) -> str | None:
-    return next((name for name in ("validation", "val", "valid", "dev") if name in tables), None)
 
 
 def _named_column(table: Any, name: str, config: SourceSection) -> str:
@@ -193,8 +192,6 @@ def _classes(raw: Raw, config: DataSection) -> tuple[list[str] | None, str | Non
                 f"{name} ({table.features[column]}). Save them with the same type and class names."
             )
     if isinstance(kind, datasets.ClassLabel):
-        if raw.empty:
-            raise InputError(f"{config.source}: class folder '{raw.empty[0]}' holds no picture.")
         return list(kind.names), column
     if not isinstance(kind, datasets.Value):
         raise InputError(
@@ -206,7 +203,11 @@ def _classes(raw: Raw, config: DataSection) -> tuple[list[str] | None, str | Non
         top = max((int(v) for v in values), default=-1)
         if top >= _MOST_CLASSES:
             raise InputError(f"column '{column}' holds {top}; class numbers count from 0.")
-        return [str(i) for i in range(top + 1)], column
+        classes = numbers_as_names(values)
+        raw.notes += note_of_first(column, classes)
+        return classes, column
+    if kind.dtype == "bool":
+        return list(TRUTH), column
     if kind.dtype in ("string", "large_string", "string_view"):
         return sorted(values), column
     raise InputError(f"column '{column}' is {kind.dtype}; labels are class names, numbers or text.")
@@ -267,6 +268,7 @@ def _labels(table: Any, column: str, classes: list[str], name: str) -> np.ndarra
     )
     number = {c: i for i, c in enumerate(classes)}
     labels = np.array([UNLABELLED if v is None else number[v] if text else int(v) for v in values], np.int64)
+    labels[labels >= 0] -= first_number(table.features[column], classes)
     wrong = np.flatnonzero((labels < UNLABELLED) | (labels >= len(classes)))
     if len(wrong):
         raise InputError(

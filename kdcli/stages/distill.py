@@ -203,6 +203,7 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
         raise UsageError("--add needs --teacher: its terms compare the student with one.")
     data = frame.labelled(config.data, "train", "validation")
     extra = [open_unlabelled(source, config.data) for source in config.data.extra]
+    frame.say(console, data, *extra)
     parents = [frame.parent("student", str(config.student), config.weights)]
     if entry.teacher or parts:
         parents += frame.teachers(config.teacher)
