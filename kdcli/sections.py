@@ -30,6 +30,10 @@ class DataSection(SourceSection):
     validation: str | None = option(None, "Name of the validation split; carved from train if there is none.")
     test: str = option("test", "Name of the test split, never used for training or selection.")
     validation_fraction: float = option(0.1, "Part of train carved for validation.", gt=0, lt=1)
+    duplicates: Literal["keep", "drop", "stop"] = option(
+        "keep",
+        "Pictures of train that are in validation or test too: keep and say so, drop from train, stop.",
+    )
     split_seed: int = option(0, "Seed of the carving, independent of --seed.")
     group_by: str | None = option(None, "Column whose equal values stay in one split.")
     label_column: str | None = option(None, "Column of the labels (found by type).")

@@ -30,6 +30,21 @@ def encode(image: Image.Image | np.ndarray, kind: str = "PNG", **options: object
     return buffer.getvalue()
 
 
+def tiny_picture(number: int, kind: str = "PNG") -> bytes:
+    """A picture of 8 x 8 pixels, of its own for each number."""
+    return encode(Image.new("RGB", (8, 8), (number % 251, number // 251, 7)), kind)
+
+
+def class_folders(folder: Path, counts: dict[str, int], start: int = 0, suffix: str = "png") -> Path:
+    """Folders with so many tiny pictures each, all unlike; a name may be a path."""
+    for name, count in counts.items():
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for i in range(count):
+            (folder / name / f"{i}.{suffix}").write_bytes(tiny_picture(start))
+            start += 1
+    return folder
+
+
 def png(
     width: int,
     height: int,

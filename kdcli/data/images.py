@@ -16,6 +16,7 @@ What becomes of each kind of picture:
 * LAB is converted to sRGB by LittleCMS; YCbCr, grey, bilevel and palette as Pillow does;
 * of an animation or a multi-page file, the first frame;
 * the EXIF (or XMP) orientation is applied; unreadable EXIF counts as upright, since the pixels are whole;
+  a mask without an orientation of its own is turned as its picture is (see `decode_indices`);
 * an embedded ICC profile is *not* applied, and no metadata is kept: nothing can be applied twice.
 
 Threads and processes: Pillow's global state is only read. `Image.MAX_IMAGE_PIXELS` is a second limit, and
@@ -92,8 +93,19 @@ def decode(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.Image:
         return rgb
 
 
-def decode_indices(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> np.ndarray:
+def decode_indices(
+    data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS, picture: bytes | None = None
+) -> np.ndarray:
     """Decode the class numbers of a mask: uint8 [H, W], a palette's indices as they are.
+
+    A mask is turned by its own orientation. One that has none was drawn on the pixels as they are stored, and
+    is turned as `decode` turns its picture; unless it has the size of the turned picture already and not that
+    of the stored one: then it was drawn on what a viewer shows.
+
+    Args:
+        data: the file's bytes.
+        max_pixels: as in `decode`.
+        picture: the bytes of the picture that it belongs to.
 
     Raises:
         BadImageError: as `decode`; also colours, more than 8 bits, or a format that changes values.
@@ -107,10 +119,15 @@ def decode_indices(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> np.n
             )
         if image.format == "JPEG":
             raise BadImageError("a mask as a JPEG has other values than were stored: save it as PNG.")
+        turned = image.format == "TIFF" and _ORIENTATION in getattr(image, "tag_v2", {})  # Pillow turns it
         image.load()
         if image.format == "PNG" and data.rfind(b"IEND") < 0:
             raise BadImageError("damaged picture: the PNG is truncated (no IEND)")
-        return np.asarray(image).astype(np.uint8)
+        orientation = 1 if turned else _stated_orientation(image)
+        if orientation is None:
+            orientation = 1 if picture is None else _of_picture(picture, image.size, max_pixels)
+        upright = _UPRIGHT.get(orientation)
+        return np.asarray(image if upright is None else image.transpose(upright)).astype(np.uint8)
 
 
 def upright_size(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> tuple[int, int]:
@@ -120,13 +137,29 @@ def upright_size(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> tuple[
     behind its pixels, which Pillow reaches only through them. Arguments and errors are those of `decode`.
     """
     with _decoder_errors():
-        image = _open(data, max_pixels)
-        if image.format == "PNG" and any(data.find(key, data.find(b"IDAT")) >= 0 for key in _PNG_ORIENTATION):
-            image.load()
-        width, height = image.size
-        # Pillow swaps a TIFF's size by its own tag, and only by that, when it reads the header.
-        swapped = _orientation(image) >= 5 and _ORIENTATION not in getattr(image, "tag_v2", {})
-        return (height, width) if swapped else (width, height)
+        orientation, (width, height) = _header(data, max_pixels)
+        return (height, width) if orientation >= 5 else (width, height)
+
+
+def _header(data: bytes, max_pixels: int) -> tuple[int, tuple[int, int]]:
+    """Orientation and stored size of a picture."""
+    image = _open(data, max_pixels)
+    if image.format == "PNG" and any(data.find(key, data.find(b"IDAT")) >= 0 for key in _PNG_ORIENTATION):
+        image.load()
+    orientation, (width, height) = _orientation(image), image.size
+    # Pillow swaps a TIFF's size by its own tag, and only by that, when it reads the header.
+    swapped = orientation >= 5 and _ORIENTATION in getattr(image, "tag_v2", {})
+    return orientation, (height, width) if swapped else (width, height)
+
+
+def _of_picture(picture: bytes, mask: tuple[int, int], max_pixels: int) -> int:
+    """The orientation that a mask of this width and height takes over from its picture."""
+    try:
+        orientation, stored = _header(picture, max_pixels)
+    except Exception:  # it is the picture that is damaged, which whoever decodes it says
+        return 1
+    drawn_upright = orientation >= 5 and mask == stored[::-1] != stored
+    return 1 if drawn_upright else orientation
 
 
 @contextmanager
@@ -175,12 +208,17 @@ def _open(data: bytes, max_pixels: int) -> ImageFile.ImageFile:
 
 def _orientation(image: Image.Image) -> int:
     """Return the EXIF or XMP orientation, 1 to 8; 1 where there is none or it cannot be read."""
+    return _stated_orientation(image) or 1
+
+
+def _stated_orientation(image: Image.Image) -> int | None:
+    """Return the EXIF or XMP orientation, 1 to 8; None where there is none or it cannot be read."""
     try:
         # Not image.getexif(): the one of a PNG decodes the pixels.
-        value = Image.Image.getexif(image).get(_ORIENTATION, 1)
+        value = Image.Image.getexif(image).get(_ORIENTATION)
     except Exception:  # metadata are parsed by the same fragile code as pixels
-        return 1
-    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+        return None
+    return value if isinstance(value, int) and 1 <= value <= 8 else None
 
 
 def _transparent_key(image: Image.Image, data: bytes) -> object:

@@ -11,14 +11,16 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from kdcli.artifacts.manifest import digest
+from kdcli.data.files import refuse_special
 from kdcli.data.images import decode, upright_size
-from kdcli.data.targets import UNLABELLED, Targets
+from kdcli.data.targets import UNLABELLED, Place, Targets
 from kdcli.errors import BadImageError, InputError
 
 
@@ -84,7 +86,8 @@ class Samples:
 
     def beside(self, index: int, size: tuple[int, int], max_pixels: int) -> Any:
         """What is cut together with a picture of ``size`` (width, height); see :meth:`Targets.read`."""
-        return self.targets.read(index, size, max_pixels, self.where(index))
+        place = Place(size, self.where(index), partial(self.data, index), max_pixels)
+        return self.targets.read(index, place)
 
     def take(self, keep: np.ndarray, name: str | None = None) -> Samples:
         """The samples selected by a mask or index array."""
@@ -127,9 +130,10 @@ def cell_bytes(cell: Any, root: Path | None, where: str) -> bytes:
     if isinstance(cell, dict) and cell.get("bytes") is not None:
         return cell["bytes"]
     path = cell.get("path") if isinstance(cell, dict) else cell
-    if isinstance(path, str) and path and root is not None and "://" not in path:
+    if isinstance(path, str) and path and root is not None and "://" not in path and "\0" not in path:
         file = Path(path).resolve()
         if file.is_relative_to(root):
+            refuse_special(file)
             try:
                 return file.read_bytes()
             except OSError as error:
@@ -234,6 +238,7 @@ class Data:
         licence: what the data says of itself.
         skipped: ids (hex) of corrupt pictures left out.
         task: what its labels are for, a key of :data:`kdcli.tasks.TASKS`; empty where none are read.
+        notes: what the user should know of how they were read.
     """
 
     source: str
@@ -242,6 +247,7 @@ class Data:
     licence: str = ""
     skipped: tuple[str, ...] = ()
     task: str = ""
+    notes: tuple[str, ...] = ()
 
     def split(self, name: str) -> Samples:
         """The split ``name``; raises InputError listing those that exist."""

@@ -7,11 +7,12 @@ import os
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
+from kdcli.data import splits as splits_of
 from kdcli.data.columns import image_column, named_column, undecoded
+from kdcli.data.duplicates import settle
 from kdcli.data.images import decode, upright_size
 from kdcli.data.loading import Raw, load
 from kdcli.data.samples import Data, Samples, carve, cell_bytes, hide_labels, identify
@@ -35,14 +36,20 @@ def open_data(config: DataSection, reader_of: ReaderOf, *, need: tuple[str, ...]
         UsageError: an unknown bundled example.
     """
     raw = load(config.source or "")
-    wanted, carving = _wanted(raw, config, need)
+    raw.refuse_unclear()
+    wanted, carving = splits_of.wanted(raw.tables, config, need)
     reader = reader_of(raw, config)
     source = _Source(raw, config, reader, config.group_by)
     samples, skipped = source.splits(wanted.values())
     classes = reader.classes(samples, source.split)
     splits = {role: samples[name] for role, name in wanted.items()}
+    if "train" in wanted:
+        apart = {role: s for role, s in splits.items() if role == "train" or wanted[role] != wanted["train"]}
+        apart, said = settle(apart, _held_out(raw, config, wanted), config.duplicates, config.source or "")
+        splits = {role: apart.get(role, apart["train"]) for role in splits}
+        raw.notes += said
     if carving and classes is not None:
-        whole = samples[wanted["train" if "train" in wanted else "validation"]]
+        whole = splits["train" if "train" in wanted else "validation"]
         train, validation = carve(whole, config.validation_fraction, config.split_seed)
         splits |= {role: s for role, s in (("train", train), ("validation", validation)) if role in need}
     if "train" in splits and classes is not None:
@@ -50,7 +57,8 @@ def open_data(config: DataSection, reader_of: ReaderOf, *, need: tuple[str, ...]
         if config.labels_per_class:
             splits["train"] = hide_labels(splits["train"], config.labels_per_class, config.split_seed)
     splits = {role: replace(s, name=role) for role, s in splits.items()}
-    return Data(config.source or "", classes, splits, raw.licence, skipped, reader.task)
+    notes = tuple(raw.notes)
+    return Data(config.source or "", classes, splits, raw.licence, skipped, reader.task, notes)
 
 
 def open_train(config: SourceSection) -> Data:
@@ -59,14 +67,8 @@ def open_train(config: SourceSection) -> Data:
     Raises:
         InputError: nothing readable there, no such split or column, a foreign image cell.
     """
-    raw, name = load(config.source or ""), config.train
-    if name not in raw.tables:
-        if len(raw.tables) > 1:
-            raise InputError(
-                f"{config.source} has no split '{name}'; it has: {', '.join(raw.tables)}. Name one: --set "
-                "data.train=…"
-            )
-        name = next(iter(raw.tables))
+    raw = load(config.source or "")
+    name = splits_of.wanted_train(raw.tables, config)
     return _unlabelled(raw, {"train": name}, config)
 
 
@@ -79,7 +81,7 @@ def open_unlabelled(source: str, config: SourceSection) -> Data:
         max_pixels=config.max_pixels,
     )
     raw = load(source)
-    names = [plain.train] if plain.train in raw.tables else list(raw.tables)
+    names = splits_of.wanted_unlabelled(raw.tables, source)
     return _unlabelled(raw, {f"extra {name}": name for name in names}, plain)
 
 
@@ -102,32 +104,22 @@ def _unlabelled(raw: Raw, names: dict[str, str], config: SourceSection) -> Data:
     """Splits by the role that they take, without labels."""
     samples, skipped = _Source(raw, config).splits(names.values())
     splits = {role: samples[name] for role, name in names.items()}
-    return Data(config.source or "", None, splits, raw.licence, skipped)
+    return Data(config.source or "", None, splits, raw.licence, skipped, notes=tuple(raw.notes))
+
+
+def _held_out(raw: Raw, config: DataSection, wanted: Mapping[str, str]) -> dict[str, Samples]:
+    """Validation and test where a run does not use them, without labels."""
+    held = {}
+    for role, name in splits_of.held_out(raw.tables, config).items():
+        if name not in wanted.values():
+            try:
+                held[role] = _Source(raw, config).split(name)
+            except InputError as error:  # whoever uses that split will be told
+                raw.notes.append(f"pictures of train are not looked for in {name}: {error}")
+    return held
 
 
 # -- splits --------------------------------------------------------------------------------------------------
-
-
-def _wanted(raw: Raw, config: DataSection, need: tuple[str, ...]) -> tuple[dict[str, str], bool]:
-    """Names of the splits by the role that they take, and whether validation is to be carved from train.
-
-    Raises:
-        InputError: no such split.
-    """
-    given = config.validation or _validation_name(raw.tables)
-    names = {"train": config.train, "validation": given or config.train, "test": config.test}
-    wanted = {role: names.get(role) or role for role in need}
-    for role, name in wanted.items():
-        if name not in raw.tables:
-            only = len(raw.tables) == 1 and role in ("train", "validation")
-            if not only:
-                raise InputError(f"{config.source} has no split '{name}'; it has: {', '.join(raw.tables)}.")
-            wanted[role] = next(iter(raw.tables))
-    return wanted, given is None and not {"train", "validation"}.isdisjoint(need)
-
-
-def _validation_name(tables: Mapping[str, Any]) -> str | None:
-    return next((name for name in ("validation", "val", "valid", "dev") if name in tables), None)
 
 
 @dataclass(frozen=True)

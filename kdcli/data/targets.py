@@ -20,6 +20,23 @@ UNLABELLED = -1
 
 
 @dataclass(frozen=True)
+class Place:
+    """A picture, as those who read its target need it.
+
+    Attributes:
+        size: its width and height, upright.
+        where: split and row, for messages.
+        stored: its bytes, read when asked for.
+        max_pixels: of anything that has to be decoded.
+    """
+
+    size: tuple[int, int]
+    where: str
+    stored: Callable[[], bytes]
+    max_pixels: int
+
+
+@dataclass(frozen=True)
 class Targets:
     """What is known of each of N pictures; of this kind, a class number and nothing else.
 
@@ -49,14 +66,12 @@ class Targets:
         """Targets of this kind for ``count`` pictures of which nothing is known."""
         return unlabelled(count)
 
-    def read(self, index: int, size: tuple[int, int], max_pixels: int, where: str) -> Any:
+    def read(self, index: int, place: Place) -> Any:
         """What is cut together with a picture, or None.
 
         Args:
             index: of the picture.
-            size: its width and height.
-            max_pixels: of anything that has to be decoded.
-            where: split and row, for messages.
+            place: the picture itself.
 
         Returns:
             torchvision's ``tv_tensors`` (masks, boxes), or any nesting of them in lists and dictionaries; of

@@ -151,7 +151,8 @@ def _from_name(
         _refuse_unknown_tag(timm_name)
     load = pretrained and weights is None
     remote = timm_name.startswith(("hf-hub:", "hf_hub:"))
-    with reachable_hub() if load or remote else nullcontext(True) as reachable:
+    asks = remote or (load and not local)  # what lies here concerns no hub
+    with reachable_hub() if asks else nullcontext(True) as reachable:
         try:
             options |= _size_option(timm_name, size or options.pop("img_size", None))
             body = _create(timm_name, pretrained=load, **options)

@@ -16,6 +16,7 @@ from kdcli.runs import places
 from kdcli.sections import DataSection, OptimSection, RunSection, SourceSection
 
 if TYPE_CHECKING:
+    from kdcli.console import Console
     from kdcli.data.samples import Data
     from kdcli.models.timm import Network
 
@@ -98,6 +99,13 @@ def labelled(config: DataSection, *splits: str) -> Data:
             "two class folders."
         )
     return data
+
+
+def say(console: Console, *opened: Data | None) -> None:
+    """What the user should know of how the data were read."""
+    for data in opened:
+        for note in data.notes if data is not None else ():
+            console.warn(f"{note}.")
 
 
 def reading(config: RunSection, data: SourceSection) -> dict[str, Any]:

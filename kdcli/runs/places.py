@@ -85,8 +85,8 @@ def refuse_overlap(place: Path, option: str, value: str, inside: bool = True) ->
             if over or (into and inside):
                 relation = "is" if into and over else "contains" if over else "lies in"
                 raise InputError(
-                    f"the output {place} {relation} {option} {value}: a run does not write into what it reads. "
-                    "Choose another --out."
+                    f"the output {place} {relation} {option} {value}: a run does not write into what it "
+                    "reads. Choose another --out."
                 )
 
 

@@ -214,6 +214,7 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
     taught = _taught(config, bool(parts), console)
     data = frame.labelled(config.data, "train", "validation")
     extra = [open_unlabelled(source, config.data) for source in config.data.extra]
+    frame.say(console, data, *extra)
     config, task, method, choice = _objective(config, data, parts)
     frame.refuse_uneven(config.optim, config.processes)
     parents = [frame.parent("student", str(config.student), config.weights)]

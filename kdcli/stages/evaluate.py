@@ -102,6 +102,7 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
     if (config.stride or 0) > (config.window or 0):
         raise UsageError("stride: no pixel may fall between windows; give a window of at least the stride.")
     data = frame.labelled(config.data, config.split)
+    frame.say(console, data)
     if config.window and data.task != "segmentation":
         raise UsageError("window: only masks are judged by sliding windows.")
     samples = data.split(config.split)

@@ -193,6 +193,7 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
         raise UsageError("--statistics needs training pictures (no --head keep), and with --finetune no -n.")
     parents = [frame.parent("teacher", str(config.teacher), config.weights)]
     data = frame.labelled(config.data, "train", "validation") if config.head == "fit" else None
+    frame.say(console, data)
     prints = {"data": data.fingerprint} if data else {}
     target = frame.target("probe", config, parents, prints)
     if unless_complete and frame.complete(target, config):

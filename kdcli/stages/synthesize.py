@@ -83,7 +83,10 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
         return shards.plan(config, config.merge, unless_complete)
     if synthesis.entry(config.mixer).data_free:
         return invert.plan(config, unless_complete)
-    return mixing.plan(config, unless_complete)
+    made = mixing.plan(config, unless_complete)
+    if isinstance(made, mixing.Plan):
+        frame.say(console, made.data)
+    return made
 
 
 def run(plan: Plan, console: Console, *, stop: Stop | None = None, command: str = "") -> Result:

@@ -553,3 +553,46 @@ def test_the_size_is_refused_as_pixels_are() -> None:
         images.upright_size(SVG)
     with pytest.raises(errors.BadImageError, match="picture too large: 40 x 30 = 1,200 pixels"):
         images.upright_size(encode(solid("RGB", 0, (40, 30))), max_pixels=1199)
+
+
+# -- masks ---------------------------------------------------------------------------------------------------
+
+CLASSES = np.arange(6, dtype=np.uint8).reshape(2, 3)  # of each pixel of a picture of 3 x 2
+
+
+def beside(kind: str, orientation: int | None) -> bytes:
+    """A lossless picture whose red channel is ten times the class, as cameras store one."""
+    picture = np.stack([CLASSES * 10] * 3, axis=-1)
+    more = {"lossless": True} if kind == "WEBP" else {}
+    return encode(picture, kind, **more, **({} if orientation is None else {"exif": exif(orientation)}))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP"])
+@pytest.mark.parametrize("orientation", [None, *range(1, 9)])
+def test_a_mask_is_turned_as_its_picture_is(kind: str, orientation: int | None) -> None:
+    picture = beside(kind, orientation)
+    expected = np.asarray(images.decode(picture))[..., 0] // 10
+    mask = encode(Image.fromarray(CLASSES), "PNG")
+    assert images.decode_indices(mask, picture=picture).tolist() == expected.tolist()
+    assert images.decode_indices(mask).tolist() == CLASSES.tolist()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+@pytest.mark.parametrize("own", range(1, 9))
+def test_a_mask_is_turned_by_its_own_orientation_alone(kind: str, own: int) -> None:
+    mask = encode(Image.fromarray(CLASSES), kind, exif=exif(own))
+    expected = np.asarray(images.decode(beside("PNG", own)))[..., 0] // 10
+    for of_picture in (None, 1, 3, 6):
+        found = images.decode_indices(mask, picture=beside("PNG", of_picture))
+        assert found.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("orientation", range(5, 9))
+def test_a_mask_of_the_turned_size_was_drawn_on_the_turned_picture(orientation: int) -> None:
+    mask = encode(Image.fromarray(CLASSES.T.copy()), "PNG")
+    assert images.decode_indices(mask, picture=beside("PNG", orientation)).tolist() == CLASSES.T.tolist()
+
+
+def test_a_damaged_picture_leaves_its_mask_as_it_is() -> None:
+    mask = encode(Image.fromarray(CLASSES), "PNG")
+    assert images.decode_indices(mask, picture=b"nothing").tolist() == CLASSES.tolist()

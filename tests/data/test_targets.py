@@ -22,7 +22,7 @@ from kdcli.data.batches import Loader, training_loader
 from kdcli.data.order import Pool
 from kdcli.data.samples import Data, Samples
 from kdcli.data.sources import open_data, open_unlabelled
-from kdcli.data.targets import UNLABELLED, Targets
+from kdcli.data.targets import UNLABELLED, Place, Targets
 from kdcli.data.views import TrainingView, WholeCut
 from kdcli.errors import InputError
 from kdcli.sections import DataSection, ViewSection
@@ -46,12 +46,12 @@ class Boxes(Targets):
     def blank(self, count: int) -> Boxes:
         return boxed([None] * count)
 
-    def read(self, index: int, size: tuple[int, int], max_pixels: int, where: str) -> Any:
+    def read(self, index: int, place: Place) -> Any:
         boxes = self.boxes[index]
-        if boxes.size and (boxes.max(0)[2:] > size).any():
-            raise InputError(f"{where}: a box leaves the picture.")
+        if boxes.size and (boxes.max(0)[2:] > place.size).any():
+            raise InputError(f"{place.where}: a box leaves the picture.")
         return {
-            "boxes": BoundingBoxes(boxes, format="XYXY", canvas_size=size[::-1]),
+            "boxes": BoundingBoxes(boxes, format="XYXY", canvas_size=place.size[::-1]),
             "numbers": torch.arange(len(boxes)),
         }
 

@@ -248,3 +248,20 @@ def test_batches_carry_masks(masks_data: Path) -> None:
     x, m = cut(image, 2, number, train.beside(9, (64, 64), 5000))
     assert torch.equal(batch["x"][1], x)
     assert torch.equal(batch["mask"][1], m)
+
+
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_masks_of_turned_pictures_cover_the_same_things(tmp_path: Path, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[274] = orientation
+    rows: list[tuple[bytes, bytes | None]] = []
+    for number in range(6):
+        mask = np.zeros((12, 20), np.uint8)
+        mask[2:5, 1:9] = 1
+        picture = np.stack([mask * 200 + number] * 3, axis=-1)
+        rows.append((encode(picture, exif=exif), encode(mask)))
+    train = opened(saved(tmp_path / "d", rows), "train").split("train")
+    for i in range(len(train)):
+        picture = np.asarray(train.picture(i, 5000))[..., 0]
+        mask = train.mask(i, train.size(i, 5000), 5000)
+        assert mask.tolist() == (picture > 100).astype(int).tolist()

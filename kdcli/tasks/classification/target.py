@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kdcli.data.columns import named_column
+from kdcli.data.labels import TRUTH, first_number, note_of_first, numbers_as_names
 from kdcli.data.targets import UNLABELLED, Targets, unlabelled
 from kdcli.errors import InputError
 
@@ -88,8 +89,6 @@ def _classes(raw: Raw, config: DataSection) -> tuple[list[str] | None, str | Non
                 f"{name} ({table.features[column]}). Save them with the same type and class names."
             )
     if isinstance(kind, datasets.ClassLabel):
-        if raw.empty:
-            raise InputError(f"{config.source}: class folder '{raw.empty[0]}' holds no picture.")
         return list(kind.names), column
     if not isinstance(kind, datasets.Value):
         raise InputError(
@@ -101,7 +100,11 @@ def _classes(raw: Raw, config: DataSection) -> tuple[list[str] | None, str | Non
         top = max((int(v) for v in values), default=-1)
         if top >= _MOST_CLASSES:
             raise InputError(f"column '{column}' holds {top}; class numbers count from 0.")
-        return [str(i) for i in range(top + 1)], column
+        classes = numbers_as_names(values)
+        raw.notes += note_of_first(column, classes)
+        return classes, column
+    if kind.dtype == "bool":
+        return list(TRUTH), column
     if kind.dtype in ("string", "large_string", "string_view"):
         return sorted(values), column
     raise InputError(f"column '{column}' is {kind.dtype}; labels are class names, numbers or text.")
@@ -116,6 +119,7 @@ def _labels(table: Any, column: str, classes: list[str], name: str) -> np.ndarra
     )
     number = {c: i for i, c in enumerate(classes)}
     labels = np.array([UNLABELLED if v is None else number[v] if text else int(v) for v in values], np.int64)
+    labels[labels >= 0] -= first_number(table.features[column], classes)
     wrong = np.flatnonzero((labels < UNLABELLED) | (labels >= len(classes)))
     if len(wrong):
         raise InputError(

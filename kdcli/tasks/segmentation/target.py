@@ -12,14 +12,15 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kdcli.data import splits as splits_of
 from kdcli.data.columns import MASK_NAMES, picture_columns, undecoded
 from kdcli.data.images import decode_indices
 from kdcli.data.samples import cell_bytes
-from kdcli.data.targets import UNLABELLED, Targets, unlabelled
+from kdcli.data.targets import UNLABELLED, Place, Targets, unlabelled
 from kdcli.errors import BadImageError, InputError, UsageError
 
 if TYPE_CHECKING:
@@ -65,8 +66,8 @@ class Masks(Targets):
         none = np.zeros(count, np.int64)
         return replace(self, labels=none + UNLABELLED, hashed=none.astype(np.uint64), rows=none)
 
-    def mask(self, index: int, size: tuple[int, int], max_pixels: int, where: str) -> np.ndarray:
-        """Class numbers uint8 [H, W] of a picture of ``size`` (width, height), ``VOID`` where void.
+    def mask(self, index: int, place: Place) -> np.ndarray:
+        """Class numbers uint8 [H, W] of a picture, turned as it is, ``VOID`` where void.
 
         All zeros for an unlabelled picture, whose pixels all enter the teacher's term.
 
@@ -75,26 +76,26 @@ class Masks(Targets):
             InputError: it has another size.
         """
         if self.labels[index] == UNLABELLED:
-            return np.zeros(size[::-1], np.uint8)
-        data = cell_bytes(self.table[int(self.rows[index])][self.column], self.root, where)
+            return np.zeros(place.size[::-1], np.uint8)
+        data = cell_bytes(self.table[int(self.rows[index])][self.column], self.root, place.where)
         try:
-            mask = decode_indices(data, max_pixels=max_pixels)
+            mask = decode_indices(data, max_pixels=place.max_pixels, picture=place.stored())
         except BadImageError as error:
-            raise BadImageError(f"{where}: its mask: {error}") from error
-        if mask.shape != size[::-1]:
+            raise BadImageError(f"{place.where}: its mask: {error}") from error
+        if mask.shape != place.size[::-1]:
             raise InputError(
-                f"{where}: its mask has {mask.shape[1]} x {mask.shape[0]} pixels, its picture "
-                f"{size[0]} x {size[1]}."
+                f"{place.where}: its mask has {mask.shape[1]} x {mask.shape[0]} pixels, its picture "
+                f"{place.size[0]} x {place.size[1]}."
             )
         if self.void != VOID:
             mask = np.where(mask == self.void, np.uint8(VOID), mask)
         return mask
 
-    def read(self, index: int, size: tuple[int, int], max_pixels: int, where: str) -> Any:
+    def read(self, index: int, place: Place) -> Any:
         """The mask as a ``tv_tensors.Mask`` [H, W]; see :meth:`mask`."""
         from torchvision.tv_tensors import Mask
 
-        return Mask(self.mask(index, size, max_pixels, where))
+        return Mask(self.mask(index, place))
 
     def columns(self, indices: np.ndarray, moved: Sequence[Any]) -> dict[str, Any]:
         """``mask`` uint8 [B, S, S]."""
@@ -158,7 +159,8 @@ class MaskReader:
         highest = {name: _highest(samples, most) for name, samples in splits.items()}
         names = config.class_names
         if names is None:
-            train = config.train if config.train in self.raw.tables else next(iter(splits))
+            source = config.source or ""
+            train = splits_of.find(self.raw.tables, config.train, source, "data.train") or next(iter(splits))
             if train not in splits:
                 highest[train] = _highest(whole(train), most)
             names = [str(i) for i in range(int(highest[train].max(initial=-1)) + 1)]
@@ -189,11 +191,9 @@ def _mask_columns(table: Any, config: DataSection) -> list[str]:
 
 def _highest(samples: Samples, max_pixels: int) -> np.ndarray:
     """[N] highest class in each mask, -1 where there is none."""
-    masks = cast(Masks, samples.targets)
 
     def look(index: int) -> int:
-        size = samples.size(index, max_pixels)
-        mask = masks.mask(index, size, max_pixels, samples.where(index))
+        mask = samples.beside(index, samples.size(index, max_pixels), max_pixels).numpy()
         values = mask[mask != VOID]
         return int(values.max()) if values.size else -1
 

@@ -1,0 +1,69 @@
+"""The same picture in several splits: what was trained on would be measured as if it were new."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from kdcli.errors import InputError
+
+if TYPE_CHECKING:
+    from kdcli.data.samples import Samples
+
+ORDER = ("train", "validation", "test")
+"""Of two splits that share a picture the earlier one gives way, so that test never changes."""
+
+
+def duplicates(splits: Mapping[str, np.ndarray]) -> dict[tuple[str, str], int]:
+    """How many pictures of a split are also in a later one.
+
+    Args:
+        splits: [N] hashes of the pictures, by role.
+
+    Returns:
+        Counts above zero by (split, later split), in the order of :data:`ORDER`.
+    """
+    known = [role for role in ORDER if role in splits]
+    pairs = [(one, other) for i, one in enumerate(known) for other in known[i + 1 :]]
+    counts = {(a, b): int(np.isin(splits[a], splits[b]).sum()) for a, b in pairs}
+    return {pair: count for pair, count in counts.items() if count}
+
+
+def settle(
+    used: Mapping[str, Samples],
+    held: Mapping[str, Samples],
+    action: Literal["keep", "drop", "stop"],
+    source: str,
+) -> tuple[dict[str, Samples], list[str]]:
+    """Do with shared pictures what ``data.duplicates`` says.
+
+    Args:
+        used: the splits of a run, by role.
+        held: splits that the run does not read but others will.
+        action: keep them and say so, drop them from the earlier split, or stop.
+        source: for messages.
+
+    Returns:
+        The splits in use, and what to say.
+
+    Raises:
+        InputError: there are some and ``action`` is stop, or a split consists of nothing else.
+    """
+    found, said = dict(used), []
+    whole = {**held, **used}
+    for (one, other), count in duplicates({role: s.pictures for role, s in whole.items()}).items():
+        if one not in used:
+            continue
+        what = f"{source}: {count} of {len(used[one])} pictures of {one} are also in {other}"
+        if action == "stop":
+            raise InputError(f"{what} (data.duplicates=stop). Remove them, or --set data.duplicates=drop.")
+        if action == "keep":
+            said.append(f"{what}. Leave them out: --set data.duplicates=drop")
+            continue
+        found[one] = found[one].take(~np.isin(found[one].pictures, whole[other].pictures))
+        said.append(f"{what} and left out there (data.duplicates=drop)")
+        if not len(found[one]):
+            raise InputError(f"{what}: nothing is left of it.")
+    return found, said

@@ -1,0 +1,185 @@
+"""Names of splits as users write them: in any case, with the usual synonyms, numbers and words around them.
+
+One rule for folders, parquet files and saved datasets. What a name plainly means is its :func:`role`; a name
+that only :func:`resembles` a split's is never taken for a class nor merged into another split.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable
+
+from kdcli.errors import InputError
+from kdcli.sections import DataSection, SourceSection
+
+WORDS = {
+    "train": ("train", "training", "trainval"),
+    "validation": ("validation", "validate", "valid", "val", "dev", "development"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+_ROLES = {word: role for role, words in WORDS.items() for word in words}
+_BESIDE = "set|sets|data|dataset|split|part|shard|image|images|img|imgs|picture|pictures|photos|jpg|jpeg|png"
+_WORD = re.compile(rf"({'|'.join(_ROLES)})(?:{_BESIDE})?")
+_BEGINS = re.compile(rf"({'|'.join(_ROLES)})(?:[-._ 0-9].*)?", re.DOTALL)
+_UNCLEAR = re.compile(
+    r"hold[\W_]*(?:out|back)|held[\W_]*out|unlabell?ed|(?:^|[\W\d_])(?:fold|split)s?(?:[\W\d_]|$)"
+)
+
+
+def role(name: str) -> str | None:
+    """What a split of this name is for, where the name says nothing else.
+
+    ``Train``, ``train2017``, ``TestSet`` and ``val-small`` are clear; ``bullet_train`` (a class?),
+    ``train_test`` (which?) and ``holdout`` (from what?) are not.
+
+    Returns:
+        ``train``, ``validation``, ``test``, or None.
+    """
+    return _ROLES.get(word(name) or "")
+
+
+def word(name: str) -> str | None:
+    """The word of :data:`WORDS` that makes a name a split's, in lower case; None where its role is None."""
+    found, others = _words(name)
+    roles = {_ROLES[w] for w in found}
+    begins = _BEGINS.fullmatch(name.casefold())
+    if not found or _UNCLEAR.search(name.casefold()):
+        return None
+    if roles == {"train", "validation"} and not others:  # both of them are what is trained on
+        return "trainval"
+    return found[0] if len(roles) == 1 and (begins or not others) else None
+
+
+def hint(name: str) -> str | None:
+    """The role of a name with a split's word among others: ``seg_train``, ``cars_test``, ``bullet_train``."""
+    roles = {_ROLES[w] for w in _words(name)[0]}
+    return roles.pop() if len(roles) == 1 and not _UNCLEAR.search(name.casefold()) else None
+
+
+def names_no_class(name: str) -> bool:
+    """Whether a name says nothing but test or validation; classes are called ``train`` and ``valid`` too."""
+    found, others = _words(name)
+    held = {"test", "testing", "val", "validation", "evaluation"}
+    return bool(found) and not others and held.issuperset(found)
+
+
+def resembles(name: str) -> bool:
+    """Whether a name speaks of splits at all, clearly or not."""
+    return bool(_words(name)[0] or _UNCLEAR.search(name.casefold()))
+
+
+def find(names: Collection[str], asked: str, source: str, key: str) -> str | None:
+    """The split that is meant by ``asked``: of that very name, else the one that has the same role.
+
+    Args:
+        names: of all splits.
+        asked: as configured.
+        source: for the message.
+        key: of the configuration, which names one where several have that role.
+
+    Raises:
+        InputError: several have that role.
+    """
+    if asked in names:
+        return asked
+    meant = role(asked)
+    found = [name for name in names if meant is not None and role(name) == meant]
+    if len(found) > 1:
+        raise InputError(
+            f"{source} has no split '{asked}' but {' and '.join(found)}. Name one: --set {key}={found[0]}"
+        )
+    return found[0] if found else None
+
+
+def find_validation(names: Collection[str], source: str) -> str | None:
+    """The validation split under any of its names, None if there is none. Raises InputError for several."""
+    usual = next((name for name in ("validation", "val", "valid", "dev") if name in names), None)
+    return usual or find(names, "validation", source, "data.validation")
+
+
+def wanted(names: Collection[str], config: DataSection, need: Iterable[str]) -> tuple[dict[str, str], bool]:
+    """The splits that a run needs, by the role that each takes.
+
+    Args:
+        names: of all splits of the source.
+        config: names some of them.
+        need: roles ``train``, ``validation``, ``test``, or any split's own name.
+
+    Returns:
+        The split of each role, and whether validation is to be carved from train.
+
+    Raises:
+        InputError: no such split, or several of one role.
+    """
+    source = config.source or ""
+    validation = config.validation or find_validation(names, source)
+    carving = validation is None
+    asked = {"train": config.train, "validation": validation or config.train, "test": config.test}
+    found: dict[str, str] = {}
+    for role in dict.fromkeys(need):
+        name = find(names, asked.get(role, role), source, f"data.{role}")
+        if name is None and (role == "train" or (role == "validation" and carving)):
+            name = lone(names)
+        if name is None:
+            raise missing(names, asked.get(role, role), source, role)
+        found[role] = name
+    return found, carving and not {"train", "validation"}.isdisjoint(found)
+
+
+def held_out(names: Collection[str], config: DataSection) -> dict[str, str]:
+    """The validation and test splits that a source has, by their role."""
+    source = config.source or ""
+    found = {"validation": config.validation or find_validation(names, source), "test": config.test}
+    there = {role: find(names, name, source, f"data.{role}") for role, name in found.items() if name}
+    return {role: name for role, name in there.items() if name is not None}
+
+
+def wanted_train(names: Collection[str], config: SourceSection) -> str:
+    """The training split, or the only one. Raises InputError if there is none, or several."""
+    source = config.source or ""
+    name = find(names, config.train, source, "data.train") or lone(names)
+    if name is None:
+        raise missing(names, config.train, source, "train")
+    return name
+
+
+def wanted_unlabelled(names: Collection[str], source: str) -> list[str]:
+    """The splits that more pictures are taken from: train, or else all but those for validation and test.
+
+    Raises:
+        InputError: there is no other.
+    """
+    if train := find(names, "train", source, "data.train"):
+        return [train]
+    found = [name for name in names if role(name) is None]
+    if not found:
+        raise InputError(
+            f"{source} has only {' and '.join(names)}, which are never trained on. Give the folder or the "
+            "file itself if that is meant."
+        )
+    return found
+
+
+def lone(names: Collection[str]) -> str | None:
+    """The only split of a source, which may stand for train whatever it is called, but for test."""
+    only = next(iter(names))
+    return only if len(names) == 1 and role(only) in (None, "train") else None
+
+
+def missing(names: Iterable[str], asked: str, source: str, role: str) -> InputError:
+    """That there is no split ``asked`` to play a role, which there are, and how to name one of them."""
+    has = list(names)
+    way = f" Name one: --set data.{role}=…" if role == "train" or (role in WORDS and len(has) > 1) else ""
+    return InputError(f"{source} has no split '{asked}'; it has: {', '.join(has)}.{way}")
+
+
+def _words(name: str) -> tuple[list[str], list[str]]:
+    """The words of a name that name splits, and those that say something else."""
+    parted = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).casefold()
+    found, others = [], []
+    for token in re.findall(r"[^\W\d_]+", parted):
+        if match := _WORD.fullmatch(token):
+            found.append(match[1])
+        elif not re.fullmatch(_BESIDE, token):
+            others.append(token)
+    return found, others

@@ -1,0 +1,212 @@
+"""Splits are found whatever users call them, and no pictures meant for a test are trained on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from toolbox import class_folders, tiny_picture
+
+from kdcli.data.sources import open_data, open_train, open_unlabelled
+from kdcli.data.splits import find, resembles, role, word
+from kdcli.errors import InputError
+from kdcli.sections import DataSection, SourceSection
+
+datasets = pytest.importorskip("datasets")
+
+
+def table(count: int, start: int = 0) -> datasets.Dataset:
+    cells = [{"bytes": tiny_picture(start + i), "path": None} for i in range(count)]
+    found = datasets.Dataset.from_dict({"image": cells, "label": [i % 2 for i in range(count)]})
+    return found.cast_column("image", datasets.Image())
+
+
+def sizes(source: Path, *need: str, **options: str) -> dict[str, int]:
+    data = open_data(DataSection(source=str(source), **options), need=need)  # type: ignore[arg-type]
+    return {name: len(samples) for name, samples in data.splits.items()}
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        ("train Train TRAIN training TrainSet train2017 train_1 train-images trainval train.old", "train"),
+        ("validation valid Val VAL dev val-small Validation_2 validate development", "validation"),
+        ("test Test TESTING test_set TestImages eval2017 evaluation test-b", "test"),
+        ("cat holdout hold-out fold1 train_test test-val bullet_train latest protest trainees invalid", None),
+        ("unlabeled train_unlabelled été 2017 cars_test", None),
+    ],
+)
+def test_what_a_name_plainly_means(names: str, expected: str | None) -> None:
+    assert {name: role(name) for name in names.split()} == dict.fromkeys(names.split(), expected)
+
+
+def test_names_that_speak_of_splits_are_known_from_others() -> None:
+    speaking = "Holdout hold_out held-out fold1 fold_2 split3 train_test bullet_train cars_test unlabeled"
+    assert [name for name in speaking.split() if not resembles(name)] == []
+    others = "cat scaffold folder latest splitter protest trainees household"
+    assert [name for name in others.split() if resembles(name)] == []
+    assert (word("Train_2"), word("train_val"), word("eval"), word("cat")) == (
+        "train",
+        "trainval",
+        "eval",
+        None,
+    )
+
+
+def test_a_split_is_found_by_its_name_before_its_role() -> None:
+    assert find(["Train", "train"], "train", "d", "data.train") == "train"
+    assert find(["Train", "other"], "training", "d", "data.train") == "Train"
+    assert find(["other"], "train", "d", "data.train") is None
+    with pytest.raises(
+        InputError, match=r"d has no split 'train' but Train and training\. Name one: --set data\.train=Train"
+    ):
+        find(["Train", "training"], "train", "d", "data.train")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("Train", "Val", "Test"),
+        ("TRAINING", "VALID", "TESTING"),
+        ("training_set", "dev", "eval"),
+        ("TrainImages", "Validation", "TestImages"),
+        ("train 1", "val.2", "test-3"),
+        ("seg_train", "seg_val", "seg_test"),
+    ],
+)
+def test_split_folders_of_any_name_are_never_merged(tmp_path: Path, names: tuple[str, str, str]) -> None:
+    for start, (name, count) in enumerate(zip(names, (6, 3, 2))):
+        class_folders(tmp_path / name, {"a": count, "b": count}, start=100 * start)
+    assert sizes(tmp_path, "train", "validation", "test") == {"train": 12, "validation": 6, "test": 4}
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("Train", "Test"), ("TRAIN-0", "TEST-00000-of-00001"), ("training", "eval"), ("d/Train/x", "d/Test/x")],
+)
+def test_parquet_files_of_any_name_are_never_merged(tmp_path: Path, names: tuple[str, str]) -> None:
+    for start, (name, count) in enumerate(zip(names, (20, 6))):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        table(count, 100 * start).to_parquet(tmp_path / f"{name}.parquet")
+    assert sizes(tmp_path, "train", "test") == {"train": 18, "test": 6}
+
+
+def test_files_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    for start, name in enumerate(("train", "holdout", "test")):
+        (tmp_path / name).mkdir()
+        table(20 - start, 100 * start).to_parquet(tmp_path / name / "part-00000.parquet")
+    assert sizes(tmp_path, "train", "test") == {"train": 18, "test": 18}
+    assert sizes(tmp_path, "test", test="holdout") == {"test": 19}
+
+
+@pytest.mark.parametrize("names", [("Train", "Test"), ("training", "Testing"), ("train", "eval")])
+def test_saved_splits_of_any_name(tmp_path: Path, names: tuple[str, str]) -> None:
+    parts = {names[0]: table(20), names[1]: table(6, 100)}
+    datasets.DatasetDict(parts).save_to_disk(str(tmp_path / "d"))
+    assert sizes(tmp_path / "d", "train", "test") == {"train": 18, "test": 6}
+    section = SourceSection(source=str(tmp_path / "d"))
+    assert len(open_train(section).split("train")) == 20
+    (extra,) = open_unlabelled(str(tmp_path / "d"), section).splits.values()
+    assert len(extra) == 20
+
+
+@pytest.mark.parametrize("name", ["test", "Test", "validation", "holdout_test", "eval"])
+def test_a_test_split_alone_is_no_training_set(tmp_path: Path, name: str) -> None:
+    class_folders(tmp_path / "folders" / name, {"a": 10, "b": 10})
+    (tmp_path / "tables").mkdir()
+    table(20).to_parquet(tmp_path / "tables" / f"{name}.parquet")
+    kinds = {"folders": "is it a split or a class"} if name == "holdout_test" else {}
+    for source in ("folders", "tables") if name != "holdout_test" else ("folders",):
+        message = kinds.get(source, r"has no split 'train'; it has: \w+\. Name one: --set data\.train=…")
+        with pytest.raises(InputError, match=message):
+            sizes(tmp_path / source, "train")
+        with pytest.raises(InputError, match=message):
+            open_train(SourceSection(source=str(tmp_path / source)))
+        with pytest.raises(InputError, match=kinds.get(source, "has only .*, which are never trained on")):
+            open_unlabelled(str(tmp_path / source), SourceSection())
+
+
+def test_a_test_split_alone_is_tested_on_or_named(tmp_path: Path) -> None:
+    class_folders(tmp_path / "test", {"a": 10, "b": 10})
+    assert sizes(tmp_path, "test") == {"test": 20}
+    assert sizes(tmp_path, "train", train="test") == {"train": 18}
+
+
+@pytest.mark.parametrize(
+    ("folders", "named"),
+    [
+        (("train/a", "train/b", "holdout/a", "holdout/b"), "holdout"),
+        (("train/a", "train/b", "train_test/a", "train_test/b"), "train_test"),
+        (("fold1/a", "fold1/b", "fold2/a", "fold2/b"), "fold1"),
+        (("learn/a", "learn/b", "unlabeled/a", "unlabeled/b"), "unlabeled"),
+        (("cars/a", "cars/b", "cars_test/a", "cars_test/b"), "cars_test"),
+        (("cars_train", "cars_test"), "cars_test"),
+        (("cat", "dog", "test"), "test"),
+        (("cat", "dog", "Test_Images"), "Test_Images"),
+        (("cat", "dog", "Val"), "Val"),
+        (("cat", "dog", "hold-out"), "hold-out"),
+    ],
+)
+def test_what_looks_like_a_split_and_is_not_understood_is_refused(
+    tmp_path: Path, folders: tuple[str, ...], named: str
+) -> None:
+    class_folders(tmp_path, dict.fromkeys(folders, 10))
+    with pytest.raises(
+        InputError, match=rf"/{named} beside .*: is it a split or a class\? Call split folders"
+    ):
+        sizes(tmp_path, "train")
+    if not any("/" in folder for folder in folders):  # the way out
+        (tmp_path / "new").mkdir()
+        (tmp_path / "new" / "train").mkdir()
+        for folder in folders:
+            (tmp_path / folder).rename(tmp_path / "new" / "train" / folder)
+        assert open_data(DataSection(source=str(tmp_path / "new"))).classes == sorted(folders)
+
+
+@pytest.mark.parametrize(
+    "folders", [("car", "plane", "train"), ("valid", "invalid"), ("bullet_train", "tram")]
+)
+def test_classes_may_be_called_like_splits(tmp_path: Path, folders: tuple[str, ...]) -> None:
+    class_folders(tmp_path, dict.fromkeys(folders, 10))
+    assert open_data(DataSection(source=str(tmp_path))).classes == sorted(folders)
+
+
+@pytest.mark.parametrize("inner", ["test", "TEST", "Validation"])
+def test_splits_inside_of_classes_are_refused(tmp_path: Path, inner: str) -> None:
+    things, parts = ("bottle", "cable"), ("train", inner)
+    class_folders(
+        tmp_path, {f"{thing}/{part}/{look}": 10 for thing in things for part in parts for look in "ab"}
+    )
+    with pytest.raises(
+        InputError, match=rf"bottle/{inner}: a split folder inside of bottle.*outside: train, test"
+    ):
+        sizes(tmp_path, "train")
+    assert sizes(tmp_path / "bottle", "train") == {"train": 18 if inner.lower() == "test" else 20}
+
+
+def test_two_words_for_one_split_are_refused(tmp_path: Path) -> None:
+    for start, name in enumerate(("train", "eval", "Test")):
+        class_folders(tmp_path / name, {"a": 3, "b": 3}, start=100 * start)
+    with pytest.raises(InputError, match="Test and eval both name the test split"):
+        sizes(tmp_path, "train")
+    parts = {name: table(6, 50 * i) for i, name in enumerate(("train", "Val", "Dev"))}
+    datasets.DatasetDict(parts).save_to_disk(str(tmp_path / "d"))
+    with pytest.raises(
+        InputError, match=r"no split 'validation' but Val and Dev\. Name one: --set data\.valid"
+    ):
+        sizes(tmp_path / "d", "train", "validation")
+    assert sizes(tmp_path / "d", "train", "validation", validation="Dev") == {"train": 6, "validation": 6}
+
+
+def test_a_validation_split_that_was_named_is_not_replaced_by_train(tmp_path: Path) -> None:
+    table(20).save_to_disk(str(tmp_path / "d"))
+    with pytest.raises(InputError, match="no split 'mine'; it has: train"):
+        sizes(tmp_path / "d", "train", "validation", validation="mine")
+
+
+def test_what_lies_beside_split_folders_is_said(tmp_path: Path) -> None:
+    class_folders(tmp_path, {"train/a": 9, "train/b": 9, "test/a": 2, "test/b": 2, "docs/figures": 3})
+    (tmp_path / "preview.png").write_bytes(tiny_picture(5000))
+    data = open_data(DataSection(source=str(tmp_path)))
+    assert data.classes == ["a", "b"]
+    assert data.notes == (f"{tmp_path}: 4 pictures beside the split folders are not read, first preview.png",)
