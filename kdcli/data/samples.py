@@ -84,10 +84,13 @@ class Samples:
         except BadImageError as error:
             raise BadImageError(f"{self.where(index)}: {error}") from error
 
+    def place(self, index: int, size: tuple[int, int], max_pixels: int) -> Place:
+        """A picture of ``size`` (width, height), as those who read its target need it."""
+        return Place(size, self.where(index), partial(self.data, index), max_pixels)
+
     def beside(self, index: int, size: tuple[int, int], max_pixels: int) -> Any:
-        """What is cut together with a picture of ``size`` (width, height); see :meth:`Targets.read`."""
-        place = Place(size, self.where(index), partial(self.data, index), max_pixels)
-        return self.targets.read(index, place)
+        """What is cut together with a picture of ``size``; see :meth:`Targets.read`."""
+        return self.targets.read(index, self.place(index, size, max_pixels))
 
     def take(self, keep: np.ndarray, name: str | None = None) -> Samples:
         """The samples selected by a mask or index array."""

@@ -11,13 +11,13 @@ from toolbox import class_folders, tiny_picture
 
 from kdcli.data.duplicates import duplicates
 from kdcli.data.samples import Data
-from kdcli.data.sources import open_data
 from kdcli.errors import InputError
 from kdcli.sections import DataSection
+from kdcli.tasks import open_task_data
 
 
 def opened(source: Path, *need: str, **options: Any) -> Data:
-    return open_data(DataSection(source=str(source), **options), need=need or ("train", "validation"))
+    return open_task_data(DataSection(source=str(source), **options), *(need or ("train", "validation")))
 
 
 @pytest.fixture

@@ -10,15 +10,15 @@ from toolbox import class_folders, tiny_picture
 
 from kdcli.data.files import by_folder, kinds, look
 from kdcli.data.samples import Data
-from kdcli.data.sources import open_data
 from kdcli.errors import InputError
 from kdcli.sections import DataSection
+from kdcli.tasks import open_task_data
 
 datasets = pytest.importorskip("datasets")
 
 
 def opened(source: Path, *need: str) -> Data:
-    return open_data(DataSection(source=str(source)), need=need or ("train",))
+    return open_task_data(DataSection(source=str(source)), *(need or ("train",)))
 
 
 def test_kinds_are_counted_by_suffix() -> None:

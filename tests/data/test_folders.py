@@ -11,15 +11,16 @@ from toolbox import class_folders, tiny_picture
 
 from kdcli.data.loading import load
 from kdcli.data.samples import Data
-from kdcli.data.sources import open_data, open_unlabelled
+from kdcli.data.sources import open_unlabelled
 from kdcli.errors import InputError
 from kdcli.sections import DataSection, SourceSection
+from kdcli.tasks import open_task_data
 
 datasets = pytest.importorskip("datasets")
 
 
 def opened(source: Path, *need: str) -> Data:
-    return open_data(DataSection(source=str(source)), need=need or ("train",))
+    return open_task_data(DataSection(source=str(source)), *(need or ("train",)))
 
 
 def labels(data: Data, split: str = "train") -> dict[str, int]:

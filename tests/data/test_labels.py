@@ -13,9 +13,9 @@ from toolbox import tiny_picture
 
 from kdcli.data.labels import first_number, note_of_first, numbers_as_names
 from kdcli.data.samples import Data
-from kdcli.data.sources import open_data
 from kdcli.errors import InputError
 from kdcli.sections import DataSection
+from kdcli.tasks import open_task_data
 
 datasets = pytest.importorskip("datasets")
 
@@ -23,7 +23,7 @@ datasets = pytest.importorskip("datasets")
 def opened(file: Path, labels: list[Any], kind: pa.DataType | None = None) -> Data:
     cells = [{"bytes": tiny_picture(i), "path": None} for i in range(len(labels))]
     pq.write_table(pa.table({"image": cells, "label": pa.array(labels, kind)}), file)
-    return open_data(DataSection(source=str(file)))
+    return open_task_data(DataSection(source=str(file)), "train")
 
 
 def named(data: Data) -> list[str | None]:

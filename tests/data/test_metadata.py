@@ -11,9 +11,9 @@ from PIL import Image
 from toolbox import class_folders, tiny_picture
 
 from kdcli.data.loading import load
-from kdcli.data.sources import open_data
 from kdcli.errors import InputError
 from kdcli.sections import DataSection
+from kdcli.tasks import open_task_data
 
 datasets = pytest.importorskip("datasets")
 
@@ -57,7 +57,7 @@ def test_second_pictures_and_rows_without_one(tmp_path: Path) -> None:
     write(tmp_path / "train" / "metadata.jsonl", rows)
     table = load(str(tmp_path)).tables["train"]
     assert table.features == {"image": datasets.Image(), "mask": datasets.Image()}
-    data = open_data(DataSection(source=str(tmp_path)))
+    data = open_task_data(DataSection(source=str(tmp_path)), "train")
     assert (data.task, data.classes) == ("segmentation", ["0", "1"])
 
 
@@ -104,7 +104,7 @@ def test_names_may_turn_within_the_folder(tmp_path: Path) -> None:
     class_folders(tmp_path, {"x": 20})
     rows = [{"file_name": f"y/../x/{i}.png", "label": i % 2} for i in range(20)]
     write(tmp_path / "metadata.jsonl", rows)
-    assert open_data(DataSection(source=str(tmp_path))).classes == ["0", "1"]
+    assert open_task_data(DataSection(source=str(tmp_path)), "train").classes == ["0", "1"]
 
 
 def test_a_fifo_that_metadata_name_is_not_opened(tmp_path: Path) -> None:
@@ -112,13 +112,13 @@ def test_a_fifo_that_metadata_name_is_not_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "x" / "pipe")
     write(tmp_path / "metadata.jsonl", [*ROWS, {"file_name": "x/pipe", "label": 0, "when": ""}])
     with pytest.raises(InputError, match=r"x/pipe is no regular file"):
-        open_data(DataSection(source=str(tmp_path)))
+        open_task_data(DataSection(source=str(tmp_path)), "train")
 
 
 def test_pictures_that_are_named_nowhere_are_said(tmp_path: Path) -> None:
     class_folders(tmp_path, {"x": 20, "y": 3})
     write(tmp_path / "metadata.csv", ROWS)
-    assert open_data(DataSection(source=str(tmp_path))).notes == (
+    assert open_task_data(DataSection(source=str(tmp_path)), "train").notes == (
         f"{tmp_path}: 3 pictures are named in no metadata file and not read, first y/0.png",
         f"{tmp_path}: labels are those of the metadata files; folders are not taken for classes",
     )

@@ -36,21 +36,23 @@ sys.addaudithook(watch)
 """
 
 OPENS = """
-from kdcli.data.sources import open_data, open_unlabelled
+from kdcli.data.sources import open_unlabelled
+from kdcli.tasks import open_task_data
 from kdcli.errors import InputError
 from kdcli.models.build import build
 from kdcli.sections import DataSection
 
 folder, saved, parquet, metadata, artifact, local = sys.argv[1:]
 for source in (folder, saved, parquet, metadata, "example:fashion-mnist"):
-    open_data(DataSection(source=source))
+    open_task_data(DataSection(source=source), "train")
     open_unlabelled(source, DataSection())
 build(artifact)
 build(f"local-dir:{local}")
 build(f"local-dir:{local}", pretrained=False)
 build("test_vit", weights=f"{local}/model.safetensors")
 os.remove(f"{local}/model.safetensors")
-for refused in (lambda: open_data(DataSection(source="./none")), lambda: build(f"local-dir:{local}")):
+absent = DataSection(source="./none")
+for refused in (lambda: open_task_data(absent, "train"), lambda: build(f"local-dir:{local}")):
     try:
         refused()
     except InputError:
@@ -58,7 +60,7 @@ for refused in (lambda: open_data(DataSection(source="./none")), lambda: build(f
     raise AssertionError
 print("local:", asked)
 try:
-    open_data(DataSection(source="nobody/nothing"))
+    open_task_data(DataSection(source="nobody/nothing"), "train")
 except InputError:
     print("hub:", bool(asked))
 """

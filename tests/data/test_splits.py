@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 from toolbox import class_folders, tiny_picture
 
-from kdcli.data.sources import open_data, open_train, open_unlabelled
+from kdcli.data.sources import open_train, open_unlabelled
 from kdcli.data.splits import find, resembles, role, word
 from kdcli.errors import InputError
 from kdcli.sections import DataSection, SourceSection
+from kdcli.tasks import open_task_data
 
 datasets = pytest.importorskip("datasets")
 
@@ -22,7 +23,7 @@ def table(count: int, start: int = 0) -> datasets.Dataset:
 
 
 def sizes(source: Path, *need: str, **options: str) -> dict[str, int]:
-    data = open_data(DataSection(source=str(source), **options), need=need)  # type: ignore[arg-type]
+    data = open_task_data(DataSection(source=str(source), **options), *need)  # type: ignore[arg-type]
     return {name: len(samples) for name, samples in data.splits.items()}
 
 
@@ -160,7 +161,7 @@ def test_what_looks_like_a_split_and_is_not_understood_is_refused(
         (tmp_path / "new" / "train").mkdir()
         for folder in folders:
             (tmp_path / folder).rename(tmp_path / "new" / "train" / folder)
-        assert open_data(DataSection(source=str(tmp_path / "new"))).classes == sorted(folders)
+        assert open_task_data(DataSection(source=str(tmp_path / "new")), "train").classes == sorted(folders)
 
 
 @pytest.mark.parametrize(
@@ -168,7 +169,7 @@ def test_what_looks_like_a_split_and_is_not_understood_is_refused(
 )
 def test_classes_may_be_called_like_splits(tmp_path: Path, folders: tuple[str, ...]) -> None:
     class_folders(tmp_path, dict.fromkeys(folders, 10))
-    assert open_data(DataSection(source=str(tmp_path))).classes == sorted(folders)
+    assert open_task_data(DataSection(source=str(tmp_path)), "train").classes == sorted(folders)
 
 
 @pytest.mark.parametrize("inner", ["test", "TEST", "Validation"])
@@ -207,6 +208,6 @@ def test_a_validation_split_that_was_named_is_not_replaced_by_train(tmp_path: Pa
 def test_what_lies_beside_split_folders_is_said(tmp_path: Path) -> None:
     class_folders(tmp_path, {"train/a": 9, "train/b": 9, "test/a": 2, "test/b": 2, "docs/figures": 3})
     (tmp_path / "preview.png").write_bytes(tiny_picture(5000))
-    data = open_data(DataSection(source=str(tmp_path)))
+    data = open_task_data(DataSection(source=str(tmp_path)), "train")
     assert data.classes == ["a", "b"]
     assert data.notes == (f"{tmp_path}: 4 pictures beside the split folders are not read, first preview.png",)

@@ -16,9 +16,9 @@ from toolbox import flip, tiny_picture
 from kdcli.data import tables
 from kdcli.data.loading import load
 from kdcli.data.samples import cell_bytes
-from kdcli.data.sources import open_data
 from kdcli.errors import EnvironmentFault, InputError
 from kdcli.sections import DataSection
+from kdcli.tasks import open_task_data
 
 datasets = pytest.importorskip("datasets")
 
@@ -48,11 +48,11 @@ def test_a_file_that_was_replaced_gives_its_own_pictures(tmp_path: Path, folder:
     source = tmp_path if folder else file
     pq.write_table(rows(20), file)
     before, time = stored(source), file.stat().st_mtime_ns
-    first = open_data(DataSection(source=str(source))).fingerprint
+    first = open_task_data(DataSection(source=str(source)), "train").fingerprint
     pq.write_table(rows(20, start=100), file)
     os.utime(file, ns=(time, time))
     assert stored(source) == [tiny_picture(100 + i) for i in range(20)] != before
-    assert open_data(DataSection(source=str(source))).fingerprint != first
+    assert open_task_data(DataSection(source=str(source)), "train").fingerprint != first
 
 
 def test_pictures_that_were_replaced_in_a_folder_give_their_own_labels(tmp_path: Path) -> None:
@@ -158,12 +158,12 @@ def test_raw_bytes_are_pictures_where_they_begin_as_one(tmp_path: Path, kind: pa
         cells = [{"bytes": cell} for cell in cells]
     columns = {"code": pa.array([b"\0\1"] * 20), "photo": pa.array(cells, kind), "label": ["a", "b"] * 10}
     pq.write_table(pa.table(columns).slice(1), tmp_path / "a.parquet")
-    data = open_data(DataSection(source=str(tmp_path / "a.parquet")))
+    data = open_task_data(DataSection(source=str(tmp_path / "a.parquet")), "train")
     assert (data.classes, len(data.split("train"))) == (["a", "b"], 17)
     assert data.split("train").picture(0, 100).size == (8, 8)
     pq.write_table(pa.table(columns).drop_columns("photo"), tmp_path / "b.parquet")
     with pytest.raises(InputError, match="no picture column among code, label"):
-        open_data(DataSection(source=str(tmp_path / "b.parquet")))
+        open_task_data(DataSection(source=str(tmp_path / "b.parquet")), "train")
 
 
 def test_raw_bytes_beside_pictures_stay_what_they_are(tmp_path: Path) -> None:
@@ -171,7 +171,7 @@ def test_raw_bytes_beside_pictures_stay_what_they_are(tmp_path: Path) -> None:
     pq.write_table(rows(20, thumbnail=small), tmp_path / "a.parquet")
     (table,) = load(str(tmp_path / "a.parquet")).tables.values()
     assert table.features["thumbnail"] == datasets.Value("binary")
-    assert len(open_data(DataSection(source=str(tmp_path / "a.parquet"))).split("train")) == 18
+    assert len(open_task_data(DataSection(source=str(tmp_path / "a.parquet")), "train").split("train")) == 18
 
 
 @pytest.mark.parametrize("name", ["../other.arrow", "{root}/other.arrow", "x\0.arrow", "pipe"])

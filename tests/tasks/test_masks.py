@@ -263,5 +263,5 @@ def test_masks_of_turned_pictures_cover_the_same_things(tmp_path: Path, orientat
     train = opened(saved(tmp_path / "d", rows), "train").split("train")
     for i in range(len(train)):
         picture = np.asarray(train.picture(i, 5000))[..., 0]
-        mask = train.mask(i, train.size(i, 5000), 5000)
+        mask = train.beside(i, train.size(i, 5000), 5000).numpy()
         assert mask.tolist() == (picture > 100).astype(int).tolist()

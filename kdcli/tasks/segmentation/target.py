@@ -192,8 +192,10 @@ def _mask_columns(table: Any, config: DataSection) -> list[str]:
 def _highest(samples: Samples, max_pixels: int) -> np.ndarray:
     """[N] highest class in each mask, -1 where there is none."""
 
+    masks = cast(Masks, samples.targets)
+
     def look(index: int) -> int:
-        mask = samples.beside(index, samples.size(index, max_pixels), max_pixels).numpy()
+        mask = masks.mask(index, samples.place(index, samples.size(index, max_pixels), max_pixels))
         values = mask[mask != VOID]
         return int(values.max()) if values.size else -1
 
