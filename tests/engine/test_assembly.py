@@ -323,6 +323,22 @@ def test_a_state_that_is_a_parameter_is_a_copy_of_it() -> None:
     assert torch.equal(found.states["last"]["last"], before)
 
 
+def test_a_state_may_read_columns_taps_and_derives() -> None:
+    shapes: list[tuple[int, ...]] = []
+
+    def build(*rows: tuple[int, ...]) -> dict[str, Tensor]:
+        shapes.extend(rows)
+        return {"rows": torch.zeros(1)}
+
+    seen = State("seen", build, ("x", "s.out", "wide", "s:bias"))
+    derives = (
+        Derive("wide", lambda x: torch.cat([x, x], dim=1), ("s.out",)),
+        Derive("d", lambda state: (state["rows"], {}), (), state=seen),
+    )
+    put_together(turn(Term("l", mean, ("s.out", "wide", "d")), derives=derives))
+    assert shapes == [(3,), (2,), (4,), (2,)]
+
+
 def test_states_are_drawn_from_the_seed_alone() -> None:
     drawn = State("drawn", lambda: {"rows": torch.randn(3)})
     derive = Derive("d", lambda state: (state["rows"], {}), (), state=drawn)
