@@ -75,17 +75,16 @@ def dry_edits(where: str, turn: Turn, parties: Mapping[str, nn.Module], states: 
 
 def kind_of(value: Any) -> str:
     """What a value is that is no tensor, in words."""
-    return (
-        f"{len(value)} layers, not one tensor" if isinstance(value, Layers) else f"a {type(value).__name__}"
-    )
+    what = f"{len(value)} layers" if isinstance(value, Layers) else f"a {type(value).__name__}"
+    return f"{what}, not one tensor"
 
 
 @contextmanager
 def _bad_input(where: str, read: Sequence[str], values: Mapping[str, Any]) -> Iterator[None]:
     """A block in which tensors that do not fit are bad input; any other error stays what it is.
 
-    That they do not is what a loss says of shapes (ValueError), or torch. A loss that is given the layers of
-    a pattern of taps, and wants one tensor, does not look: what it stumbles over then is the pattern's fault.
+    That they do not is what a loss says of shapes (ValueError), or torch. A loss that is given a tap of
+    several layers, or of a module that returns no tensor, stumbles over it: that is the tap's fault.
     """
     try:
         yield
@@ -96,9 +95,15 @@ def _bad_input(where: str, read: Sequence[str], values: Mapping[str, Any]) -> It
         raise
     except (TypeError, AttributeError) as error:
         for reference in read:
-            if isinstance(value := values.get(reference.removeprefix("~")), Layers):
-                raise InputError(f"{where}: '{reference}' is {kind_of(value)}.") from error
+            key = reference.removeprefix("~")
+            if "." in key and key in values and not _may_be_read(values[key]):
+                raise InputError(f"{where}: '{reference}' is {kind_of(values[key])}.") from error
         raise
+
+
+def _may_be_read(tap: Any) -> bool:
+    """Whether a tap is a tensor, or a list of rows."""
+    return isinstance(tap, (Tensor, list, tuple)) and not isinstance(tap, Layers)
 
 
 def _read(

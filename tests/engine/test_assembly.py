@@ -110,6 +110,19 @@ def test_a_pattern_where_one_tensor_is_wanted_is_bad_input() -> None:
         assemble(method, {"student": network}, {**batch(), "x": x}, 0)
 
 
+def test_a_module_that_returns_no_tensor_is_bad_input() -> None:
+    class Named(nn.Module):
+        def forward(self, x: Tensor) -> dict[str, Any]:
+            return {"map": {"deep": x}}
+
+    made = turn(
+        Term("unfit", lambda t: t.mean(), ("n.map",)),
+        calls=(Call("s", "student"), Call("n", "named", ("s.out",))),
+    )
+    with pytest.raises(InputError, match=r"m: unfit: 'n\.map' is a dict, not one tensor"):
+        put_together(made, Party("named", "frozen", build=Named))
+
+
 # -- calls ---------------------------------------------------------------------------------------------------
 
 
