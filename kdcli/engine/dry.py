@@ -49,11 +49,8 @@ def dry_step(
         _refuse_unlike_rows(f"{where}: {term.name}", module, term, values)
         with _bad_input(f"{where}: {term.name}", term.args, values):
             module.term(term, values, torch.ones(2))
-    for derive in turn.derives:
-        if derive.state is not None or derive.out in values:
-            _read(f"{where}: derive {derive.out}", module, derive.args, derive.scope, values)
-            with _bad_input(f"{where}: derive {derive.out}", derive.args, values):
-                module.value(derive.out, values)
+    standing = [derive.out for derive in turn.derives if derive.state is not None]
+    _read(where, module, standing, "sample", values)
     _refuse_changed(f"{where}, turn {turn.name}", states, versions)
     return values
 
@@ -109,13 +106,18 @@ def _may_be_read(tap: Any) -> bool:
 def _read(
     where: str, module: TurnModule, references: Sequence[str], scope: str, values: dict[str, Any]
 ) -> None:
-    """Find what is read.
+    """Find what is read, and before a derive what that reads.
 
     Raises:
         InputError: what does not fit, or rows that processes could not exchange for the scope ``batch``.
     """
+    derives = {derive.out: derive for derive in module.turn.derives}
     for reference in references:
-        with _bad_input(where, (), {}):
+        derive, who = derives.get(reference.removeprefix("~")), where
+        if derive is not None and derive.out not in values:
+            who = f"{where}: derive {derive.out}"
+            _read(who, module, derive.args, derive.scope, values)
+        with _bad_input(who, derive.args if derive else (), values):
             value = module.value(reference, values)
         if scope == "batch" and module.has_rows(reference) and not is_gatherable(value):
             what = "is a single number" if isinstance(value, Tensor) else "is a list with an entry per row"

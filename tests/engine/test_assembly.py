@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -102,6 +103,12 @@ def test_a_pattern_where_one_tensor_is_wanted_is_bad_input() -> None:
     method = Method("m", (Party("student", "trained", "student"),), (Phase((made,)),))
     with pytest.raises(InputError, match=r"m: unfit: 's\.BatchNorm2d\.in' is \d+ layers, not one tensor"):
         assemble(method, {"student": network}, {**batch(), "x": x}, 0)
+    flat = Derive("flat", lambda t: t.flatten(1), ("s.BatchNorm2d.in",))
+    derived = turn(Term("unfit", mean, ("flat",)), derives=(flat,))
+    with pytest.raises(
+        InputError, match=r"m: unfit: derive flat: 's\.BatchNorm2d\.in' is \d+ layers, not one"
+    ):
+        assemble(replace(method, phases=(Phase((derived,)),)), {"student": network}, {**batch(), "x": x}, 0)
     reads = Party("adapter", "trained", build=nn.Linear, reads=("s.BatchNorm2d.in",))
     method = Method("m", (*method.parties, reads), (Phase((made,)),))
     with pytest.raises(
