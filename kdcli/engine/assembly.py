@@ -101,16 +101,20 @@ def _built(
 def _shape(
     method: Method, parties: Mapping[str, nn.Module], reference: str, batch: dict[str, Any], name: str
 ) -> tuple[int, ...]:
-    """The shape of one row of a column, or of a tap in the first turn that has the call.
+    """The shape of one row of a column, or of a tap or derive in the first turn that has it.
 
     A parameter has no rows: its whole shape.
     """
     _, call, kind, tap = split_reference(reference)
-    if not call:
+    if not call and tap in batch:
         return tuple(batch[tap].shape[1:])
-    turn = next(t for t in method.turns if call in {c.name for c in t.calls})
+    owners = {c.name: turn for turn in reversed(method.turns) for c in turn.calls}
+    if not call:
+        owners = {d.out: turn for turn in reversed(method.turns) for d in turn.derives}
+    turn = owners[call or tap]
     graph = Graph(turn, parties.__getitem__)
-    graph.taps[call] = (tap,)
+    if call:
+        graph.taps[call] = (tap,)
     value = graph.value(reference, dict(batch))
     if not isinstance(value, Tensor):
         raise InputError(f"{name} wants the shape of '{reference}', which is {kind_of(value)}.")

@@ -49,11 +49,8 @@ def dry_step(
         _refuse_unlike_rows(f"{where}: {term.name}", module, term, values)
         with _bad_input(f"{where}: {term.name}", term.args, values):
             module.term(term, values, torch.ones(2))
-    for derive in turn.derives:
-        if derive.state is not None or derive.out in values:
-            _read(f"{where}: derive {derive.out}", module, derive.args, derive.scope, values)
-            with _bad_input(f"{where}: derive {derive.out}", derive.args, values):
-                module.value(derive.out, values)
+    standing = [derive.out for derive in turn.derives if derive.state is not None]
+    _read(where, module, standing, "sample", values)
     _refuse_changed(f"{where}, turn {turn.name}", states, versions)
     return values
 
@@ -75,17 +72,16 @@ def dry_edits(where: str, turn: Turn, parties: Mapping[str, nn.Module], states: 
 
 def kind_of(value: Any) -> str:
     """What a value is that is no tensor, in words."""
-    return (
-        f"{len(value)} layers, not one tensor" if isinstance(value, Layers) else f"a {type(value).__name__}"
-    )
+    what = f"{len(value)} layers" if isinstance(value, Layers) else f"a {type(value).__name__}"
+    return f"{what}, not one tensor"
 
 
 @contextmanager
 def _bad_input(where: str, read: Sequence[str], values: Mapping[str, Any]) -> Iterator[None]:
     """A block in which tensors that do not fit are bad input; any other error stays what it is.
 
-    That they do not is what a loss says of shapes (ValueError), or torch. A loss that is given the layers of
-    a pattern of taps, and wants one tensor, does not look: what it stumbles over then is the pattern's fault.
+    That they do not is what a loss says of shapes (ValueError), or torch. A loss that is given a tap of
+    several layers, or of a module that returns no tensor, stumbles over it: that is the tap's fault.
     """
     try:
         yield
@@ -96,21 +92,32 @@ def _bad_input(where: str, read: Sequence[str], values: Mapping[str, Any]) -> It
         raise
     except (TypeError, AttributeError) as error:
         for reference in read:
-            if isinstance(value := values.get(reference.removeprefix("~")), Layers):
-                raise InputError(f"{where}: '{reference}' is {kind_of(value)}.") from error
+            key = reference.removeprefix("~")
+            if "." in key and key in values and not _may_be_read(values[key]):
+                raise InputError(f"{where}: '{reference}' is {kind_of(values[key])}.") from error
         raise
+
+
+def _may_be_read(tap: Any) -> bool:
+    """Whether a tap is a tensor, or a list of rows."""
+    return isinstance(tap, (Tensor, list, tuple)) and not isinstance(tap, Layers)
 
 
 def _read(
     where: str, module: TurnModule, references: Sequence[str], scope: str, values: dict[str, Any]
 ) -> None:
-    """Find what is read.
+    """Find what is read, and before a derive what that reads.
 
     Raises:
         InputError: what does not fit, or rows that processes could not exchange for the scope ``batch``.
     """
+    derives = {derive.out: derive for derive in module.turn.derives}
     for reference in references:
-        with _bad_input(where, (), {}):
+        derive, who = derives.get(reference.removeprefix("~")), where
+        if derive is not None and derive.out not in values:
+            who = f"{where}: derive {derive.out}"
+            _read(who, module, derive.args, derive.scope, values)
+        with _bad_input(who, derive.args if derive else (), values):
             value = module.value(reference, values)
         if scope == "batch" and module.has_rows(reference) and not is_gatherable(value):
             what = "is a single number" if isinstance(value, Tensor) else "is a list with an entry per row"

@@ -64,7 +64,7 @@ def _with(section: OptimSection, fields: Mapping[str, Any], known: Sequence[str]
             continue
         if name in OptimSection.model_fields:
             raise UsageError(
-                f"{where}: optim.{name} is the run's, not its own. Its own can be: {', '.join(known)}."
+                f"{where}: it has no {name} of its own, the run has. Its own can be: {', '.join(known)}."
             )
         raise UsageError(f"{where}: no field '{name}' of the optimiser.{nearest(name, known)}")
     try:

@@ -31,3 +31,13 @@ def test_a_mixed_picture_weighs_as_much_as_the_classes_in_it() -> None:
     expected = torch.stack([2 * part + 0.5 * (1 - part), torch.tensor(0.5), torch.tensor(0.5)])
     torch.testing.assert_close(columns["row_weight"][:3], expected)
     torch.testing.assert_close(columns["row_weight"][3], 2 * (1 - part) + 0.5 * part)
+
+
+def test_a_list_with_an_entry_per_row_is_divided_like_a_tensor() -> None:
+    labels = np.array([0, 1, 1, 0])
+    make = MicroBatches(Order(labels, 4, 0, None), OptimSection(batch_size=4, accumulate=2), 2, None, 5)
+    boxes = [{"boxes": torch.full((n, 4), float(n)), "name": str(n)} for n in (1, 0, 3, 2)]
+    batch = {"x": torch.zeros(4, 3, 2, 2, dtype=torch.uint8), "y": torch.from_numpy(labels), "boxes": boxes}
+    parts = [columns["boxes"] for columns, _ in make(batch, 0, OneProcess())]  # type: ignore[arg-type]
+    assert [[len(row["boxes"]) for row in part] for part in parts] == [[1, 0], [3, 2]]
+    assert parts[1][0]["name"] == "3"

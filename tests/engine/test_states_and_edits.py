@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import toy_method
 from toolbox import QUIET, StopAfter, facts, method_options, rows
 
 from kdcli import methods
 from kdcli.artifacts.model import read_tensors
 from kdcli.config import resolve
-from kdcli.errors import Preempted
+from kdcli.errors import Diverged, Preempted, UsageError
 from kdcli.stages import distill
 
 STEPS = 4
@@ -110,6 +111,34 @@ def test_edits_have_changed_what_they_name(
     assert not any(name.startswith(("judge/", "constant/", "teacher/")) for name in weights)
 
 
+def test_gradients_are_edited_then_clipped_as_the_turn_says(
+    make: Callable[..., distill.Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run clips at 1, the turn at 2; what is masked has no gradient when it is clipped."""
+    seen: list[tuple[float, int]] = []
+    clip = torch.nn.utils.clip_grads_with_norm_
+
+    def spy(parameters: list[Any], most: float, norm: torch.Tensor) -> None:
+        expected = torch.stack([p.grad.norm() for p in parameters]).norm()
+        torch.testing.assert_close(norm, expected)  # of what is edited
+        seen.append((most, int((parameters[0].grad.flatten(1).abs().amax(1) == 0).sum())))
+        clip(parameters, most, norm)
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grads_with_norm_", spy)
+    distill.run(make("clipped"), QUIET)
+    assert seen == [(2.0, 1), (2.0, 2), (2.0, 3), (2.0, 3)]
+
+
+def test_a_step_that_diverges_leaves_no_trace_in_states(make: Callable[..., distill.Plan]) -> None:
+    plan = make("diverged", **{"optim.lr": 1e30, "optim.warmup": 0.0})
+    with pytest.raises(Diverged, match="The state after step 1 is kept"):
+        distill.run(plan, QUIET)
+    (folder,) = plan.target.path.with_name("diverged.partial").glob("state-*")
+    found = read_tensors(folder / "states.safetensors")
+    assert all(tensor.isfinite().all() for tensor in found.values())
+    assert (int(found["queue/count"]), int(found["mask/masked"].sum())) == (8, 1)
+
+
 def test_the_plain_cut_costs_the_teacher_one_forward_a_picture(make: Callable[..., distill.Plan]) -> None:
     plan = make("planned")
     seen = int(plan.material.order.used(STEPS).sum())
@@ -152,8 +181,6 @@ def test_the_plan_shows_what_the_table_has_no_room_for(make: Callable[..., disti
 
 
 def test_mixed_pictures_have_no_other_views(make: Callable[..., distill.Plan]) -> None:
-    from kdcli.errors import UsageError
-
     with pytest.raises(
         UsageError, match=r"sees x@1, x@plain beside each picture, and mixed pictures have no"
     ):
@@ -161,7 +188,5 @@ def test_mixed_pictures_have_no_other_views(make: Callable[..., distill.Plan]) -
 
 
 def test_a_state_that_micro_batches_update_is_not_split_to_fit(make: Callable[..., distill.Plan]) -> None:
-    from kdcli.errors import UsageError
-
     with pytest.raises(UsageError, match=r"--auto-batch: .* Set optim\.accumulate yourself"):
         make("fitted", **{"optim.auto_batch": True})
