@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from kdcli.artifacts.model import read_tensors
+from kdcli.artifacts.reading import read_object
 from kdcli.artifacts.store import Output, write_bytes, write_tensors
 from kdcli.errors import InputError
 
@@ -73,7 +74,7 @@ def load(
     scaler: Any,
 ) -> Progress:
     """Restore a committed state into modules and optimisers; raises InputError where it does not fit."""
-    facts = json.loads((folder / PROGRESS).read_text())
+    facts = read_object(folder / PROGRESS)
     weights = read_tensors(folder / WEIGHTS)
     try:
         for party, module in trained.items():
