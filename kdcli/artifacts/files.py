@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdcli.artifacts import marks
-from kdcli.errors import from_os_error
+from kdcli.errors import EnvironmentFault, from_os_error
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +29,30 @@ def _writing(path: Path, size: int) -> Iterator[None]:
     except OSError as error:
         fault = OSError(error.errno, error.strerror, str(path))
         raise from_os_error(fault, path, size) from error
+
+
+@contextmanager
+def naming(option: str, folder: Path | str) -> Iterator[None]:
+    """Name the option that asked for a folder in any fault of the disk below it."""
+    try:
+        yield
+    except (EnvironmentFault, OSError) as error:
+        fault = from_os_error(error, folder) if isinstance(error, OSError) else error
+        raise EnvironmentFault(f"{option} {folder}: {fault}") from error
+
+
+def refuse_unusable(option: str, folder: Path | str) -> None:
+    """Raise EnvironmentFault for a folder that is not there and cannot be made, or cannot be written to."""
+    place = os.path.abspath(folder)
+    while not os.path.lexists(place):
+        place = os.path.dirname(place)
+    if not os.path.isdir(place):
+        raise EnvironmentFault(f"{option} {folder}: {place} is not a directory. Choose another {option}.")
+    effective = os.access in os.supports_effective_ids
+    if not os.access(place, os.W_OK | os.X_OK, effective_ids=effective):
+        raise EnvironmentFault(
+            f"{option} {folder}: {place} cannot be written to. Mend its rights, or choose another {option}."
+        )
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -130,12 +130,17 @@ def _refuse_foreign(partial: Path, found: set[str], text: bytes | None) -> None:
     raise InputError(f"{partial} is needed for the unfinished output, and holds something else. {_REMEDY}.")
 
 
-def _sign(fd: int) -> None:
-    """Write the mark, where there is none, and who holds the lock."""
+def mark(fd: int) -> None:
+    """Write the mark into an open lock file that has none, and sync it."""
     if not marks.is_marked(os.pread(fd, len(marks.MARK), 0)):
         os.ftruncate(fd, 0)
         os.pwrite(fd, marks.MARK, 0)
         os.fsync(fd)
+
+
+def _sign(fd: int) -> None:
+    """Write the mark, and who holds the lock."""
+    mark(fd)
     os.ftruncate(fd, len(marks.MARK))
     os.pwrite(fd, f"process {os.getpid()} on {socket.gethostname()}".encode(), len(marks.MARK))
 

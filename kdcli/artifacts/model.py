@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdcli.artifacts import manifest as manifests
 from kdcli.artifacts.manifest import Manifest
+from kdcli.artifacts.reading import LIMIT, read_object, refuse_irregular
 from kdcli.errors import InputError
 
 if TYPE_CHECKING:
@@ -112,13 +112,11 @@ def read(path: Path | str) -> ModelFiles:
     names = [name for name in (WEIGHTS, CONFIG, HEAD, *EXITS) if f"{prefix}{name}" in manifest.files]
     if WEIGHTS not in names or CONFIG not in names:
         raise InputError(f"{root} is damaged: its manifest names no {prefix}{WEIGHTS} or {prefix}{CONFIG}.")
+    for name in names:  # before they are hashed
+        if name.endswith(".json") and (size := manifest.files[prefix + name]["size"]) > LIMIT:
+            raise InputError(f"cannot read {path / name}: it has {size:,} bytes, more than {LIMIT:,}.")
     manifests.verify(root, manifest, [prefix + name for name in names])
-    try:
-        config = json.loads((path / CONFIG).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path / CONFIG} is not valid JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise InputError(f"{path / CONFIG} is not a JSON object.")
+    config = read_object(path / CONFIG)
     sha = manifests.digest([manifest.files[prefix + name]["sha256"] for name in names])
     return ModelFiles(path, manifest, sha, config, tuple(names))
 
@@ -129,8 +127,9 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
     try:
+        refuse_irregular(path)
         return load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
+    except (InputError, SafetensorError, OSError, ValueError) as error:
         raise InputError(f"{path} is not a readable safetensors file: {error}") from error
 
 

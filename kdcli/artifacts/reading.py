@@ -16,7 +16,7 @@ from typing import Any
 from kdcli.errors import InputError
 
 LIMIT = 32 << 20  # bytes of a manifest or configuration: some 200,000 files
-LOG_LIMIT = 512 << 20  # bytes of a log or report
+LOG_LIMIT = 1 << 30  # bytes of a log or report
 
 
 def refuse_irregular(path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 Count = Annotated[int, Field(ge=0, lt=2**63)]
-Shard = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,9}/[0-9]{1,9}$")]
+Shard = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,6}/[0-9]{1,6}$")]
 
 
 class _Part(BaseModel):

@@ -87,7 +87,7 @@ class Cache:
         taps: names expected in each.
 
     Raises:
-        InputError: a segment is damaged (hash, size, shape).
+        InputError: a segment is damaged (hash, size, shape), or was copied here from another cache.
     """
 
     def __init__(self, folder: Path, taps: Sequence[str]) -> None:
@@ -114,8 +114,11 @@ class Cache:
                 if name.endswith(".npy")
             }
             needed = {"ids", "views", *(f"{t}.top" if f"{t}.top" in arrays else t for t in self.taps)}
-            if needed - set(arrays) or len({len(array) for array in arrays.values()}) != 1:
+            if needed - set(arrays) or not _is_table(arrays):
                 raise InputError(f"{path} is no segment of a cache of {', '.join(self.taps)}.")
+            key = manifest.facts.get("key", self.folder.name)  # 0.1 wrote none
+            if key != self.folder.name:
+                raise InputError(f"{path} was copied here from another cache, {key}.")
         except (InputError, OSError, ValueError) as error:
             raise InputError(f"{error} Delete {path} and run again: it is computed anew.") from error
         return arrays
@@ -161,6 +164,13 @@ class Cache:
             for name, array in gathered.items():
                 array[mask] = self._segments[segment][name][rows[mask]]
         return Store.unpack(gathered, self.taps)
+
+
+def _is_table(arrays: dict[str, np.ndarray]) -> bool:
+    """Whether arrays have one row for each id."""
+    ids, views = arrays["ids"], arrays["views"]
+    kinds = ids.dtype == np.uint64 and views.dtype == np.int32 and ids.ndim == views.ndim == 1
+    return kinds and all(array.shape[:1] == ids.shape for array in arrays.values())
 
 
 _NOTHING = np.empty(0, np.uint64), np.empty(0, np.int64)

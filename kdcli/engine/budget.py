@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 from pathlib import Path
 
@@ -42,7 +43,7 @@ def fixed_views(text: str, *, teacher: bool, cacheable: bool, epochs: float, aff
 def affordable_views(root: Path, samples: int, row_bytes: int) -> int:
     """How many views of all samples, each of ``row_bytes``, fit in 80 % of the free disk."""
     root = root.absolute()
-    while not root.exists():
+    while not os.path.exists(root):  # not there, or not to be looked into: said where it is filled
         root = root.parent
     return int(0.8 * shutil.disk_usage(root).free / (samples * row_bytes))
 

@@ -2,7 +2,7 @@
 
 A cache is a directory of segments, each an artifact that is committed whole, so a filling that is cut off
 keeps what it has. Its name is a hash of everything the outputs depend on: other weights, another recipe,
-another precision is another cache. Two writers take turns.
+another precision is another cache; each segment says it, too. Two writers take turns.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdcli.artifacts.lock import take
+from kdcli.artifacts.files import naming, refuse_unusable
+from kdcli.artifacts.leftovers import sweep_folder
+from kdcli.artifacts.lock import LOCK, mark, take
 from kdcli.artifacts.manifest import Manifest, digest
 from kdcli.artifacts.store import open_output, write_bytes
 from kdcli.console import Console
@@ -133,7 +135,9 @@ def fill(
     batch_size = max(1, filling.batch_size // runtime.world_size)
     folder = root / request.key(runtime.accelerator.mixed_precision)
     if runtime.main:
-        folder.mkdir(parents=True, exist_ok=True)
+        refuse_unusable("--cache", root)
+        with naming("--cache", root):
+            folder.mkdir(parents=True, exist_ok=True)
     with watching(stop), _turn(folder, runtime, console, stop):
         cache = Cache(folder, request.taps)
         ids = pool.ids
@@ -198,15 +202,14 @@ class _Writer:
         arrays |= {name: np.concatenate([p[name] for p in self.parts]) for name in self.parts[0]}
         identity = {"rows": digest([ids.tolist(), views.tolist()])}
         name = f"{SEGMENT}{identity['rows'][:16]}"
-        with open_output(self.folder / name, identity) as output:
+        with naming("--cache", self.folder.parent), open_output(self.folder / name, identity) as output:
             if output is not None:
                 for key, array in arrays.items():
                     stream = io.BytesIO()
                     np.save(stream, array, allow_pickle=False)
                     write_bytes(output.partial / f"{key}.npy", stream.getvalue())
-                manifest = Manifest(
-                    "cache", "distill", identity, facts={"network": self.request.network.name}
-                )
+                facts = {"network": self.request.network.name, "key": self.folder.name}
+                manifest = Manifest("cache", "distill", identity, facts=facts)
                 output.commit(manifest, [f"{key}.npy" for key in arrays])
         self._clear()
 
@@ -224,8 +227,12 @@ def _turn(folder: Path, runtime: Runtime, console: Console, stop: Stop | None) -
 
     try:
         if runtime.main:
-            lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+            with naming("--cache", folder.parent):
+                lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
             take(lock, _POLL_S, held)
+            with naming("--cache", folder.parent):
+                mark(lock)
+                sweep_folder(folder, SEGMENT)
         runtime.barrier()
         yield
     finally:

@@ -21,7 +21,7 @@ from kdcli.data.samples import Samples
 from kdcli.engine.runtime import Runtime
 from kdcli.errors import InputError
 from kdcli.metrics.efficiency import evaluating
-from kdcli.models.timm import Network
+from kdcli.models.protocol import Model
 
 FILE = "statistics.safetensors"
 
@@ -93,7 +93,7 @@ class Recording:
 
 
 def record(
-    network: Network,
+    network: Model,
     samples: Samples,
     wanted: Recording,
     runtime: Runtime,

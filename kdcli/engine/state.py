@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from kdcli.artifacts.model import read_tensors
+from kdcli.artifacts.reading import read_object
 from kdcli.artifacts.store import Output, write_bytes, write_tensors
 from kdcli.engine.states import States
 from kdcli.errors import InputError
@@ -94,7 +95,7 @@ def load(
     Raises:
         InputError: it does not fit.
     """
-    facts = json.loads((folder / PROGRESS).read_text())
+    facts = read_object(folder / PROGRESS)
     if facts.get("format") != FORMAT:
         raise InputError(
             f"{folder} was written by another version of kdcli, in a form that is no longer read. Start anew "

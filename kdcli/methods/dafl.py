@@ -20,7 +20,7 @@ from kdcli.losses.logits import kl_divergence
 from kdcli.methods.datafree import InversionSection
 from kdcli.methods.parts import STUDENT, TEACHER, Count
 from kdcli.models.generator import Generator
-from kdcli.models.timm import Network
+from kdcli.models.protocol import Model
 from kdcli.tasks import Task
 from kdcli.words import Call, Derive, Method, Party, Phase, Term, Turn
 
@@ -51,7 +51,7 @@ def generated(noise: str) -> tuple[Call, Call]:
     return Call("g", "generator", (noise,)), Call("t", "teacher", ("g.out",))
 
 
-def dafl_generator(section: InversionSection, *, teacher: Network) -> Method:
+def dafl_generator(section: InversionSection, *, teacher: Model) -> Method:
     """A generator, trained alone on the noise ``z`` [B, latent]; its log watches how even the classes are.
 
     Args:

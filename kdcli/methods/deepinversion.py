@@ -21,11 +21,11 @@ from kdcli.losses.logits import cross_entropy
 from kdcli.methods.datafree import InversionSection
 from kdcli.methods.parts import TEACHER
 from kdcli.models.pictures import Renormalised, first_pictures
-from kdcli.models.timm import Network
+from kdcli.models.protocol import Model
 from kdcli.words import Call, Method, Party, Phase, Term, Turn
 
 
-def deepinversion(section: InversionSection, *, teacher: Network) -> Method:
+def deepinversion(section: InversionSection, *, teacher: Model) -> Method:
     """Pictures that the teacher takes for their classes ``y``, and that its batch norms take for data.
 
     First steps on pictures pooled to half size, where wanted, then on whole ones. The column ``view`` says
@@ -53,7 +53,7 @@ def deepinversion(section: InversionSection, *, teacher: Network) -> Method:
     return Method("deepinversion", parties, phases, export="pictures")
 
 
-def _turn(name: str, seen: str, section: InversionSection, teacher: Network) -> Turn:
+def _turn(name: str, seen: str, section: InversionSection, teacher: Model) -> Turn:
     """A turn in which the teacher sees the pictures as the tap ``seen`` has them."""
     calls = (
         Call("whole", "pictures", ()),
@@ -71,7 +71,7 @@ def _turn(name: str, seen: str, section: InversionSection, teacher: Network) -> 
     return Turn(name, ("pictures",), calls, terms)
 
 
-def _statistics(section: InversionSection, teacher: Network) -> list[Term]:
+def _statistics(section: InversionSection, teacher: Model) -> list[Term]:
     terms = []
     for i, path in enumerate(batch_norms(teacher)):
         weight = (section.statistics or 0.0) * ((section.first_statistics or 0.0) if i == 0 else 1)
@@ -80,7 +80,7 @@ def _statistics(section: InversionSection, teacher: Network) -> list[Term]:
     return terms
 
 
-def batch_norms(network: Network) -> list[str]:
+def batch_norms(network: Model) -> list[str]:
     """Names of the layers whose statistics are matched, in the order of the model.
 
     Raises:
@@ -100,7 +100,7 @@ def batch_norms(network: Network) -> list[str]:
     return found
 
 
-def adaptive_deepinversion(section: InversionSection, *, teacher: Network, student: Network) -> Method:
+def adaptive_deepinversion(section: InversionSection, *, teacher: Model, student: Model) -> Method:
     """DeepInversion with the competition: the student sees what the teacher does, in its own normalisation.
 
     Args:

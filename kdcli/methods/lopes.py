@@ -24,11 +24,11 @@ from kdcli.losses.datafree import sampled_activations, top_layer
 from kdcli.methods.datafree import InversionSection
 from kdcli.methods.parts import TEACHER
 from kdcli.models.pictures import first_pictures
-from kdcli.models.timm import Network
+from kdcli.models.protocol import Model
 from kdcli.words import Call, Derive, Method, Party, Phase, Term, Turn
 
 
-def lopes(section: InversionSection, *, teacher: Network, moments: Moments) -> Method:
+def lopes(section: InversionSection, *, teacher: Model, moments: Moments) -> Method:
     """Pictures whose activations are those that :func:`sampled` draws for them, columns ``a0``, ``a1``, ….
 
     Args:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdcli.artifacts import model as artifacts
+from kdcli.artifacts.reading import read_object
 from kdcli.artifacts.store import write_bytes, write_tensors
 from kdcli.errors import InputError
 from kdcli.models.protocol import Model
@@ -199,10 +200,10 @@ def load_exits(folder: Path | str) -> dict[str, ExitHead]:
     if not set(artifacts.EXITS) & set(files.names):
         return {}
     try:
-        facts = json.loads((files.path / description).read_text(encoding="utf-8"))
+        facts = read_object(files.path / description)
         with torch.device("meta"):  # nothing is allocated before the shapes are known to fit
             exits = nn.ModuleDict({name: ExitHead(**fields) for name, fields in facts.items()})
-    except _DAMAGE as error:
+    except (InputError, *_DAMAGE) as error:
         raise InputError(f"{files.path / description} does not describe exits: {error}") from error
     tensors, own = files.tensors(weights), exits.state_dict()
     if {n: t.shape for n, t in own.items()} != {n: t.shape for n, t in tensors.items()}:

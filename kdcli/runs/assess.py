@@ -16,7 +16,7 @@ from kdcli.engine import inference
 from kdcli.engine.runtime import Runtime
 from kdcli.metrics.efficiency import flops, latency, parameters, peak_memory, throughput
 from kdcli.metrics.segmentation import FOLLOWS, class_iou, segmentation_metrics
-from kdcli.models.timm import Network
+from kdcli.models.protocol import Model
 from kdcli.tasks import Task
 from kdcli.tasks.classification import exits
 from kdcli.tasks.classification.exits import Exits
@@ -60,9 +60,7 @@ def metrics(setting: Setting, network: Any) -> dict[str, float]:
 Rows = tuple[dict[str, dict[str, Any]], dict[str, Any]]
 
 
-def rows(
-    setting: Setting, networks: Mapping[str, Network], teacher: Network | None, console: Console
-) -> Rows:
+def rows(setting: Setting, networks: Mapping[str, Model], teacher: Model | None, console: Console) -> Rows:
     """Parts of a report (see :mod:`kdcli.report.page`): by the networks' names, and of all; each runs once.
 
     Of segmentation also ``shown``: predictions [H, W] of some pictures by index, which are no JSON.
@@ -70,7 +68,7 @@ def rows(
     return _TABLE[setting.task.name][1](setting, networks, teacher, console)
 
 
-def cost(network: Network, runtime: Runtime, batch_size: int, repeats: int) -> dict[str, Any]:
+def cost(network: Model, runtime: Runtime, batch_size: int, repeats: int) -> dict[str, Any]:
     """What a forward costs, on random pictures: the part ``cost`` of a report."""
     shape = (batch_size, 3, *network.spec.size)
     batch = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(runtime.device)
@@ -93,7 +91,7 @@ def _class_options(setting: Setting) -> dict[str, Any]:
     return {"batch_size": setting.batch_size, **setting.reading}
 
 
-def _class_logits(setting: Setting, network: Network, console: Console, name: str) -> Tensor:
+def _class_logits(setting: Setting, network: Model, console: Console, name: str) -> Tensor:
     """Logits [N, E, C]: of the network's exits, if it has any, and last of the network."""
     options, own = _class_options(setting), setting.exits.get(name)
     with console.progress(name, len(setting.samples), "pictures") as bar:
@@ -104,7 +102,7 @@ def _class_logits(setting: Setting, network: Network, console: Console, name: st
         return inference.outputs(network, setting.samples, setting.runtime, **options)[:, None]
 
 
-def _class_metrics(setting: Setting, network: Network) -> dict[str, float]:
+def _class_metrics(setting: Setting, network: Model) -> dict[str, float]:
     from kdcli.metrics.classification import classification_metrics
 
     logits = inference.outputs(network, setting.samples, setting.runtime, **_class_options(setting))
@@ -112,7 +110,7 @@ def _class_metrics(setting: Setting, network: Network) -> dict[str, float]:
 
 
 def _class_rows(
-    setting: Setting, networks: Mapping[str, Network], teacher: Network | None, console: Console
+    setting: Setting, networks: Mapping[str, Model], teacher: Model | None, console: Console
 ) -> Rows:
     from kdcli.metrics.agreement import agreement
     from kdcli.metrics.classification import classification_metrics, confusion, reliability
@@ -151,7 +149,7 @@ def _class_rows(
     return parts, {"peers": peers(found, targets)} if len(found) > 1 else {}
 
 
-def _classifiers(student: Network, teacher: Network) -> tuple[Tensor, Tensor] | None:
+def _classifiers(student: Model, teacher: Model) -> tuple[Tensor, Tensor] | None:
     """Rows of both linear classifiers, None where one of them ends otherwise."""
     rows = student.class_rows(), teacher.class_rows()
     return None if rows[0] is None or rows[1] is None else (rows[0].detach().cpu(), rows[1].detach().cpu())
@@ -163,7 +161,7 @@ SHOWN = 4  # pictures in a report
 
 
 def _pixel_tallies(
-    setting: Setting, networks: Mapping[str, Network], **options: Any
+    setting: Setting, networks: Mapping[str, Model], **options: Any
 ) -> dict[str, pixels.Tally]:
     reading = pixels.Reading(
         setting.batch_size, window=setting.window, stride=setting.stride, **setting.reading
@@ -174,12 +172,12 @@ def _pixel_tallies(
     )
 
 
-def _pixel_metrics(setting: Setting, network: Network) -> dict[str, float]:
+def _pixel_metrics(setting: Setting, network: Model) -> dict[str, float]:
     return segmentation_metrics(_pixel_tallies(setting, {"it": network})["it"].confusion)
 
 
 def _pixel_rows(
-    setting: Setting, networks: Mapping[str, Network], teacher: Network | None, console: Console
+    setting: Setting, networks: Mapping[str, Model], teacher: Model | None, console: Console
 ) -> Rows:
     names = {id(network): name for name, network in networks.items()}
     taught = None if teacher is None else names.get(id(teacher), "teacher (compared with)")

@@ -29,7 +29,7 @@ from kdcli.errors import InputError
 from kdcli.methods.datafree import InversionSection
 from kdcli.models.generator import Generator
 from kdcli.models.pictures import Pictures
-from kdcli.models.timm import Network
+from kdcli.models.protocol import Model
 from kdcli.sections import OptimSection
 from kdcli.seeds import seed_of
 from kdcli.synthesis.draws import Draw, Make
@@ -53,14 +53,14 @@ class Descent:
     """
 
     method: Method
-    networks: Mapping[str, Network]
+    networks: Mapping[str, Model]
     section: InversionSection
     runtime: Runtime
     console: Console
     stop: Stop | None = None
 
     @property
-    def teacher(self) -> Network:
+    def teacher(self) -> Model:
         """What is learned from."""
         return self.networks["teacher"]
 
@@ -163,7 +163,7 @@ def optimised(
     return pictures.pixels.detach(), summed(terms)
 
 
-def _clipping(pictures: Pictures, teacher: Network) -> Callable[[], None]:
+def _clipping(pictures: Pictures, teacher: Model) -> Callable[[], None]:
     """Keeps pixels between black and white."""
     device = pictures.pixels.device
     black = torch.zeros((1, 3, *teacher.spec.size), dtype=torch.uint8, device=device)

@@ -14,7 +14,7 @@ from kdcli.engine.loop import LOG
 from kdcli.engine.runtime import Runtime
 from kdcli.models.branches import Tail
 from kdcli.models.exits import ExitHead, save_exits
-from kdcli.models.timm import Network
+from kdcli.models.protocol import Model
 from kdcli.runs import frame
 from kdcli.words import Method
 
@@ -87,7 +87,7 @@ def _save_beside(method: Method, parties: Mapping[str, Any], outcome: Outcome, f
             (folder / name).mkdir(exist_ok=True)
             party.grafted(student).save(folder / name)
             names.append(name)
-        if isinstance(party, Network):
+        if isinstance(party, Model):
             (folder / name).mkdir(exist_ok=True)
             party.save(folder / name, outcome.beside[name])
             names.append(name)

@@ -15,7 +15,7 @@ from kdcli.engine.job import Outcome
 from kdcli.engine.loop import train
 from kdcli.engine.runtime import Runtime
 from kdcli.methods.supervised import supervised
-from kdcli.models.timm import Network
+from kdcli.models.protocol import Model
 from kdcli.runs.material import Lesson, gather
 from kdcli.runs.training import training_job
 from kdcli.sections import StudentSection
@@ -23,7 +23,7 @@ from kdcli.tasks import task_of
 
 
 def finetune(
-    network: Network,
+    network: Model,
     config: StudentSection,
     data: Data,
     output: Output,

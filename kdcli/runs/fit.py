@@ -18,7 +18,7 @@ from kdcli.engine.heads import HeadResult, HeadSpec, train_heads, train_heads_li
 from kdcli.engine.lbfgs import lbfgs_path
 from kdcli.engine.moments import Moments, Recording, record
 from kdcli.engine.runtime import Runtime
-from kdcli.models.timm import Network
+from kdcli.models.protocol import Model
 from kdcli.runs import frame
 from kdcli.tasks.segmentation.solver import DenseResult, Part, train_dense_heads
 
@@ -38,7 +38,7 @@ class Parts:
     """
 
     data: Data
-    network: Network
+    network: Model
     features: list[str]
     config: Any
     runtime: Runtime

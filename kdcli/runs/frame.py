@@ -18,7 +18,7 @@ from kdcli.sections import DataSection, OptimSection, RunSection, SourceSection
 if TYPE_CHECKING:
     from kdcli.console import Console
     from kdcli.data.samples import Data
-    from kdcli.models.timm import Network
+    from kdcli.models.protocol import Model
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ def summary(path: Path) -> dict[str, Any]:
 
 def teacher(
     name: str, classes: list[str], order: Literal["names", "same"], task: str = "classification"
-) -> Network:
+) -> Model:
     """A frozen network whose logits stand in the order of ``classes``.
 
     Raises:

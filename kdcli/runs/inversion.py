@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from kdcli.artifacts.store import Output
     from kdcli.engine.moments import Moments
     from kdcli.engine.runtime import Runtime, Stop
-    from kdcli.models.timm import Network
+    from kdcli.models.protocol import Model
     from kdcli.synthesis.draws import Draw, Make
     from kdcli.words import Method
 
@@ -47,7 +47,7 @@ class Plan(PicturePlan):
         moments: of the teacher's activations, for the mixer that needs them.
     """
 
-    networks: dict[str, Network]
+    networks: dict[str, Model]
     method: Method
     kept: list[int]
     moments: Moments | None = None
@@ -228,7 +228,7 @@ def _refuse_unheeded(config: Any) -> None:
         )
 
 
-def _networks(config: Any) -> dict[str, Network]:
+def _networks(config: Any) -> dict[str, Model]:
     """Teacher and student, frozen.
 
     Raises:

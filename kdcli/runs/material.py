@@ -27,7 +27,7 @@ from kdcli.errors import UsageError
 from kdcli.models.branches import Tail
 from kdcli.models.build import build
 from kdcli.models.ensemble import Ensemble
-from kdcli.models.timm import Network
+from kdcli.models.protocol import Model
 from kdcli.runs import frame
 from kdcli.runs.caching import caching, only_plain
 from kdcli.runs.refusals import (
@@ -95,7 +95,7 @@ class Material:
     order: Order
     view: TrainingView
     targets: TargetColumns
-    networks: dict[str, Network]
+    networks: dict[str, Model]
     assembly: Assembly
     steps: int
     schedule_steps: int
@@ -149,7 +149,7 @@ class Material:
         return self.caching.rows(self.method, "teacher") * self.row_bytes if self.cached else 0
 
 
-def gather(lesson: Lesson, console: Console, networks: dict[str, Network] | None = None) -> Material:
+def gather(lesson: Lesson, console: Console, networks: dict[str, Model] | None = None) -> Material:
     """Build the networks, lay the sources side by side and choose views and steps.
 
     Args:
@@ -168,7 +168,7 @@ def gather(lesson: Lesson, console: Console, networks: dict[str, Network] | None
     pool = _pool(lesson)
     targets = lesson.task.target_columns(pool.labels)
     parties: Mapping[str, nn.Module] = networks or _parties(lesson, console)
-    networks = {name: party for name, party in parties.items() if isinstance(party, Network)}
+    networks = {name: party for name, party in parties.items() if isinstance(party, Model)}
     refuse_pyramid_pooling(config, method, networks)
     refuse_unlike_inputs(method, networks)
     largest = max(network.spec.size[0] for network in networks.values())
@@ -246,7 +246,7 @@ def _assembly(
         for call in turn.calls:
             party = parties.get(call.party)
             read = call.inputs in (("x",), ("x@plain",)) and taps_used(turn)[call.name]
-            if isinstance(party, Network) and read == ("logits",):
+            if isinstance(party, Model) and read == ("logits",):
                 batch[f"{call.name}.logits"] = torch.randn(rows, *party.logit_shape, generator=draw)
     return assemble(lesson.method, parties, batch, lesson.config.seed)
 
@@ -265,7 +265,7 @@ def _pool(lesson: Lesson) -> Pool:
     return Pool((train.take(train.labelled()),))  # no term would see the others
 
 
-def build_student(config: StudentSection, task: Task) -> Network:
+def build_student(config: StudentSection, task: Task) -> Model:
     """The student before training. Raises InputError if it cannot be built."""
     return build(
         str(config.student),
@@ -278,7 +278,7 @@ def build_student(config: StudentSection, task: Task) -> Network:
     )
 
 
-def _teacher(lesson: Lesson, console: Console) -> Network:
+def _teacher(lesson: Lesson, console: Console) -> Model:
     """The teacher, or several as one, with the classes in the data's order.
 
     Probabilities are averaged as the terms that read them soften them.

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from kdcli.artifacts import manifest as manifests
+from kdcli.artifacts.files import refuse_unusable
 from kdcli.artifacts.store import refuse_foreign
 from kdcli.config import leaves
 from kdcli.errors import InputError
@@ -37,12 +38,15 @@ def check(config: RunSection, path: Path) -> None:
         InputError: the output, or what stands beside it while the run is under way, is or contains what the
             run reads or the working directory, or lies in what it reads or in a directory of kdcli's own;
             or something stands there that is not to be replaced.
+        EnvironmentFault: a folder was named for the caches, and cannot be written to.
     """
     read = [(option, value, bool(config.out) or option not in _DATA) for option, value in inputs(config)]
     read += [("the working directory", os.getcwd(), False), ("--cache", config.cache, True)]
     for place in around(path, *([".track"] if config.track else [])):
         for option, value, inside in read:
             refuse_overlap(place, option, value, inside)
+    if config.cache != type(config).model_fields["cache"].default:
+        refuse_unusable("--cache", config.cache)
     _refuse_own("the output", path)
     _refuse_own("--cache", Path(config.cache, "key"))
     refuse_foreign(path, overwrite=config.overwrite)

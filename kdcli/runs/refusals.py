@@ -14,7 +14,7 @@ from kdcli.errors import InputError, UsageError
 from kdcli.launch import world_size
 from kdcli.losses import features
 from kdcli.models.adapters import Regressor
-from kdcli.models.timm import Network
+from kdcli.models.protocol import Model
 from kdcli.runs import frame
 from kdcli.sections import OptimSection, StudentSection
 from kdcli.words import Method
@@ -59,7 +59,7 @@ def refuse_weights(method: Method) -> None:
         raise UsageError(f"every term of turn '{empty.name}' weighs 0: there is nothing to learn.")
 
 
-def refuse_pyramid_pooling(config: StudentSection, method: Method, networks: Mapping[str, Network]) -> None:
+def refuse_pyramid_pooling(config: StudentSection, method: Method, networks: Mapping[str, Model]) -> None:
     """Raise UsageError where an UPerNet head cannot be trained.
 
     It pools a map to one value for a batch norm, which one picture gives no variance; and torch has no
@@ -81,7 +81,7 @@ def refuse_pyramid_pooling(config: StudentSection, method: Method, networks: Map
         raise UsageError("torch has no deterministic gradient of an upernet head's pooling on CUDA.")
 
 
-def refuse_unlike_inputs(method: Method, networks: Mapping[str, Network]) -> None:
+def refuse_unlike_inputs(method: Method, networks: Mapping[str, Model]) -> None:
     """Raise InputError where networks see pictures that are made normalised, and want them otherwise.
 
     A generator answers with what the teacher's normalisation would give; nothing resizes it or normalises it
@@ -104,7 +104,7 @@ def refuse_unlike_inputs(method: Method, networks: Mapping[str, Network]) -> Non
             )
 
 
-def refuse_unlike(method: Method, networks: Mapping[str, Network]) -> None:
+def refuse_unlike(method: Method, networks: Mapping[str, Model]) -> None:
     """Raise InputError unless teacher and student are of one architecture, whatever their classifiers."""
     student, teacher = (networks[name].architecture for name in ("student", "teacher"))
     if student != teacher:

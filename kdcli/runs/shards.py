@@ -95,9 +95,12 @@ def _ordered(paths: Sequence[str]) -> list[tuple[Path, Manifest]]:
     for path in map(Path, paths):
         manifest = manifests.read(path)
         shard = str(manifest.identity.get("config", {}).get("shard") or "")
-        if manifest.kind != "dataset" or not shard:
+        whole = SHEET in manifest.files and {"images", "licences"} <= set(manifest.facts)
+        if manifest.kind != "dataset" or not shard or not whole:
             raise InputError(f"{path} is no shard of a synthetic dataset (written with --shard i/n).")
         number, of = (int(part) for part in shard.split("/"))
+        if not 1 <= number <= of:
+            raise InputError(f"{path} is damaged: it is shard {shard}. Make the artifact again.")
         if number in found:
             raise InputError(f"{path} and {found[number][0]} are both shard {shard}. Give each once.")
         for first, other in list(found.values())[:1]:

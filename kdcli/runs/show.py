@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from kdcli.data.samples import Data
     from kdcli.engine.assembly import Assembly
-    from kdcli.models.timm import Network
+    from kdcli.models.protocol import Model
     from kdcli.words import Derive, Method
 
 
@@ -30,7 +30,7 @@ def splits(data: Data) -> str:
     return ", ".join(shown)
 
 
-def network(console: Console, role: str, net: Network) -> None:
+def network(console: Console, role: str, net: Model) -> None:
     """One line about a network."""
     millions = sum(p.numel() for p in net.parameters()) / 1e6
     console.note(
@@ -38,7 +38,7 @@ def network(console: Console, role: str, net: Network) -> None:
     )
 
 
-def built(console: Console, parties: Mapping[str, nn.Module], networks: Mapping[str, Network]) -> None:
+def built(console: Console, parties: Mapping[str, nn.Module], networks: Mapping[str, Model]) -> None:
     """One line about what a method brings beside the networks."""
     brought = [f"{n} ({k:,})" for n, k in parameters(parties).items() if n not in networks]
     if brought:

@@ -18,7 +18,7 @@ from kdcli.engine.feed import Loaded
 from kdcli.engine.job import Job
 from kdcli.engine.micro import MicroBatches
 from kdcli.engine.runtime import Runtime
-from kdcli.models.timm import Network
+from kdcli.models.protocol import Model
 from kdcli.runs import assess, frame
 from kdcli.runs.material import Lesson, Material
 from kdcli.words.analysis import views_used
@@ -42,7 +42,7 @@ def training_job(
     config, pool, method = material.lesson.config, material.pool, material.method
     if runtime.world_size > 1 and runtime.device.type == "cuda":
         for party in parties.values():
-            if isinstance(party, Network):
+            if isinstance(party, Model):
                 party.synchronise()
     reading = frame.reading(config, config.data)
     columns, answered = None, material.caching.calls if material.cached else ()

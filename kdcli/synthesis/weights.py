@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kdcli.artifacts.manifest import digest, file_hash
+from kdcli.artifacts.reading import read_bytes, read_object
 from kdcli.errors import EnvironmentFault, InputError
 from kdcli.hub import reachable_hub
 
@@ -85,7 +85,12 @@ def find(name: str | None, mixer: str) -> Weights:
             f"features, its image encoder gives {encoder.get('projection_dim')}."
         )
     side = unet.get("sample_size")
-    scale = 2 ** (len(vae.get("block_out_channels", [0] * 4)) - 1)
+    blocks, image_size = vae.get("block_out_channels", [0] * 4), encoder.get("image_size", 224)
+    if not isinstance(blocks, list) or not 1 <= len(blocks) <= 16 or type(image_size) is not int:
+        raise InputError(
+            f"{name}: the config.json of its vae or image_encoder is none that diffusers writes."
+        )
+    scale = 2 ** (len(blocks) - 1)
     files = sorted(p for part in PARTS for p in (folder / part).iterdir() if _is_read(p))
     files.append(folder / "scheduler" / "scheduler_config.json")
     hashes = {p.relative_to(folder).as_posix(): file_hash(p) for p in files if p.is_file()}
@@ -96,7 +101,7 @@ def find(name: str | None, mixer: str) -> Weights:
         hash=digest(hashes),
         resolution=(side if isinstance(side, int) else 64) * scale,
         multiple=max(8, scale),
-        image_size=int(encoder.get("image_size", 224)),
+        image_size=image_size,
         licence=_licence(folder),
     )
 
@@ -161,22 +166,16 @@ def _is_read(file: Path) -> bool:
 
 
 def _json(file: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{file.parent} has no {file.name}: it is no diffusers directory. {_WAYS}") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{file} is not readable: {error}") from error
-    if not isinstance(found, dict):
-        raise InputError(f"{file} is not a JSON object.")
-    return found
+    if not file.exists():
+        raise InputError(f"{file.parent} has no {file.name}: it is no diffusers directory. {_WAYS}")
+    return read_object(file)
 
 
 def _licence(folder: Path) -> str:
     """The ``license:`` of a model card's front matter."""
     try:
-        text = (folder / "README.md").read_text(encoding="utf-8")
-    except (OSError, ValueError):
+        text = read_bytes(folder / "README.md").decode("utf-8")
+    except (OSError, ValueError, InputError):
         return ""
     found = re.search(r"\A---\s.*?^license:\s*(\S+)", text, re.DOTALL | re.MULTILINE)
     return found[1] if found else ""

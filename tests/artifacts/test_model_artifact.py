@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import random
 from pathlib import Path
@@ -138,6 +139,32 @@ def test_a_configuration_that_is_none(tmp_path: Path, config: bytes, message: st
         models.read(out)
 
 
+def test_a_configuration_of_absurd_size_is_not_hashed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = commit(tmp_path / "out")
+    with open(out / "config.json", "wb") as stream:
+        stream.truncate(1 << 40)
+    manifest = manifests.read(out)
+    manifest.files["config.json"]["size"] = 1 << 40
+    (out / "kdcli.json").write_text(manifest.to_json())
+    monkeypatch.setattr(manifests, "file_hash", lambda path: pytest.fail("hashed"))
+    with pytest.raises(
+        InputError, match=r"config\.json: it has 1,099,511,627,776 bytes, more than 33,554,432"
+    ):
+        models.read(out)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "last/model.safetensors"])
+@pytest.mark.parametrize("kind", ["pipe", "zeros"])
+def test_a_file_that_would_be_waited_for(tmp_path: Path, name: str, kind: str) -> None:
+    out = commit(tmp_path / "out")
+    (out / name).unlink()
+    os.mkfifo(out / name) if kind == "pipe" else (out / name).symlink_to("/dev/zero")
+    with pytest.raises(InputError, match="is missing from its artifact" if kind == "pipe" else "outside"):
+        models.read(out / "last" if "/" in name else out)
+
+
 def test_half_written(tmp_path: Path) -> None:
     out = tmp_path / "out"
     with open_output(out, {}) as output:
@@ -186,7 +213,9 @@ def test_a_pickle_is_never_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_what_is_no_file_of_tensors(tmp_path: Path) -> None:
     (tmp_path / "empty").touch()
-    for name in ("empty", "missing", "."):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zeros").symlink_to("/dev/zero")
+    for name in ("empty", "missing", ".", "pipe", "zeros"):
         with pytest.raises(InputError, match="is not a readable safetensors file"):
             read_tensors(tmp_path / name)
 

@@ -182,6 +182,29 @@ def test_a_segment_of_something_else_is_refused(tmp_path: Path) -> None:
         Cache(tmp_path, ["logits"])
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"ids": np.zeros(1, np.int64)},
+        {"ids": np.zeros((1, 1), np.uint64)},
+        {"views": np.zeros(1, np.float32)},
+        {"views": np.array(0, np.int32)},
+        {"logits": np.array(1.0, np.float32)},
+        {"logits": np.zeros((2, 4), np.float32)},
+    ],
+    ids=lambda change: next(f"{name} {array.dtype} {array.shape}" for name, array in change.items()),
+)
+def test_arrays_of_other_kinds_are_refused(tmp_path: Path, change: dict[str, np.ndarray]) -> None:
+    arrays = {"ids": np.ones(1, np.uint64), "views": np.zeros(1, np.int32), "logits": np.zeros((1, 4))}
+    with open_output(tmp_path / "segment-0", {}) as output:
+        assert output is not None
+        for key, array in {**arrays, **change}.items():
+            np.save(output.partial / f"{key}.npy", array, allow_pickle=False)
+        output.commit(Manifest("cache", "distill", {}), [f"{key}.npy" for key in arrays])
+    with pytest.raises(InputError, match=r"is no segment of a cache of logits\. Delete .*segment-0"):
+        Cache(tmp_path, ["logits"])
+
+
 @pytest.mark.parametrize(("classes", "limit"), [(10, 2e-3), (1000, 10e-3)])
 def test_reading_a_batch_is_quick(tmp_path: Path, classes: int, limit: float) -> None:
     pairs = [(i * 7919 % 2**64, v) for v in range(4) for i in range(1000)]

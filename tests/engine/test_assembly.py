@@ -15,7 +15,7 @@ from kdcli.artifacts.model import InputSpec
 from kdcli.engine.assembly import Assembly, assemble
 from kdcli.engine.turn import TurnModule
 from kdcli.errors import InputError
-from kdcli.models.timm import Network
+from kdcli.models.timm import TimmModel
 from kdcli.words import Call, Derive, Edit, Method, Party, Phase, State, Term, Turn
 
 ROWS = 4
@@ -97,7 +97,7 @@ def test_tensors_that_do_not_fit_are_bad_input(loss: Callable[..., Tensor], mess
 
 def test_a_pattern_where_one_tensor_is_wanted_is_bad_input() -> None:
     body = timm.create_model("test_resnet", num_classes=3)
-    network = Network(body, InputSpec((32, 32)), ["a", "b", "c"], name="toy")
+    network = TimmModel(body, InputSpec((32, 32)), ["a", "b", "c"], name="toy")
     x = torch.zeros(ROWS, 3, 32, 32, dtype=torch.uint8)
     made = turn(Term("unfit", lambda t: t.mean(), ("s.BatchNorm2d.in",)))
     method = Method("m", (Party("student", "trained", "student"),), (Phase((made,)),))
@@ -135,7 +135,7 @@ def test_a_module_that_returns_no_tensor_is_bad_input() -> None:
 
 def test_a_network_takes_one_input() -> None:
     body = timm.create_model("test_resnet", num_classes=3)
-    network = Network(body, InputSpec((32, 32)), ["a", "b", "c"], name="toy")
+    network = TimmModel(body, InputSpec((32, 32)), ["a", "b", "c"], name="toy")
     for inputs, message in {("x", "y"): r"not 2 \(x, y\)", (): "not 0"}.items():
         made = turn(Term("l", mean, ("s.logits",)), calls=(Call("s", "student", inputs),))
         method = Method("m", (Party("student", "trained", "student"),), (Phase((made,)),))

@@ -17,7 +17,7 @@ from kdcli.artifacts.manifest import Manifest, is_ours
 from kdcli.artifacts.marks import MARK
 from kdcli.artifacts.store import open_output, write_bytes
 from kdcli.config import resolve
-from kdcli.errors import InputError
+from kdcli.errors import EnvironmentFault, InputError
 from kdcli.launch import StopSignal
 from kdcli.runs import places
 from kdcli.stages import distill, evaluate, probe, synthesize
@@ -184,6 +184,16 @@ def test_the_cache_whether_it_is_there_or_not(desk: Path, out: str, cache: str, 
     refused(f"the output .* {relation} --cache {re.escape(cache)}: ", out=out, cache=cache)
     Path(cache).mkdir(parents=True, exist_ok=True)
     refused(f"the output .* {relation} --cache {re.escape(cache)}: ", out=out, cache=cache)
+
+
+def test_a_cache_that_was_named_is_looked_at_by_the_plan(desk: Path) -> None:
+    for cache in ("../own.safetensors", "../own.safetensors/below"):
+        with pytest.raises(
+            EnvironmentFault, match=rf"--cache {cache}: .*own\.safetensors is not a directory"
+        ):
+            check(out="x", cache=cache)
+    Path("runs").touch()
+    check(out="x")  # the default may not be used at all
 
 
 def test_directories_that_kdcli_keeps(desk: Path) -> None:

@@ -114,6 +114,28 @@ def test_what_is_no_shard(halves, pictures, teacher, tmp_path):
         merge(tmp_path / "out", tmp_path / "nowhere")
 
 
+def test_a_shard_whose_manifest_lacks_what_is_joined(halves, tmp_path):
+    for number, lacking in enumerate(("images", "licences", "contact_sheet.png")):
+        other = tmp_path / str(number)
+        shutil.copytree(halves[1], other)
+        manifest = facts(other)
+        (manifest["files"] if "." in lacking else manifest).pop(lacking)
+        (other / "kdcli.json").write_text(json.dumps(manifest))
+        with pytest.raises(InputError, match=rf"{other} is no shard of a synthetic dataset"):
+            merge(tmp_path / "out", halves[0], other)
+
+
+@pytest.mark.parametrize("text", ["0/2", "3/2", "1/0"])
+def test_a_shard_of_an_impossible_number(halves, tmp_path, text):
+    other = tmp_path / "other"
+    shutil.copytree(halves[1], other)
+    manifest = facts(other)
+    manifest["identity"]["config"]["shard"] = text
+    (other / "kdcli.json").write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match=rf"{other} is damaged: it is shard {text}\."):
+        merge(tmp_path / "out", halves[0], other)
+
+
 def test_a_damaged_shard(halves, tmp_path):
     broken = tmp_path / "broken"
     shutil.copytree(halves[1], broken)

@@ -1,11 +1,14 @@
 """eval in process: figures against a naive count, several models, gates, the report's files."""
 
 import json
+import os
+import shutil
 
 import pytest
 import torch
-from toolbox import QUIET, facts
+from toolbox import QUIET, facts, flip
 
+from kdcli.artifacts import manifest as manifests
 from kdcli.config import resolve
 from kdcli.errors import InputError, UsageError
 from kdcli.models.build import build
@@ -76,6 +79,46 @@ def test_a_complete_report_is_judged_without_models(models, pictures, tmp_path, 
     assert again.summary == done.summary
     assert len(again.failed) == 1
     assert "top1>=1 does not hold" in again.failed[0]
+
+
+@pytest.mark.parametrize("kind", ["flipped", "pipe", "missing"])
+def test_a_finished_report_that_is_damaged(models, pictures, tmp_path, kind):
+    options = {"models": models[:1], "data.source": str(pictures), "out": str(tmp_path / "r"), "cost": False}
+    config = resolve(evaluate.Config, options=options)
+    evaluate.run(evaluate.plan(config, QUIET), QUIET)
+    file = tmp_path / "r" / "report.json"
+    if kind == "flipped":
+        flip(file)
+    else:
+        file.unlink()
+        os.mkfifo(file) if kind == "pipe" else None
+    with pytest.raises(InputError, match=rf"{file} is (damaged|missing).* Make the artifact again"):
+        evaluate.plan(config, QUIET, unless_complete=True)
+
+
+def test_the_log_of_a_model(models, run, tmp_path):
+    """It is read where the manifest names it, and checked first."""
+    copy = tmp_path / "model"
+    shutil.copytree(models[0], copy)
+    log, manifest = copy / "metrics.jsonl", manifests.read(models[0])
+
+    def curves(text, named=True):
+        log.write_text(text)
+        own = {"sha256": manifests.file_hash(log), "size": log.stat().st_size}
+        manifest.files |= {log.name: own} if named else {}
+        (copy / "kdcli.json").write_text(manifest.to_json())
+        out = run([str(copy)], overwrite=True).path
+        return json.loads((out / "report.json").read_text())["models"][0]["curves"]
+
+    assert curves("{", named=False) == []
+    rows = [{"step": step, "loss": 1.0} for step in range(1000)]
+    assert curves("".join(json.dumps(row) + "\n" for row in rows)) == rows[::2]
+    for text, message in (("{", "is not valid JSON"), ("[]", "is not a JSON object")):
+        with pytest.raises(InputError, match=rf"{log} {message}"):
+            curves(text)
+    log.write_text("[]\n")
+    with pytest.raises(InputError, match=rf"{log} is damaged: 3 bytes instead of 2"):
+        run([str(copy)], overwrite=True)
 
 
 def test_report_of_two_models_against_a_teacher(models, run):

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -81,7 +82,26 @@ def test_no_diffusers_directory(copy, tmp_path):
 @pytest.mark.parametrize("text", ["{", "[]", "[" * 100_000])
 def test_damaged_json(copy, text):
     (copy / "unet" / "config.json").write_text(text)
-    with pytest.raises(InputError, match=r"config\.json is not (readable|a JSON object)"):
+    with pytest.raises(InputError, match=r"config\.json is not (valid JSON|a JSON object)"):
+        find(str(copy), "variation")
+
+
+def test_a_configuration_that_is_a_pipe(copy):
+    (copy / "model_index.json").unlink()
+    os.mkfifo(copy / "model_index.json")
+    with pytest.raises(InputError, match=r"model_index\.json: it is no regular file"):
+        find(str(copy), "variation")
+
+
+@pytest.mark.parametrize(
+    ("part", "change"),
+    [("vae", {"block_out_channels": 4}), ("vae", {"block_out_channels": [1] * 99})]
+    + [("image_encoder", {"image_size": value}) for value in ([224], "224", None)],
+)
+def test_a_configuration_of_other_types(copy, part, change):
+    file = copy / part / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+    with pytest.raises(InputError, match=r"config\.json of its vae or image_encoder is none that diffusers"):
         find(str(copy), "variation")
 
 
