@@ -272,7 +272,7 @@ def _model(
 
 
 def _curves(path: Path) -> list[dict[str, Any]]:
-    """Rows of the model's ``metrics.jsonl``, thinned to what a plot can show; raises InputError if damaged."""
+    """Rows of the model's ``metrics.jsonl``, thinned for a plot; raises InputError for a damaged log."""
     file = path / "metrics.jsonl"
     manifest = manifests.read(path) if manifests.is_artifact(path) else None
     if manifest is None or file.name not in manifest.files:
