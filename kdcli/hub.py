@@ -1,10 +1,16 @@
-"""Whether the model hub answers. Left to itself its client retries every file for half a minute."""
+"""Whether the model hub answers, and its cache can be written to.
+
+Left to itself the hub's client retries every file for half a minute.
+"""
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from kdcli.errors import DISK_FAULTS, EnvironmentFault
 
 
 @contextmanager
@@ -29,3 +35,22 @@ def reachable_hub() -> Iterator[bool]:
     finally:
         for client, offline in zip(clients, before):
             client.HF_HUB_OFFLINE = offline
+
+
+def cache_fault(error: BaseException | None) -> EnvironmentFault | None:
+    """What to say of an error if its cause is that a cache of weights cannot be written to, else None."""
+    from huggingface_hub import constants
+
+    torch_home = os.environ.get("TORCH_HOME") or os.path.join(os.path.expanduser("~"), ".cache", "torch")
+    caches = {"HF_HOME": (constants.HF_HOME, constants.HF_HUB_CACHE), "TORCH_HOME": (torch_home,)}
+    while error is not None:
+        if isinstance(error, OSError) and (error.errno in DISK_FAULTS or isinstance(error, FileExistsError)):
+            place = os.path.abspath(os.fsdecode(error.filename or ""))
+            for variable, folders in caches.items():
+                if any(f"{place}{os.sep}".startswith(f"{folder}{os.sep}") for folder in folders):
+                    return EnvironmentFault(
+                        f"cannot write to the cache of weights ({variable}): {place}: {error.strerror}. Mend "
+                        f"its rights or free some space, or set {variable} to a folder of yours."
+                    )
+        error = error.__cause__ or error.__context__
+    return None

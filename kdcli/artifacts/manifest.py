@@ -73,6 +73,9 @@ class Manifest:
             )
         if fault := malformed({**data, **fixed}):
             raise InputError(f"{path} is damaged: its {fault}. Make the artifact again.")
+        for name in fixed["files"]:
+            if not _is_member(name):
+                raise InputError(f"{path} names a file outside its artifact: {name!r}. Refused.")
         return cls(schema=schema, facts=data, **fixed)
 
 
@@ -94,16 +97,20 @@ def file_hash(path: Path) -> str:
 
 def safe_member(root: Path, name: str) -> Path:
     """Path of member ``name`` under ``root``; raises InputError if it would lead outside."""
-    pure = PurePosixPath(name)
-    path = root / pure
-    inside = name and "\x00" not in name and not pure.is_absolute() and ".." not in pure.parts
-    if inside and "\\" not in name:
+    path = root / name
+    if _is_member(name):
         try:
             if os.path.realpath(path).startswith(os.path.realpath(root) + os.sep):
                 return path
         except (OSError, ValueError):
             pass
     raise InputError(f"{root / NAME} names a file outside its artifact: {name!r}. Refused.")
+
+
+def _is_member(name: str) -> bool:
+    """Whether a name stays below the directory that it is taken from, links aside."""
+    pure = PurePosixPath(name)
+    return bool(pure.parts) and not (pure.is_absolute() or ".." in pure.parts or {"\x00", "\\"} & set(name))
 
 
 def read(path: Path | str) -> Manifest:

@@ -63,5 +63,6 @@ def malformed(manifest: Mapping[str, Any]) -> str:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         where = [str(part)[:60] for part in first["loc"]]
-        return f"{where[0]} is malformed ({'.'.join(where)}: {first['msg'].lower()})"
+        why = first["msg"].partition(" or instance of")[0].lower()
+        return f"{where[0]} is malformed ({'.'.join(where)}: {why})"
     return ""

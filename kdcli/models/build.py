@@ -15,7 +15,7 @@ from kdcli.artifacts import model as artifacts
 from kdcli.artifacts.manifest import digest, file_hash
 from kdcli.artifacts.model import InputSpec
 from kdcli.errors import InputError, UsageError, nearest
-from kdcli.hub import reachable_hub
+from kdcli.hub import cache_fault, reachable_hub
 from kdcli.models import heads
 from kdcli.models.heads import Head
 from kdcli.models.legacy import first_line, read_weights
@@ -157,6 +157,8 @@ def _from_name(
             options |= _size_option(timm_name, size or options.pop("img_size", None))
             body = _create(timm_name, pretrained=load, **options)
         except Exception as error:  # of many kinds; without weights none of them helps the user
+            if fault := cache_fault(error):
+                raise fault from error
             if not load and not remote:
                 raise InputError(f"cannot build {name}: {first_line(error)}") from error
             reason = first_line(error)

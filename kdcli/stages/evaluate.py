@@ -11,10 +11,13 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kdcli.artifacts import manifest as manifests
 from kdcli.artifacts.manifest import Manifest
+from kdcli.artifacts.reading import LOG_LIMIT, read_object, read_rows
 from kdcli.config import inputs, option, outputs, reading, running
 from kdcli.console import Console
 from kdcli.errors import InputError, UsageError
@@ -179,7 +182,8 @@ def _answer(path: Path, gates: list[Gate], console: Console) -> Result:
     """Show a finished report and judge it."""
     from kdcli.report.page import table
 
-    report = json.loads((path / "report.json").read_text())
+    manifests.verify(path, manifests.read(path), ["report.json"])
+    report = read_object(path / "report.json", LOG_LIMIT)
     console.table(*table(report))
     console.note(f"report   {path / 'report.html'}")
     judged = [judge(gate, model) for gate in gates for model in report["models"]]
@@ -269,12 +273,14 @@ def _model(
 
 
 def _curves(path: Path) -> list[dict[str, Any]]:
-    """Rows of the model's ``metrics.jsonl``, thinned to what a plot can show."""
+    """Rows of the model's ``metrics.jsonl``, thinned for a plot; raises InputError for a damaged log."""
     file = path / "metrics.jsonl"
-    if not file.is_file():
+    manifest = manifests.read(path) if manifests.is_artifact(path) else None
+    if manifest is None or file.name not in manifest.files:
         return []
-    rows = [json.loads(line) for line in file.read_text().splitlines()]
-    return rows[:: max(1, len(rows) // _CURVE_POINTS)]
+    manifests.verify(path, manifest, [file.name])
+    every = max(1, sum(1 for _ in read_rows(file)) // _CURVE_POINTS)
+    return list(islice(read_rows(file), 0, None, every))
 
 
 def _notes(plan: Plan) -> list[str]:

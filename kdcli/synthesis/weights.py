@@ -11,7 +11,7 @@ from typing import Any
 from kdcli.artifacts.manifest import digest, file_hash
 from kdcli.artifacts.reading import read_bytes, read_object
 from kdcli.errors import EnvironmentFault, InputError
-from kdcli.hub import reachable_hub
+from kdcli.hub import cache_fault, reachable_hub
 
 PARTS = ("unet", "vae", "image_encoder")
 CONVERTER = "examples/image_mixer_checkpoint.py"
@@ -144,6 +144,8 @@ def _downloaded(name: str) -> Path:
         try:
             return Path(snapshot_download(repository, revision=revision or None, allow_patterns=patterns))
         except Exception as error:  # of many kinds; without weights none of them helps the user
+            if fault := cache_fault(error):
+                raise fault from error
             reason = str(error).strip().partition("\n")[0] if reachable else "the hub cannot be reached"
             raise InputError(f"no weights {name} ({reason}, the cache has no copy). {_WAYS}") from error
 

@@ -311,6 +311,13 @@ def test_names_that_are_refused(cage: Path, name: str) -> None:
         safe_member(cage, name)
 
 
+@pytest.mark.parametrize("name", ["", ".", "..", "../secret", "/etc/passwd", "a/../../b", "a\x00b", "a\\b"])
+def test_names_that_are_refused_when_a_manifest_is_read(name: str) -> None:
+    text = json.dumps({**GOOD, "files": {"a": {"sha256": "0", "size": 1}, name: {"sha256": "0", "size": 1}}})
+    with pytest.raises(InputError, match=r"kdcli\.json names a file outside its artifact: .*\. Refused"):
+        Manifest.from_json(text, Path("kdcli.json"))
+
+
 def test_names_that_are_not(cage: Path) -> None:
     for name in ("a", "last/a", "..a", "a b", "größe", "inside", "./a"):
         assert safe_member(cage, name).read_text() == "inside"
