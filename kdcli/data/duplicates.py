@@ -20,12 +20,12 @@ def duplicates(splits: Mapping[str, np.ndarray]) -> dict[tuple[str, str], int]:
     """How many pictures of a split are also in a later one.
 
     Args:
-        splits: [N] hashes of the pictures, by role.
+        splits: [N] hashes of the pictures, by role or name.
 
     Returns:
-        Counts above zero by (split, later split), in the order of :data:`ORDER`.
+        Counts above zero by (split, later split), in the order of :data:`ORDER`, then of any others.
     """
-    known = [role for role in ORDER if role in splits]
+    known = [*(name for name in ORDER if name in splits), *(name for name in splits if name not in ORDER)]
     pairs = [(one, other) for i, one in enumerate(known) for other in known[i + 1 :]]
     counts = {(a, b): int(np.isin(splits[a], splits[b]).sum()) for a, b in pairs}
     return {pair: count for pair, count in counts.items() if count}
@@ -41,7 +41,7 @@ def settle(
 
     Args:
         used: the splits of a run, by role.
-        held: splits that the run does not read but others will.
+        held: splits that the run does not use but others will, by name.
         action: keep them and say so, drop them from the earlier split, or stop.
         source: for messages.
 

@@ -81,7 +81,7 @@ def look(root: Path) -> Found:
                 else:
                     found.folders.append(entry.path)
                     waiting.append(entry.path)
-            elif os.path.isdir(entry.path) and not _is_passed(entry.name):
+            elif entry.is_symlink() and os.path.isdir(entry.path) and not _is_passed(entry.name):
                 raise InputError(
                     f"{entry.path} is a link to a folder; links are not followed. Copy it there."
                 )
@@ -176,23 +176,19 @@ def _entries(folder: str) -> list[os.DirEntry[str]]:
 
 def _sort_in(entry: os.DirEntry[str], found: Found) -> None:
     """Put a file, a link to one, or something else of that kind, where it belongs."""
-    name, suffix = entry.name.lower(), os.path.splitext(entry.name)[1].lower()
-    if name.startswith("."):
+    suffix = os.path.splitext(entry.name)[1].lower()
+    if entry.name.startswith("."):
         if suffix in PICTURES:
             found.passed.append(entry.path)
-        return
-    if entry.is_symlink() and not os.path.exists(entry.path):
+    elif entry.is_symlink() and not os.path.exists(entry.path):
         found.dangling.append(entry.path)
-        return
-    kind = found.pictures if suffix in PICTURES else found.tables if suffix == ".parquet" else found.others
-    if entry.name in _METADATA:
-        kind = found.metadata
-    if kind is not found.others:
+    elif suffix in PICTURES or suffix == ".parquet" or entry.name in _METADATA:
         if not entry.is_file():
             refuse_special(entry.path)
-        kind.append(entry.path)
-    elif name not in _LEFT_BY_SYSTEMS:
-        kind.append(entry.path)
+        kind = found.pictures if suffix in PICTURES else found.tables
+        (found.metadata if entry.name in _METADATA else kind).append(entry.path)
+    elif entry.name.lower() not in _LEFT_BY_SYSTEMS:
+        found.others.append(entry.path)
 
 
 def _is_passed(name: str) -> bool:
@@ -207,5 +203,6 @@ def _is_ours(folder: Path) -> bool:
             return True
     if folder.name.endswith(".partial"):
         return True
-    inner = [Path(entry.path) for entry in _entries(str(folder))]
-    return bool(inner) and all(p.is_dir() and not p.is_symlink() and _is_ours(p) for p in inner)
+    inner = _entries(str(folder))
+    folders = all(entry.is_dir(follow_symlinks=False) for entry in inner)
+    return bool(inner) and folders and all(_is_ours(Path(entry.path)) for entry in inner)

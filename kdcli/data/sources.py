@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -44,10 +44,7 @@ def open_data(config: DataSection, reader_of: ReaderOf, *, need: tuple[str, ...]
     classes = reader.classes(samples, source.split)
     splits = {role: samples[name] for role, name in wanted.items()}
     if "train" in wanted:
-        apart = {role: s for role, s in splits.items() if role == "train" or wanted[role] != wanted["train"]}
-        apart, said = settle(apart, _held_out(raw, config, wanted), config.duplicates, config.source or "")
-        splits = {role: apart.get(role, apart["train"]) for role in splits}
-        raw.notes += said
+        splits = _settled(splits, raw, config, wanted)
     if carving and classes is not None:
         whole = splits["train" if "train" in wanted else "validation"]
         train, validation = carve(whole, config.validation_fraction, config.split_seed)
@@ -107,16 +104,21 @@ def _unlabelled(raw: Raw, names: dict[str, str], config: SourceSection) -> Data:
     return Data(config.source or "", None, splits, raw.licence, skipped, notes=tuple(raw.notes))
 
 
-def _held_out(raw: Raw, config: DataSection, wanted: Mapping[str, str]) -> dict[str, Samples]:
-    """Validation and test where a run does not use them, without labels."""
+def _settled(
+    splits: dict[str, Samples], raw: Raw, config: DataSection, wanted: dict[str, str]
+) -> dict[str, Samples]:
+    """The splits in use after ``data.duplicates``; those that the run does not use are looked at too."""
     held = {}
-    for role, name in splits_of.held_out(raw.tables, config).items():
+    for name in splits_of.held_out(raw.tables, config):
         if name not in wanted.values():
             try:
-                held[role] = _Source(raw, config).split(name)
+                held[name] = _Source(raw, config).split(name)
             except InputError as error:  # whoever uses that split will be told
                 raw.notes.append(f"pictures of train are not looked for in {name}: {error}")
-    return held
+    apart = {role: s for role, s in splits.items() if role == "train" or wanted[role] != wanted["train"]}
+    apart, said = settle(apart, held, config.duplicates, config.source or "")
+    raw.notes += said
+    return {role: apart.get(role, apart["train"]) for role in splits}
 
 
 # -- splits --------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ that only :func:`resembles` a split's is never taken for a class nor merged into
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 
 from kdcli.errors import InputError
 from kdcli.sections import DataSection, SourceSection
@@ -97,7 +97,7 @@ def find_validation(names: Collection[str], source: str) -> str | None:
     return usual or find(names, "validation", source, "data.validation")
 
 
-def wanted(names: Collection[str], config: DataSection, need: Iterable[str]) -> tuple[dict[str, str], bool]:
+def wanted(names: Collection[str], config: DataSection, need: Sequence[str]) -> tuple[dict[str, str], bool]:
     """The splits that a run needs, by the role that each takes.
 
     Args:
@@ -111,27 +111,26 @@ def wanted(names: Collection[str], config: DataSection, need: Iterable[str]) -> 
     Raises:
         InputError: no such split, or several of one role.
     """
-    source = config.source or ""
-    validation = config.validation or find_validation(names, source)
-    carving = validation is None
+    source, validation = config.source or "", config.validation
+    learns = not {"train", "validation"}.isdisjoint(need)
+    if validation is None and learns:
+        validation = find_validation(names, source)
     asked = {"train": config.train, "validation": validation or config.train, "test": config.test}
     found: dict[str, str] = {}
-    for role in dict.fromkeys(need):
-        name = find(names, asked.get(role, role), source, f"data.{role}")
-        if name is None and (role == "train" or (role == "validation" and carving)):
+    for part in dict.fromkeys(need):
+        name = find(names, asked.get(part, part), source, f"data.{part}")
+        if name is None and (part == "train" or (part == "validation" and validation is None)):
             name = lone(names)
         if name is None:
-            raise missing(names, asked.get(role, role), source, role)
-        found[role] = name
-    return found, carving and not {"train", "validation"}.isdisjoint(found)
+            raise missing(names, asked.get(part, part), source, part)
+        found[part] = name
+    return found, learns and validation is None
 
 
-def held_out(names: Collection[str], config: DataSection) -> dict[str, str]:
-    """The validation and test splits that a source has, by their role."""
-    source = config.source or ""
-    found = {"validation": config.validation or find_validation(names, source), "test": config.test}
-    there = {role: find(names, name, source, f"data.{role}") for role, name in found.items() if name}
-    return {role: name for role, name in there.items() if name is not None}
+def held_out(names: Iterable[str], config: DataSection) -> list[str]:
+    """The splits that are kept from training: those for validation and test, by name or as configured."""
+    named = (config.validation, config.test)
+    return [name for name in names if name in named or role(name) in ("validation", "test")]
 
 
 def wanted_train(names: Collection[str], config: SourceSection) -> str:
@@ -166,10 +165,10 @@ def lone(names: Collection[str]) -> str | None:
     return only if len(names) == 1 and role(only) in (None, "train") else None
 
 
-def missing(names: Iterable[str], asked: str, source: str, role: str) -> InputError:
-    """That there is no split ``asked`` to play a role, which there are, and how to name one of them."""
+def missing(names: Iterable[str], asked: str, source: str, part: str) -> InputError:
+    """That there is no split ``asked`` to play a part, which there are, and how to name one of them."""
     has = list(names)
-    way = f" Name one: --set data.{role}=…" if role == "train" or (role in WORDS and len(has) > 1) else ""
+    way = f" Name one: --set data.{part}=…" if part == "train" or (part in WORDS and len(has) > 1) else ""
     return InputError(f"{source} has no split '{asked}'; it has: {', '.join(has)}.{way}")
 
 

@@ -26,7 +26,7 @@ from toolbox import tiny_picture as picture
 from kdcli.data.loading import load
 from kdcli.data.samples import UNLABELLED, Data
 from kdcli.data.sources import open_train, open_unlabelled, refuse_small
-from kdcli.errors import BadImageError, InputError, UsageError
+from kdcli.errors import BadImageError, EnvironmentFault, InputError, UsageError
 from kdcli.sections import DataSection, SourceSection
 from kdcli.tasks import open_task_data
 
@@ -241,6 +241,17 @@ def test_an_unreachable_hub_ends_in_seconds(monkeypatch: pytest.MonkeyPatch) -> 
         opened("nobody/nothing")
     assert time.monotonic() - start < 10
     assert not datasets.config.HF_HUB_OFFLINE  # only for that call
+
+
+def test_a_cache_of_the_hub_that_cannot_be_written_is_a_fault_of_the_machine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise PermissionError(13, "Permission denied", "/hub/datasets--owner--name")
+
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    with pytest.raises(EnvironmentFault, match="cannot access /hub/datasets--owner--name: Permission denied"):
+        opened("owner/name")
 
 
 def test_archives_come_with_a_conversion_that_works(tmp_path: Path) -> None:

@@ -199,6 +199,20 @@ def test_two_words_for_one_split_are_refused(tmp_path: Path) -> None:
     assert sizes(tmp_path / "d", "train", "validation", validation="Dev") == {"train": 6, "validation": 6}
 
 
+def test_several_test_splits_stop_no_training(tmp_path: Path) -> None:
+    parts = {"train": table(20), "test-clean": table(6, 50), "test-other": table(6, 90)}
+    datasets.DatasetDict(parts).save_to_disk(str(tmp_path / "d"))
+    assert sizes(tmp_path / "d", "train") == {"train": 18}
+    assert sizes(tmp_path / "d", "test-other") == {"test-other": 6}
+    with pytest.raises(InputError, match="has no split 'test' but test-clean and test-other"):
+        sizes(tmp_path / "d", "test")
+    parts = {"train": table(20), "val_a": table(6, 50), "val_b": table(6, 90), "test": table(6, 60)}
+    datasets.DatasetDict(parts).save_to_disk(str(tmp_path / "e"))
+    assert sizes(tmp_path / "e", "test") == {"test": 6}
+    with pytest.raises(InputError, match="has no split 'validation' but val_a and val_b"):
+        sizes(tmp_path / "e", "train")
+
+
 def test_a_validation_split_that_was_named_is_not_replaced_by_train(tmp_path: Path) -> None:
     table(20).save_to_disk(str(tmp_path / "d"))
     with pytest.raises(InputError, match="no split 'mine'; it has: train"):
