@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from kdcli.config import leaves
+from kdcli.report.figures import GENERAL
 from kdcli.stages import STAGES
+from kdcli.tasks import figures
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "kdcli").rglob("*.py"))
@@ -141,6 +143,18 @@ SAMPLES = {
     r"\byaml\.(unsafe_load|full_load|Loader|UnsafeLoader|FullLoader)\b": "yaml.full_load(x)",
     r"\b(eval|exec)\(": "x = eval(text)",
 }
+
+
+def test_metrics_are_named_where_they_belong() -> None:
+    """A task's metrics are literals in its folder and in ``metrics`` only: all others take them as data."""
+    own = {figure.name for figure in figures()} - {figure.name for figure in GENERAL}
+    wrong = []
+    for file in (f for f in FILES if room(module_name(f)) not in ("tasks", "metrics")):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Constant) and node.value in own:
+                wrong.append(f"{file.relative_to(ROOT)}:{node.lineno} says {node.value}")
+    assert wrong == []
+    assert {"top1", "miou"} <= own
 
 
 def test_the_one_torch_load_reads_weights_only() -> None:

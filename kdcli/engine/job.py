@@ -50,7 +50,7 @@ class Job:
     classes: int
     seed: int
     evaluate: Callable[[nn.Module], dict[str, float]] | None = None
-    selection: str = "top1"
+    selection: str = ""
     evaluate_every: float = math.inf
     row_weight: Tensor | None = None
     save_steps: int | None = None

@@ -16,6 +16,7 @@ from kdcli.launch import world_size
 from kdcli.runs import Result
 from kdcli.runs import frame, shards, show
 from kdcli.synthesis.settings import InversionSection, refuse_unheeded, resolved
+from kdcli.tasks import task_named
 
 if TYPE_CHECKING:
     from kdcli.artifacts.store import Output
@@ -278,5 +279,6 @@ def _networks(config: Any) -> dict[str, Network]:
         raise InputError(f"{config.teacher} does {teacher.task}; --mixer {config.mixer} inverts classifiers.")
     networks = {"teacher": teacher.requires_grad_(False).eval()}
     if config.student:
-        networks["student"] = frame.teacher(config.student, teacher.classes, "names")
+        task = task_named(teacher.task, teacher.classes)
+        networks["student"] = frame.teacher(config.student, task, "names")
     return networks

@@ -18,9 +18,10 @@ from kdcli.engine.job import Job
 from kdcli.engine.runtime import Runtime
 from kdcli.models.timm import Network
 from kdcli.sections import StudentSection
-from kdcli.runs import assess, frame
+from kdcli.runs import frame
 from kdcli.runs.material import Material
 from kdcli.tasks import Task
+from kdcli.tasks.settings import Measuring
 from kdcli.words import Method
 
 
@@ -97,4 +98,4 @@ def _evaluation(
     validation = data.split("validation")
     validation = validation.take(validation.labelled())
     batch = max(1, config.optim.batch_size // runtime.world_size)
-    return partial(assess.metrics, assess.Setting(task, validation, runtime, batch, reading))
+    return partial(task.metrics, Measuring(validation, runtime, batch, reading))

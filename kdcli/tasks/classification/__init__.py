@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from kdcli.errors import InputError
-from kdcli.losses.logits import cross_entropy, kl_divergence
+from kdcli.artifacts import model as artifacts
+from kdcli.tasks.matching import permutation
 from kdcli.words import Term
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from kdcli.data.samples import Data
+    from kdcli.engine.heads import HeadResult, HeadSpec
+    from kdcli.models.timm import Network
     from kdcli.sections import DataSection, OptimSection, ViewSection
+    from kdcli.tasks import Evaluation
+    from kdcli.tasks.settings import EvalOptions, Measuring, ProbeOptions, Probing, Validation
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,8 @@ class Classification:
 
     def supervised(self, call: str) -> Term:
         """Cross-entropy on the labelled rows of a batch."""
+        from kdcli.losses.logits import cross_entropy
+
         weight = ("row_weight",) if self.weighted else ()
         keywords = {"label_smoothing": self.label_smoothing} if self.label_smoothing else {}
         return Term(
@@ -55,6 +60,8 @@ class Classification:
 
     def taught(self, student: str, teacher: str, *, temperature: float, t_squared: bool) -> Term:
         """KL between softened logits, on all rows of a batch."""
+        from kdcli.losses.logits import kl_divergence
+
         keywords = {"temperature": temperature, "t_squared": t_squared}
         return Term("kl", kl_divergence, (f"{student}.logits", f"~{teacher}.logits"), keywords=keywords)
 
@@ -62,41 +69,54 @@ class Classification:
         """Factors that even out the classes, where asked for."""
         return class_weights(labels, len(self.classes)) if self.weighted else None
 
+    # -- fitting and measuring: see kdcli.tasks.Task
+    def match(self, network: Network, order: Literal["names", "same"], who: str) -> None:
+        """Put a network's logits into the order of the classes, by their names."""
+        network.reorder(permutation(self.classes, network.classes, order, who), list(self.classes))
+
+    def features(self, network: Network) -> list[str]:
+        """DINOv2's four on a ViT, pooled stages on others."""
+        return network.feature_names()
+
+    def heads(self, options: ProbeOptions, features: Sequence[str]) -> list[HeadSpec]:
+        """Linear classifiers by SGD, and by L-BFGS where features are cached."""
+        from kdcli.tasks.classification.probe import specs
+
+        return specs(options, features)
+
+    def fit(self, probing: Probing) -> list[HeadResult]:
+        """All of them together, on cached or live features."""
+        from kdcli.tasks.classification.probe import fit
+
+        return fit(probing, len(self.classes))
+
+    def attach(self, network: Network, result: HeadResult) -> None:
+        """Make a linear classifier the network's."""
+        weight, bias = result.tensors["weight"], result.tensors["bias"]
+        network.attach_linear(result.spec.feature, weight, bias, list(self.classes), self.name)
+
+    def metrics(self, measuring: Measuring, network: Network) -> dict[str, float]:
+        """Accuracy, likelihood and calibration."""
+        from kdcli.tasks.classification.evaluate import metrics
+
+        return metrics(measuring, network)
+
+    def wants_validation(self, models: Sequence[str]) -> bool:
+        """Where a model has exits: the threshold of early exit is chosen there."""
+        return any(artifacts.find(n) and artifacts.EXITS[1] in artifacts.read(n).names for n in models)
+
+    def evaluation(
+        self, options: EvalOptions, models: Mapping[str, str], validation: Validation
+    ) -> Evaluation:
+        """Accuracy, likelihood, calibration and confusions, exits, effects of a teacher, peers."""
+        from kdcli.tasks.classification.evaluate import Evaluation
+
+        return Evaluation.of(self.classes, options, models, validation)
+
 
 def class_weights(labels: np.ndarray, classes: int) -> Tensor:
     """[C] factors N / (C · n_c) that give every class the same share of the loss."""
+    import torch
+
     counts = np.bincount(labels[labels >= 0], minlength=classes)
     return torch.tensor(counts.sum() / (classes * np.maximum(counts, 1)), dtype=torch.float32)
-
-
-def permutation(
-    classes: Sequence[str], teacher: Sequence[str] | None, order: Literal["names", "same"], who: str
-) -> list[int] | None:
-    """Columns of the teacher's logits in the order of ``classes``; None if they already are.
-
-    Raises:
-        InputError: other names or another number of classes.
-    """
-    if teacher is None:
-        raise InputError(f"{who} has no trained classifier; fit one with kdcli probe.")
-    if list(teacher) == list(classes):
-        return None
-    if len(teacher) != len(classes):
-        raise InputError(
-            f"{who} knows {len(teacher)} classes, the data has {len(classes)}. Probe the teacher on this "
-            "data first."
-        )
-    if order == "same":
-        return None
-    if twice := [name for name, count in Counter(teacher).items() if count > 1]:
-        raise InputError(
-            f"{who} has the class '{twice[0]}' more than once: no matching by name. If the order is the "
-            "same, say --set data.class_order=same; else probe the teacher on this data."
-        )
-    if odd := sorted(set(teacher) ^ set(classes))[:4]:
-        raise InputError(
-            f"{who} and the data name their classes differently ({', '.join(odd)}, …). If the order is the "
-            "same, say --set data.class_order=same; else probe the teacher on this data."
-        )
-    place = {name: i for i, name in enumerate(teacher)}
-    return [place[name] for name in classes]

@@ -20,7 +20,7 @@ from kdcli.metrics.efficiency import flops, latency
 from kdcli.metrics.exits import choose, early_exit_curve, exit_metrics
 from kdcli.models.exits import ExitHead, WithExits, load_exits
 from kdcli.models.timm import Network
-from kdcli.tasks.classification import permutation
+from kdcli.tasks.matching import permutation
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def outputs(network: Network, exits: Exits, samples: Samples, runtime: Runtime, 
 def measure(
     network: Network, exits: Exits, logits: Tensor, targets: Tensor, runtime: Runtime, **options: Any
 ) -> dict[str, Any]:
-    """The part ``exits`` of a model's report (see :mod:`kdcli.report.page`).
+    """The part ``exits`` of a model's report (see :mod:`kdcli.tasks.classification.report`).
 
     Args:
         network: on the device.

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from torch import Tensor
 
 from kdcli.errors import UsageError
-from kdcli.losses.pixels import pixel_cross_entropy, pixel_kl_divergence
+from kdcli.tasks.matching import permutation
 from kdcli.words import Term
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from kdcli.data.samples import Data
+    from kdcli.engine.heads import HeadResult, HeadSpec
+    from kdcli.models.timm import Network
     from kdcli.sections import DataSection, OptimSection, ViewSection
+    from kdcli.tasks import Evaluation
+    from kdcli.tasks.settings import EvalOptions, Measuring, ProbeOptions, Probing, Validation
 
 
 @dataclass(frozen=True)
@@ -50,12 +56,16 @@ class Segmentation:
 
     def supervised(self, call: str) -> Term:
         """Cross-entropy of the non-void pixels of the labelled rows of a batch."""
+        from kdcli.losses.pixels import pixel_cross_entropy
+
         keywords = {"label_smoothing": self.label_smoothing} if self.label_smoothing else {}
         taps = (f"{call}.logits", "mask")
         return Term("ce", pixel_cross_entropy, taps, keywords=keywords, rows="labelled")
 
     def taught(self, student: str, teacher: str, *, temperature: float, t_squared: bool) -> Term:
         """KL of the non-void pixels of all rows; of an unlabelled picture, all pixels."""
+        from kdcli.losses.pixels import pixel_kl_divergence
+
         keywords = {"temperature": temperature, "t_squared": t_squared}
         taps = (f"{student}.logits", f"~{teacher}.logits", "mask")
         return Term("kl", pixel_kl_divergence, taps, keywords=keywords)
@@ -63,3 +73,52 @@ class Segmentation:
     def row_weight(self, labels: np.ndarray) -> Tensor | None:
         """None: pictures weigh the same."""
         return None
+
+    # -- fitting and measuring: see kdcli.tasks.Task
+    def match(self, network: Network, order: Literal["names", "same"], who: str) -> None:
+        """Put a network's logits into the order of the classes, by their names."""
+        network.reorder(permutation(self.classes, network.classes, order, who), list(self.classes))
+
+    def features(self, network: Network) -> list[str]:
+        """Grids of the last n ∈ {1, 4} blocks or stages."""
+        from kdcli.models.heads import GRIDS
+
+        return list(GRIDS)
+
+    def heads(self, options: ProbeOptions, features: Sequence[str]) -> list[HeadSpec]:
+        """Linear heads by AdamW."""
+        from kdcli.tasks.segmentation.probe import specs
+
+        return specs(options, features)
+
+    def fit(self, probing: Probing) -> list[HeadResult]:
+        """All of them together, on cached maps."""
+        from kdcli.tasks.segmentation.probe import fit
+
+        return fit(probing, len(self.classes))
+
+    def attach(self, network: Network, result: HeadResult) -> None:
+        """Make a linear head on a feature grid the network's."""
+        from kdcli.models.heads import fresh
+
+        head = fresh(result.spec.feature, network.body, len(self.classes))
+        head.load_state_dict(dict(result.tensors))
+        network.attach(head, list(self.classes), self.name)
+
+    def metrics(self, measuring: Measuring, network: Network) -> dict[str, float]:
+        """Mean IoU, pixel accuracy and mean accuracy."""
+        from kdcli.tasks.segmentation.evaluate import metrics
+
+        return metrics(measuring, network, len(self.classes))
+
+    def wants_validation(self, models: Sequence[str]) -> bool:
+        """False: nothing is chosen."""
+        return False
+
+    def evaluation(
+        self, options: EvalOptions, models: Mapping[str, str], validation: Validation
+    ) -> Evaluation:
+        """IoU by class, accuracies, agreement with a teacher, pictures."""
+        from kdcli.tasks.segmentation.evaluate import Evaluation
+
+        return Evaluation.of(self.classes, options)
