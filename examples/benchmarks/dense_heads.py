@@ -39,7 +39,7 @@ from kdcli.data.order import Order, Pool, in_order
 from kdcli.data.samples import Data
 from kdcli.data.views import WholeCut
 from kdcli.engine.cache import Filling
-from kdcli.engine.heads import HeadResult, HeadSpec, Training
+from kdcli.engine.grid import HeadResult, HeadSpec, Training
 from kdcli.engine.runtime import open_runtime
 from kdcli.losses.pixels import pixel_cross_entropy
 from kdcli.models.build import build

@@ -28,8 +28,8 @@ from _paired import device_line, paired, ratio
 from torch import Tensor, nn
 
 from kdcli.engine import heads
-from kdcli.engine.heads import Features, HeadResult, HeadSpec, Training
-from kdcli.tasks.classification.softmax import rank, softmax
+from kdcli.engine.grid import Features, HeadResult, HeadSpec, Training
+from kdcli.tasks.classification.probe import rank, softmax
 
 RATES = [1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1]  # DINOv2's 13
 

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from kdcli.engine.heads import Features, HeadResult, HeadSpec, Objective, best, logits_of
+from kdcli.engine.grid import Features, HeadResult, HeadSpec, Objective, best, logits_of
 from kdcli.errors import UsageError
 
 

@@ -14,6 +14,7 @@ from kdcli.data.batches import training_loader
 from kdcli.data.cache import Store
 from kdcli.data.samples import Data
 from kdcli.engine.cache import Filling, fill_calls
+from kdcli.engine.inference import Measuring
 from kdcli.engine.job import Job
 from kdcli.engine.runtime import Runtime
 from kdcli.models.timm import Network
@@ -21,7 +22,6 @@ from kdcli.sections import StudentSection
 from kdcli.runs import frame
 from kdcli.runs.material import Material
 from kdcli.tasks import Task
-from kdcli.tasks.settings import Measuring
 from kdcli.words import Method
 
 

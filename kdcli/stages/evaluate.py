@@ -22,7 +22,7 @@ from kdcli.report.gates import Gate, judge, parse
 from kdcli.runs import Result, frame
 from kdcli.sections import DataSection, RunSection
 from kdcli.tasks import figures, task_of
-from kdcli.tasks.settings import EvalOptions, Measuring, Validation
+from kdcli.tasks.settings import EvalOptions, Validation
 
 if TYPE_CHECKING:
     from kdcli.data.samples import Data, Samples
@@ -210,6 +210,8 @@ def _short(name: str, names: list[str]) -> str:
 
 def _report(plan: Plan, runtime: Runtime, console: Console) -> tuple[dict[str, Any], Any]:
     """The report, and what else its task shows on the page."""
+    from kdcli.engine.inference import Measuring
+
     config = plan.config
     reading = frame.reading(config, config.data)
     measuring = Measuring(plan.samples, runtime, config.batch_size, reading)

@@ -37,7 +37,7 @@ from kdcli.sections import (
 if TYPE_CHECKING:
     from kdcli.artifacts.store import Output
     from kdcli.data.samples import Data
-    from kdcli.engine.heads import HeadResult, HeadSpec
+    from kdcli.engine.grid import HeadResult, HeadSpec
     from kdcli.engine.job import Outcome
     from kdcli.engine.runtime import Runtime
     from kdcli.models.timm import Network
@@ -163,9 +163,6 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
         if network.classes is None:
             raise InputError(f"{config.teacher} has no trained classifier to keep; fit one with --data.")
         return Plan(config, target, None, None, network, [], [])
-    classes = data.classes or []
-    if len(classes) < 2:
-        raise InputError(f"{config.data.source} has one class only ('{classes[0]}'); a classifier needs two.")
     features = _features(config, network, task.features(network))
     specs = task.heads(config, features)
     return Plan(config, target, data, task, network.requires_grad_(False), features, specs)
@@ -216,9 +213,12 @@ def run(plan: Plan, console: Console, *, stop: Any = None, command: str = "") ->
         Diverged: every head did.
         Preempted: features computed so far stay in the cache.
     """
-    from kdcli.engine.heads import best
+    from kdcli.engine.grid import best
     from kdcli.engine.runtime import open_runtime, shared_output
+    from kdcli.runs.finetune import finetune
+    from kdcli.runs.recording import record_activations
     from kdcli.synthesis.lopes import FILE as RECORDS
+    from kdcli.tasks.settings import Probing
 
     config, task = plan.config, plan.task
     runtime = open_runtime(config, find_unused=task is not None and bool(task.head))
@@ -230,10 +230,6 @@ def run(plan: Plan, console: Console, *, stop: Any = None, command: str = "") ->
         results: list[HeadResult] = []
         outcome: Outcome | None = None
         if plan.data is not None and task is not None:
-            from kdcli.runs.finetune import finetune
-            from kdcli.runs.recording import record_activations
-            from kdcli.tasks.settings import Probing
-
             reading = frame.reading(config, config.data)
             probing = Probing(
                 plan.data, network, plan.features, plan.specs, config, reading, runtime, console, stop
@@ -268,7 +264,7 @@ def _export(
     command: str,
 ) -> None:
     """Write backbone and head, with the whole grid in the manifest, and commit."""
-    from kdcli.engine.heads import best
+    from kdcli.engine.grid import best
     from kdcli.engine.loop import LOG
     from kdcli.models.save import save
     from kdcli.synthesis.lopes import FILE as RECORDS

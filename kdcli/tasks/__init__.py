@@ -12,12 +12,13 @@ if TYPE_CHECKING:
 
     from kdcli.console import Console
     from kdcli.data.samples import Data
-    from kdcli.engine.heads import HeadResult, HeadSpec
+    from kdcli.engine.grid import HeadResult, HeadSpec
+    from kdcli.engine.inference import Measuring
     from kdcli.models.timm import Network
     from kdcli.report.figures import Figure
     from kdcli.report.panels import Panel
     from kdcli.sections import DataSection, OptimSection, ViewSection
-    from kdcli.tasks.settings import EvalOptions, Measured, Measuring, ProbeOptions, Probing, Validation
+    from kdcli.tasks.settings import EvalOptions, Measured, ProbeOptions, Probing, Validation
     from kdcli.words import Term
 
 TASKS = {
@@ -70,6 +71,7 @@ class Task(Protocol):
 
         Raises:
             UsageError: an option of ``probe`` that this task has not.
+            InputError: classes that no head can learn.
         """
 
     def fit(self, probing: Probing) -> list[HeadResult]:

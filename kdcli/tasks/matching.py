@@ -1,4 +1,4 @@
-"""The classes that a network knows, brought into the order of the data's by their names."""
+"""The classes of the data, and those that a network knows, brought into their order by name."""
 
 from __future__ import annotations
 
@@ -7,6 +7,12 @@ from collections.abc import Sequence
 from typing import Literal
 
 from kdcli.errors import InputError
+
+
+def refuse_one_class(classes: Sequence[str]) -> None:
+    """Raise InputError where there is nothing to tell apart."""
+    if len(classes) < 2:
+        raise InputError(f"the data have one class only ('{classes[0]}'); a classifier needs two.")
 
 
 def permutation(

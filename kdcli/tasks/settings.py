@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from kdcli.data.samples import Data, Samples
     from kdcli.data.views import TrainingView
     from kdcli.engine.cache import Filling
-    from kdcli.engine.heads import HeadSpec, Training
+    from kdcli.engine.grid import HeadSpec, Training
     from kdcli.engine.runtime import Runtime
     from kdcli.models.timm import Network
     from kdcli.sections import GridSection, StatisticsSection, ViewSection
@@ -109,27 +109,10 @@ class Probing:
     @property
     def training(self) -> Training:
         """How each head is trained."""
-        from kdcli.engine.heads import Training
+        from kdcli.engine.grid import Training
 
         grid = self.options.grid
         return Training(grid.epochs, grid.batch_size, grid.momentum, self.options.seed, grid.patience)
-
-
-@dataclass(frozen=True)
-class Measuring:
-    """On what networks are measured.
-
-    Attributes:
-        samples: labelled pictures.
-        runtime: device and processes.
-        batch_size: of one process.
-        reading: how loaders read pictures, as their keyword arguments.
-    """
-
-    samples: Samples
-    runtime: Runtime
-    batch_size: int
-    reading: dict[str, Any]
 
 
 @dataclass(frozen=True)

@@ -11,18 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from kdcli.engine import heads, lbfgs
-from kdcli.engine.heads import (
-    Features,
-    HeadResult,
-    HeadSpec,
-    Training,
-    best,
-    initial_weight,
-    sample_order,
-)
+from kdcli.engine.grid import Features, HeadResult, HeadSpec, Objective, Part, Training, best, logits_of
+from kdcli.engine.heads import initial_weight, sample_order
 from kdcli.engine.lbfgs import Descent
 from kdcli.errors import Diverged, InputError, UsageError
-from kdcli.tasks.classification.softmax import rank, softmax
+from kdcli.tasks.classification.probe import rank, softmax
 
 Data = tuple[dict[str, Tensor], Tensor, dict[str, Tensor], Tensor]
 CLASSES = 5
@@ -221,7 +214,7 @@ def test_another_objective_learns_labels_one_by_one() -> None:
     def lowest(score: dict[str, float]) -> tuple[float, ...]:
         return (score["bce"],)
 
-    objective = heads.Objective(3, gradient, loss, scores, lowest, lambda y, training: "")
+    objective = Objective(3, gradient, loss, scores, lowest, lambda y, training: "")
     g = torch.Generator().manual_seed(0)
     x, val_x = (torch.randn(count, 6, generator=g) for count in (90, 700))
     rule = torch.randn(6, 3, generator=g)
@@ -293,8 +286,8 @@ def test_best_is_top1_then_nll_then_order() -> None:
 
 
 def test_a_tie_between_classes_is_a_miss() -> None:
-    val = heads.Part(torch.ones(4, 2), torch.zeros(4, dtype=torch.long), torch.arange(4))
-    batches = heads.logits_of(torch.zeros(3, 2), torch.zeros(3, 1), 3, val)
+    val = Part(torch.ones(4, 2), torch.zeros(4, dtype=torch.long), torch.arange(4))
+    batches = logits_of(torch.zeros(3, 2), torch.zeros(3, 1), 3, val)
     [score] = softmax(3).scores(batches)
     assert score == {"top1": 0, "nll": pytest.approx(math.log(3))}
 

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from kdcli.config import resolve
 from kdcli.data.sources import open_data
+from kdcli.engine.inference import Measuring
 from kdcli.engine.runtime import open_runtime
 from kdcli.engine.turn import TurnModule
 from kdcli.losses.pixels import pixel_cross_entropy, pixel_kl_divergence
@@ -20,7 +21,6 @@ from kdcli.metrics.segmentation import FOLLOWS, segmentation_metrics
 from kdcli.models.build import build
 from kdcli.sections import DataSection, RunSection
 from kdcli.tasks.segmentation.pixels import Window, pixel_logits, slid, tallies
-from kdcli.tasks.settings import Measuring
 from kdcli.words import Call, Term, Turn
 
 RUNTIME = {"device": "cpu"}

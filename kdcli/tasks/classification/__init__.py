@@ -9,18 +9,19 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from kdcli.artifacts import model as artifacts
-from kdcli.tasks.matching import permutation
+from kdcli.tasks.matching import permutation, refuse_one_class
 from kdcli.words import Term
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from kdcli.data.samples import Data
-    from kdcli.engine.heads import HeadResult, HeadSpec
+    from kdcli.engine.grid import HeadResult, HeadSpec
+    from kdcli.engine.inference import Measuring
     from kdcli.models.timm import Network
     from kdcli.sections import DataSection, OptimSection, ViewSection
     from kdcli.tasks import Evaluation
-    from kdcli.tasks.settings import EvalOptions, Measuring, ProbeOptions, Probing, Validation
+    from kdcli.tasks.settings import EvalOptions, ProbeOptions, Probing, Validation
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,9 @@ class Classification:
 
     def heads(self, options: ProbeOptions, features: Sequence[str]) -> list[HeadSpec]:
         """Linear classifiers by SGD, and by L-BFGS where features are cached."""
-        from kdcli.tasks.classification.probe import specs
+        from kdcli.tasks.linear import specs
 
+        refuse_one_class(self.classes)
         return specs(options, features)
 
     def fit(self, probing: Probing) -> list[HeadResult]:

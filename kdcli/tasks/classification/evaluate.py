@@ -11,6 +11,7 @@ from torch import Tensor
 
 from kdcli.console import Console
 from kdcli.engine import inference
+from kdcli.engine.inference import Measuring
 from kdcli.errors import UsageError
 from kdcli.metrics.agreement import agreement
 from kdcli.metrics.classification import classification_metrics, confused, confusion, per_class, reliability
@@ -21,7 +22,7 @@ from kdcli.report.panels import Panel
 from kdcli.tasks.classification import exits
 from kdcli.tasks.classification.exits import Exits
 from kdcli.tasks.classification.report import MATRIX, panels
-from kdcli.tasks.settings import EvalOptions, Measured, Measuring, Validation, refuse_unheeded
+from kdcli.tasks.settings import EvalOptions, Measured, Validation, refuse_unheeded
 
 _HEEDED = ("exit_slack", "effects_mix")
 _WINDOWS = "only masks are judged by sliding windows"
@@ -30,12 +31,8 @@ _CONFUSED = 100  # pairs of classes that a report keeps instead of a matrix
 
 def metrics(measuring: Measuring, network: Network) -> dict[str, float]:
     """Figures of one network, by which the best step is selected."""
-    logits = inference.outputs(network, measuring.samples, measuring.runtime, **_reading(measuring))
+    logits = inference.outputs(network, measuring)
     return classification_metrics(logits, torch.from_numpy(measuring.samples.labels))
-
-
-def _reading(measuring: Measuring) -> dict[str, Any]:
-    return {"batch_size": measuring.batch_size, **measuring.reading}
 
 
 @dataclass(frozen=True)
@@ -106,9 +103,7 @@ class Evaluation:
             if teacher is not None and taught is not None:
                 parts[name] |= self._compared(networks[name], logits, teacher, taught, y)
             if own := self.exits.get(name):
-                parts[name]["exits"] = exits.measure(
-                    networks[name], own, answers[name], y, measuring.runtime, **_reading(measuring)
-                )
+                parts[name]["exits"] = exits.measure(networks[name], own, answers[name], measuring)
         together = {"peers": peers(found, y)} if len(found) > 1 else {}
         notes = [f"No threshold was chosen for early exit: {self.lacking}"] if self.lacking else []
         return Measured(parts, together, notes)
@@ -119,13 +114,11 @@ class Evaluation:
 
     def _logits(self, measuring: Measuring, network: Network, name: str, console: Console) -> Tensor:
         """Logits [N, E, C]: of the network's exits, if it has any, and last of the network."""
-        samples, runtime, own = measuring.samples, measuring.runtime, self.exits.get(name)
-        with console.progress(name, len(samples), "pictures") as bar:
-            network = network.to(runtime.device)
-            options = {**_reading(measuring), "progress": bar.update}
-            if own is not None:
-                return exits.outputs(network, own, samples, runtime, **options)
-            return inference.outputs(network, samples, runtime, **options)[:, None]
+        with console.progress(name, len(measuring.samples), "pictures") as bar:
+            network = network.to(measuring.runtime.device)
+            if (own := self.exits.get(name)) is not None:
+                return exits.outputs(network, own, measuring, bar.update)
+            return inference.outputs(network, measuring, bar.update)[:, None]
 
     def _confusions(self, logits: Tensor, y: Tensor) -> dict[str, Any]:
         """The confusion matrix; of many classes, whose matrix nobody reads, its largest cells and sums."""

@@ -1,64 +1,69 @@
-"""Linear classifiers on features of a frozen backbone: SGD's grid, L-BFGS' path, DINOv2's live protocol.
+"""What the linear heads of a probe learn: softmax cross-entropy, whose gradient is closed.
 
-After DINOv2's linear evaluation (arXiv 2304.07193; its eval/linear.py): the last n ∈ {1, 4} blocks' class
-tokens, with or without the mean patch token, times a grid of learning rates and weight decays.
+They are ranked by top-1, then by likelihood.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import math
+from collections.abc import Iterable
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from kdcli.data.samples import Samples
-from kdcli.data.views import EvaluationCut
-from kdcli.engine.features import Backbone
-from kdcli.engine.heads import Features, HeadResult, HeadSpec, train_heads, train_heads_live
-from kdcli.engine.lbfgs import lbfgs_path
-from kdcli.tasks.classification.softmax import softmax
-from kdcli.tasks.settings import ProbeOptions, Probing
-
-# DINOv2's thirteen learning rates (for a batch of 256)
-RATES = [1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1]
-
-
-def specs(options: ProbeOptions, features: Sequence[str]) -> list[HeadSpec]:
-    """The heads that are tried; live features have no L-BFGS."""
-    grid, found = options.grid, []
-    live = options.protocol == "dinov2"
-    if grid.solver != "lbfgs" or live:
-        rates = grid.lr or RATES
-        found += [HeadSpec(f, r, decay) for f in features for r in rates for decay in grid.weight_decay]
-    if grid.solver != "sgd" and not live:
-        found += [HeadSpec(f, 0.0, l2, "lbfgs") for f in features for l2 in grid.l2]
-    return found
+from kdcli.engine.grid import HeadResult, Objective
+from kdcli.tasks.linear import fit as fit_linear
+from kdcli.tasks.settings import Probing
 
 
 def fit(probing: Probing, classes: int) -> list[HeadResult]:
     """Results of the whole grid, the same on every process."""
-    plain, device = EvaluationCut(probing.network.spec), probing.runtime.device
-    backbone = Backbone(probing.network, probing.features, probing.cache, probing.filling)
-    objective, training = softmax(classes), probing.training
-    train, held = probing.labelled("train"), probing.labelled("validation")
-    validation = Features(backbone.cached(held, plain, 1), _labels(held), training=False)
-    if probing.options.protocol == "dinov2":
-        every = max(1, round(len(train) / training.batch_size))
-        found = backbone.live(train, probing.view, training.epochs * every, training.seed)
-        batches = ((features, batch["y"].to(device)) for features, batch in found)
-        return train_heads_live(
-            batches, validation, probing.specs, objective, training, device, score_every=every
-        )
-    cut: Any = plain if probing.views == 1 else probing.view
-    features = Features(backbone.cached(train, cut, probing.views), _labels(train).repeat(probing.views))
-    results: list[HeadResult] = []
-    if sgd := [spec for spec in probing.specs if spec.solver == "sgd"]:
-        results += train_heads(features, validation, sgd, objective, training, device)
-    if closed := [spec for spec in probing.specs if spec.solver == "lbfgs"]:
-        results += lbfgs_path(features, validation, closed, objective, device)
-    return results
+    return fit_linear(probing, softmax(classes), lambda samples: torch.from_numpy(samples.labels))
 
 
-def _labels(samples: Samples) -> Tensor:
-    return torch.from_numpy(samples.labels)
+def softmax(classes: int) -> Objective:
+    """The objective of heads for C classes."""
+    return Objective(classes, gradient, loss, scores, rank, partial(fault, classes))
+
+
+def gradient(logits: Tensor, y: Tensor) -> Tensor:
+    """softmax(Z) - onehot(y), [H, C, B], of logits of that shape and class numbers [B]."""
+    shape = len(logits), 1, len(y)
+    grad = logits.softmax(1)  # over classes, with samples contiguous: vectorised for any C
+    return grad.scatter_add_(1, y.expand(shape), grad.new_full((1, 1, 1), -1).expand(shape))
+
+
+def loss(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean cross-entropy of logits [N, C] and class numbers [N], and N times its gradient in the logits."""
+    log_p = logits.log_softmax(1)
+    own = (torch.arange(len(y), device=y.device), y)
+    return -log_p[own].mean(), log_p.exp().index_put_(own, -log_p.new_ones(()), accumulate=True)
+
+
+def scores(batches: Iterable[tuple[Tensor, Tensor]]) -> list[dict[str, float]]:
+    """Top-1 and mean NLL (inf for a head that diverged) of each head, over logits [H, C, B] and y [B]."""
+    hits, losses, count = [], [], 0
+    for logits, y in batches:
+        margins = logits - logits.gather(1, y.expand(len(logits), 1, -1))  # of the logits; 0 at the label
+        losses.append(margins.logsumexp(1).sum(1))
+        hits.append(((margins >= 0).sum(1) == 1).sum(1))  # a tie is a miss, and so is NaN
+        count += len(y)
+    top1, nll = (torch.stack(v).cpu().double().sum(0) / count for v in (hits, losses))
+    nll = nll.where(nll.isfinite(), math.inf)
+    return [{"top1": a, "nll": b} for a, b in zip(top1.tolist(), nll.tolist())]
+
+
+def rank(score: dict[str, float]) -> tuple[float, ...]:
+    """The smallest is the best."""
+    return -score["top1"], score["nll"]
+
+
+def fault(classes: int, y: Tensor, training: bool) -> str:
+    """What is wrong with labels [N] of C classes, or an empty string."""
+    found = y.unique().tolist()
+    if found[-1] >= classes:
+        return f"has the label {found[-1]}, but {classes} classes end at {classes - 1}: check the names"
+    if training and len(found) == 1:
+        return f"has one class only, {found[0]}, in {len(y):,} labels: a head needs two; check the column"
+    return ""

@@ -9,18 +9,19 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from kdcli.errors import UsageError
-from kdcli.tasks.matching import permutation
+from kdcli.tasks.matching import permutation, refuse_one_class
 from kdcli.words import Term
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from kdcli.data.samples import Data
-    from kdcli.engine.heads import HeadResult, HeadSpec
+    from kdcli.engine.grid import HeadResult, HeadSpec
+    from kdcli.engine.inference import Measuring
     from kdcli.models.timm import Network
     from kdcli.sections import DataSection, OptimSection, ViewSection
     from kdcli.tasks import Evaluation
-    from kdcli.tasks.settings import EvalOptions, Measuring, ProbeOptions, Probing, Validation
+    from kdcli.tasks.settings import EvalOptions, ProbeOptions, Probing, Validation
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,7 @@ class Segmentation:
         """Linear heads by AdamW."""
         from kdcli.tasks.segmentation.probe import specs
 
+        refuse_one_class(self.classes)
         return specs(options, features)
 
     def fit(self, probing: Probing) -> list[HeadResult]:

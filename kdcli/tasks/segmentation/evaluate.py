@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from kdcli.console import Console
+from kdcli.engine.inference import Measuring
 from kdcli.metrics.segmentation import FOLLOWS, class_iou, segmentation_metrics
 from kdcli.models.timm import Network
 from kdcli.report.panels import Panel
 from kdcli.tasks.segmentation import overlays
 from kdcli.tasks.segmentation.pixels import Tally, Window, tallies
 from kdcli.tasks.segmentation.report import panels
-from kdcli.tasks.settings import EvalOptions, Measured, Measuring, refuse_unheeded
+from kdcli.tasks.settings import EvalOptions, Measured, refuse_unheeded
 
 SHOWN = 4  # pictures in a report
 

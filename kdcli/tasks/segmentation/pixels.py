@@ -20,11 +20,11 @@ from torch.nn import functional as F
 from kdcli.data.batches import Loader
 from kdcli.data.order import Pool, in_order
 from kdcli.data.views import WholeCut
+from kdcli.engine.inference import Measuring
 from kdcli.engine.runtime import Runtime
 from kdcli.metrics.efficiency import evaluating
 from kdcli.metrics.segmentation import FOLLOWS, pixel_agreement, pixel_confusion
 from kdcli.models.timm import Network
-from kdcli.tasks.settings import Measuring
 
 
 @dataclass(frozen=True)

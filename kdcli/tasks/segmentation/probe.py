@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from kdcli.data.cache import Store
 from kdcli.data.views import WholeCut
-from kdcli.engine.heads import HeadResult, HeadSpec
+from kdcli.engine.grid import HeadResult, HeadSpec
 from kdcli.errors import UsageError
 from kdcli.tasks.segmentation.solver import Part, Source, train_dense_heads
 from kdcli.tasks.settings import ProbeOptions, Probing

@@ -1,4 +1,4 @@
-"""Figures of all tasks: one meaning for one name, none that no report has, and no torch."""
+"""What every task has to measure by: figures of one meaning and without torch, options it heeds or refuses."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kdcli.errors import UsageError
+from kdcli.errors import InputError, UsageError
 from kdcli.tasks import TASKS, figures, task_named
 from kdcli.tasks.settings import EvalOptions, Validation
 
@@ -72,3 +72,11 @@ def test_an_option_that_a_task_heeds_is_taken() -> None:
     assert found.window.step == 42  # type: ignore[attr-defined]
     mixed = replace(options(effects_mix=0.1), teacher=True)
     task_named("classification", ["a"]).evaluation(mixed, {}, Validation(None))
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_one_class_has_no_heads(task: str) -> None:
+    from kdcli.stages.probe import Config
+
+    with pytest.raises(InputError, match=r"one class only \('a'\)"):
+        task_named(task, ["a"]).heads(Config(), ())
