@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,6 +57,20 @@ def parse(text: str, figures: Sequence[Figure]) -> Gate:
     return gate
 
 
+def refuse_unmeasured(gates: Sequence[Gate], figures: Sequence[Figure], lacking: Collection[str]) -> None:
+    """Raise UsageError for a gate on what a run will not measure; the message says what it takes.
+
+    Args:
+        gates: parsed.
+        figures: of the run's task.
+        lacking: parts of a report that the run leaves out.
+    """
+    own = {figure.name for figure in figures}
+    for figure in (gate.figure for gate in gates):
+        if figure.name not in own or figure.keys[0] in lacking:
+            raise UsageError(f"--require: '{figure.name}' is not measured in this run{_why(figure)}.")
+
+
 def judge(gate: Gate, model: Mapping[str, Any]) -> tuple[str, bool, float]:
     """Whether a model of a report meets a gate: (model and gate as text, met, measured value).
 
@@ -65,6 +79,10 @@ def judge(gate: Gate, model: Mapping[str, Any]) -> tuple[str, bool, float]:
     """
     figure, value = gate.figure, gate.figure.of(model)
     if value is None:
-        why = f": {figure.takes}" if figure.takes else ""
-        raise UsageError(f"--require: '{figure.name}' was not measured of {model['name']} in this run{why}.")
+        name = model["name"]
+        raise UsageError(f"--require: '{figure.name}' was not measured of {name} in this run{_why(figure)}.")
     return f"{model['name']}: {gate.text}", bool(_COMPARE[gate.compare](value, gate.bound)), float(value)
+
+
+def _why(figure: Figure) -> str:
+    return f": {figure.takes}" if figure.takes else ""

@@ -18,7 +18,7 @@ from kdcli.artifacts.manifest import Manifest
 from kdcli.config import inputs, option, outputs, reading, running
 from kdcli.console import Console
 from kdcli.errors import InputError, UsageError
-from kdcli.report.gates import Gate, judge, parse
+from kdcli.report.gates import Gate, judge, parse, refuse_unmeasured
 from kdcli.runs import Result, frame
 from kdcli.sections import DataSection, RunSection
 from kdcli.tasks import figures, task_of
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from kdcli.tasks import Evaluation
 
 _CURVE_POINTS = 400
-_SUMMARY = ("name", "path", "metrics", "teacher", "exits", "cost")  # of a model's part, in the manifest
 
 
 class Config(RunSection):
@@ -99,7 +98,7 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
     With ``unless_complete`` it ends early where the output stands already, and judges that.
 
     Raises:
-        UsageError: a gate that is no comparison of a known metric, an option that the task does not heed.
+        UsageError: a gate that is no comparison of what is measured, an option that the task does not heed.
         InputError: data or models that cannot be used together.
     """
     frame.require(config.models, "a model (kdcli eval MODEL …)")
@@ -108,6 +107,8 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
         raise UsageError("stride: no pixel may fall between windows; give a window of at least the stride.")
     data = frame.labelled(config.data, config.split)
     task = task_of(data, config.data)
+    lacking = {part for part, given in (("teacher", config.teacher), ("cost", config.cost)) if not given}
+    refuse_unmeasured(gates, figures(task.name), lacking)
     samples = data.split(config.split)
     samples = samples.take(samples.labelled())
     if len(samples) == 0:
@@ -269,4 +270,6 @@ def _notes(plan: Plan) -> list[str]:
 
 
 def _numbers(report: dict[str, Any]) -> list[dict[str, Any]]:
-    return [{key: m[key] for key in _SUMMARY if key in m} for m in report["models"]]
+    """Of each model's part what has figures, for the manifest."""
+    keys = dict.fromkeys(figure.keys[0] for figure in figures(report["data"]["task"]))
+    return [{key: m[key] for key in ("name", "path", *keys) if key in m} for m in report["models"]]

@@ -14,8 +14,7 @@ from kdcli.engine import inference
 from kdcli.metrics.classification import classification_metrics
 from kdcli.report.page import render, to_json
 from kdcli.tasks import figures
-from kdcli.tasks.classification.evaluate import Evaluation
-from kdcli.tasks.classification.report import MATRIX
+from kdcli.tasks.classification.evaluate import MATRIX, Evaluation
 
 CLASSES, SAMPLES = 10_000, 60
 

@@ -1,4 +1,4 @@
-"""What every task has to measure by: figures of one meaning and without torch, options it heeds or refuses."""
+"""What all tasks have to measure by: figures of one meaning and without torch, options heeded or refused."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -18,15 +18,17 @@ from kdcli.metrics.classification import classification_metrics, confused, confu
 from kdcli.metrics.effects import effects
 from kdcli.metrics.peers import peers
 from kdcli.models.timm import Network
-from kdcli.report.panels import Panel
 from kdcli.tasks.classification import exits
 from kdcli.tasks.classification.exits import Exits
-from kdcli.tasks.classification.report import MATRIX, panels
 from kdcli.tasks.settings import EvalOptions, Measured, Validation, refuse_unheeded
+
+if TYPE_CHECKING:
+    from kdcli.report.panels import Panel
 
 _HEEDED = ("exit_slack", "effects_mix")
 _WINDOWS = "only masks are judged by sliding windows"
-_CONFUSED = 100  # pairs of classes that a report keeps instead of a matrix
+MATRIX = 1000  # up to so many classes a report has the whole confusion matrix
+CONFUSED = 100  # pairs of classes that it keeps instead
 
 
 def metrics(measuring: Measuring, network: Network) -> dict[str, float]:
@@ -110,6 +112,8 @@ class Evaluation:
 
     def panels(self, report: Mapping[str, Any], shown: Any) -> list[Panel]:
         """The panels of the report."""
+        from kdcli.tasks.classification.report import panels  # with matplotlib, which training has no use for
+
         return panels(report)
 
     def _logits(self, measuring: Measuring, network: Network, name: str, console: Console) -> Tensor:
@@ -124,7 +128,7 @@ class Evaluation:
         """The confusion matrix; of many classes, whose matrix nobody reads, its largest cells and sums."""
         if len(self.classes) <= MATRIX:
             return {"confusion": confusion(logits, y, len(self.classes)).tolist()}
-        return {"confused": confused(logits, y, _CONFUSED), "per_class": per_class(logits, y)}
+        return {"confused": confused(logits, y, CONFUSED), "per_class": per_class(logits, y)}
 
     def _compared(
         self, network: Network, logits: Tensor, teacher: Network, taught: Tensor, y: Tensor

@@ -3,7 +3,7 @@
 A model's part of the report has, beside its metrics::
 
     "reliability": {"confidence", "accuracy", "count"},
-    "confusion": [[int]], rows truth, or, above MATRIX classes,
+    "confusion": [[int]], rows truth, or, of many classes,
     "confused": [[truth, predicted, count]] and "per_class": {"samples": [int], "right": [int]},
     "effects"?: see kdcli.metrics.effects.effects,
     "exits"?: {"exits": [{"name", "tap", "top1", "nll", "ece", "flops", "latency_ms"?, ...}],
@@ -24,7 +24,6 @@ from kdcli.report import plots
 from kdcli.report.forms import MISSING, correlation, gflops, number, percent
 from kdcli.report.panels import Beside, Block, Drawing, Heading, Panel, Table, Text, spread
 
-MATRIX = 1000  # up to so many classes a report has the whole confusion matrix
 PAIRS = 10  # of classes that are shown as taken for one another
 
 Model = Mapping[str, Any]

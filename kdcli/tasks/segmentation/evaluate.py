@@ -5,17 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kdcli.console import Console
 from kdcli.engine.inference import Measuring
 from kdcli.metrics.segmentation import FOLLOWS, class_iou, segmentation_metrics
 from kdcli.models.timm import Network
-from kdcli.report.panels import Panel
 from kdcli.tasks.segmentation import overlays
 from kdcli.tasks.segmentation.pixels import Tally, Window, tallies
-from kdcli.tasks.segmentation.report import panels
 from kdcli.tasks.settings import EvalOptions, Measured, refuse_unheeded
+
+if TYPE_CHECKING:
+    from kdcli.report.panels import Panel
 
 SHOWN = 4  # pictures in a report
 
@@ -80,6 +81,8 @@ class Evaluation:
 
     def panels(self, report: Mapping[str, Any], shown: Any) -> list[Panel]:
         """The panels of the report."""
+        from kdcli.tasks.segmentation.report import panels
+
         return panels(report, shown)
 
     def _overlays(
