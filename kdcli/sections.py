@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import field_validator
 
-from kdcli.config import Section, inputs, option, outputs, reading, running, training
+from kdcli.config import Section, head_option, inputs, option, outputs, reading, running, training
 
 
 class SourceSection(Section):
@@ -158,3 +158,28 @@ class StudentSection(RunSection):
     @classmethod
     def _one_is_a_list(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value or []
+
+
+class GridSection(Section):
+    """The heads that are tried, and how each is trained."""
+
+    lr: list[float] | None = option(None, "Learning rates of SGD at a batch of 256, or of AdamW (masks).")
+    weight_decay: list[float] = option([0.0], "Weight decays of SGD or AdamW.")
+    l2: list[float] = option([1e-1, 1e-2, 1e-3, 1e-4], "L2 strengths of the L-BFGS path.")
+    solver: Literal["both", "sgd", "lbfgs"] = option("both", "SGD grid, L-BFGS path, or both.")
+    epochs: int = training(30, "Passes over the features.", "--epochs", ge=1)
+    batch_size: int = training(128, "Batch of SGD.", "--batch-size", ge=1)
+    momentum: float = option(0.9, "Momentum of SGD.", ge=0, lt=1)
+    patience: int | None = option(5, "Epochs without gain after which a head stops.", ge=1)
+
+
+class StatisticsSection(Section):
+    """What is recorded of the finished model's activations, for pictures without data."""
+
+    principal: typing.ClassVar[str | None] = "record"
+    record: bool = head_option(
+        False, "Record activations by class, for synthesize --mixer lopes.", "--statistics"
+    )
+    taps: list[str] = option(["pooled"], "Of what: the classifier's input, logits, block1, module paths.")
+    min_count: int = option(20, "Record no class of fewer pictures, for their privacy.", ge=2)
+    max_gigabytes: float = option(2.0, "Deviations where covariances would take more.", ge=0)

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from kdcli.config import leaves
+from kdcli.report.figures import GENERAL
 from kdcli.stages import STAGES
-from kdcli.tasks import TASKS
+from kdcli.tasks import TASKS, figures
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "kdcli").rglob("*.py"))
@@ -142,6 +143,18 @@ SAMPLES = {
     r"\byaml\.(unsafe_load|full_load|Loader|UnsafeLoader|FullLoader)\b": "yaml.full_load(x)",
     r"\b(eval|exec)\(": "x = eval(text)",
 }
+
+
+def test_metrics_are_named_where_they_belong() -> None:
+    """A task's metrics are literals in its folder and in ``metrics`` only: all others take them as data."""
+    own = {figure.name for figure in figures()} - {figure.name for figure in GENERAL}
+    wrong = []
+    for file in (f for f in FILES if room(module_name(f)) not in ("tasks", "metrics")):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Constant) and node.value in own:
+                wrong.append(f"{file.relative_to(ROOT)}:{node.lineno} says {node.value}")
+    assert wrong == []
+    assert {"top1", "miou"} <= own
 
 
 def test_the_one_torch_load_reads_weights_only() -> None:
@@ -273,14 +286,6 @@ def test_every_field_says_what_it_is(name: str) -> None:
 
 TASK_NAMES = {*TASKS, "multi-label", "detection"}
 
-# What still asks which task it is, by file: shrinks only.
-BRANCHES = {
-    "kdcli/runs/assess.py": 1,
-    "kdcli/runs/inversion.py": 1,
-    "kdcli/stages/evaluate.py": 2,
-    "kdcli/stages/probe.py": 4,
-}
-
 
 def branches_by_task(tree: ast.Module, heads: set[str]) -> Iterator[ast.AST]:
     """Where a task's name is compared, matched, looked up or a key, or the class of a head is asked for."""
@@ -325,7 +330,7 @@ def test_only_tasks_ask_which_task_it_is() -> None:
         for file, name in rooms.items()
         if not name.startswith(("kdcli/tasks/", "kdcli/models/heads/"))
     }
-    assert {name: count for name, count in found.items() if count} == BRANCHES
+    assert {name: count for name, count in found.items() if count} == {}
 
 
 @pytest.mark.parametrize(
@@ -418,6 +423,7 @@ def test_every_class_of_the_table_of_tasks_exists() -> None:
             module, _, kind = target.partition(":")
             kinds.append(getattr(importlib.import_module(module), kind))
         assert kinds[1].task == name
+        assert figures(name)
         assert entry.provides <= {"picture", "class"}
         assert set(entry.options) <= set(DATA_KEYS.split())
     assert kinds[1].claims(None, None)  # the last one takes what is left

@@ -28,7 +28,8 @@ from _paired import device_line, paired, ratio
 from torch import Tensor, nn
 
 from kdcli.engine import heads
-from kdcli.engine.heads import HeadResult, HeadSpec
+from kdcli.engine.grid import Features, HeadResult, HeadSpec, Training
+from kdcli.tasks.classification.probe import rank, softmax
 
 RATES = [1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1]  # DINOv2's 13
 
@@ -78,12 +79,11 @@ def measure(name: str, scene: Scene, pairs: int, seed: int) -> dict[str, object]
     train, y, val, val_y = samples(scene, seed)
     specs = [HeadSpec(feature, lr, decay) for feature in train for decay in scene.decays for lr in RATES]
     outcome: dict[str, list[HeadResult]] = {}
+    objective, training = softmax(scene.classes), Training(scene.epochs, scene.batch_size, seed=seed)
+    parts = Features(train, y), Features(val, val_y, training=False)
 
     def together(grid: list[HeadSpec]) -> list[HeadResult]:
-        return heads.train_heads(
-            train, y, val, val_y, grid, scene.classes,
-            epochs=scene.epochs, batch_size=scene.batch_size, seed=seed, patience=None, device="cpu",
-        )  # fmt: skip
+        return heads.train_heads(*parts, grid, objective, training, "cpu")
 
     def plain(spec: HeadSpec) -> HeadResult:
         return plain_loop(train[spec.feature], y, val[spec.feature], val_y, spec, scene, seed)
@@ -150,10 +150,10 @@ def plain_loop(
         with torch.no_grad():
             logits = head(val_x)
             top1 = (logits.argmax(1) == val_y).float().mean().item()
-            nll = nn.functional.cross_entropy(logits, val_y).item()
-            if winner is None or (-top1, nll) < (-winner.top1, winner.nll):
-                weight, bias = head.weight.clone(), head.bias.clone()
-                winner = HeadResult(spec, weight, bias, top1, nll, epoch, scene.epochs)
+            score = {"top1": top1, "nll": nn.functional.cross_entropy(logits, val_y).item()}
+            if winner is None or rank(score) < winner.rank:
+                tensors = {name: tensor.clone() for name, tensor in head.state_dict().items()}
+                winner = HeadResult(spec, tensors, score, rank(score), epoch, scene.epochs)
     assert winner is not None
     return winner
 
@@ -161,10 +161,12 @@ def plain_loop(
 def difference(ours: list[HeadResult], theirs: list[HeadResult]) -> dict[str, float]:
     """The largest difference over heads: of weights relative to a head's largest weight, of NLL, of top-1."""
     pairs = list(zip(ours, theirs))
+    weights = [(a.tensors["weight"], b.tensors["weight"]) for a, b in pairs]
+    scores = [(a.metrics, b.metrics) for a, b in pairs]
     return {
-        "weight": max(((a.weight - b.weight).abs().max() / b.weight.abs().max()).item() for a, b in pairs),
-        "nll": max(abs(a.nll - b.nll) / b.nll for a, b in pairs),
-        "top1": max(abs(a.top1 - b.top1) for a, b in pairs),
+        "weight": max(((a - b).abs().max() / b.abs().max()).item() for a, b in weights),
+        "nll": max(abs(a["nll"] - b["nll"]) / b["nll"] for a, b in scores),
+        "top1": max(abs(a["top1"] - b["top1"]) for a, b in scores),
     }
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,70 +22,66 @@ from kdcli.models.heads import FEATURES
 from kdcli.models.protocol import Model
 
 
-def cached_features(
-    root: Path,
-    network: Model,
-    names: Sequence[str],
-    samples: Samples,
-    cut: Any,
-    views: int,
-    filling: Filling,
-) -> tuple[dict[str, Tensor], Tensor]:
-    """Features of labelled samples, computed where the cache lacks them.
+@dataclass(frozen=True)
+class Backbone:
+    """What gives features.
 
-    Args:
-        root: folder of caches.
-        network: the frozen backbone.
+    Attributes:
+        network: frozen, on the device.
         names: features of ``FEATURES``.
-        samples: N pictures with labels.
-        cut: makes the views.
-        views: V per sample.
+        root: folder of caches.
         filling: device, batch and loaders.
-
-    Returns:
-        ``{name: [N·V, D]}`` (fp32) and the labels [N·V], view by view.
     """
-    request = Request(
-        network=network,
-        taps=tuple(dict.fromkeys(part for name in names for part in FEATURES[name])),
-        compute=lambda x: network.features(x, names),
-        cut=cut,
-        recipe=cut.recipe(),
-        views=views,
-        store=Store("fp32"),
-    )
-    cache = fill(root, request, Pool((samples,)), filling, f"features of {samples.name}")
-    parts = cache.read([(int(i), view) for view in range(views) for i in samples.ids])
-    return assembled(parts, names), torch.from_numpy(samples.labels).repeat(views)
 
+    network: Model
+    names: Sequence[str]
+    root: Path
+    filling: Filling
 
-def live_features(
-    network: Model,
-    names: Sequence[str],
-    samples: Samples,
-    view: TrainingView,
-    steps: int,
-    filling: Filling,
-    seed: int,
-) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
-    """``steps`` batches of features of new augmented views, with their labels (DINOv2's protocol).
+    def cached(self, samples: Samples, cut: Any, views: int) -> dict[str, Tensor]:
+        """Features of samples, computed where the cache lacks them.
 
-    Raises:
-        UsageError: on several processes.
-    """
-    if filling.runtime.world_size > 1:
-        raise UsageError("--protocol dinov2 runs on one process; the cached protocol runs on many.")
-    order = Order(samples.labels, filling.batch_size, seed, views=None)
-    loader = training_loader(Pool((samples,)), view, **filling.reading)
-    device = filling.runtime.device
-    with filling.console.progress("heads", steps, "steps") as bar, evaluating(network):
-        for step, batch in enumerate(loader([order.keys(k) for k in range(steps)])):
-            with torch.inference_mode(), filling.runtime.accelerator.autocast():
-                parts = network.features(batch["x"].to(device), names)
-            yield assembled(parts, names), batch["y"].to(device)
-            bar.update(step + 1)
+        Args:
+            samples: N pictures.
+            cut: makes the views.
+            views: V per sample.
 
+        Returns:
+            ``{name: [N·V, D]}`` (fp32), view by view.
+        """
+        request = Request(
+            network=self.network,
+            taps=tuple(dict.fromkeys(part for name in self.names for part in FEATURES[name])),
+            compute=lambda x: self.network.features(x, self.names),
+            cut=cut,
+            recipe=cut.recipe(),
+            views=views,
+            store=Store("fp32"),
+        )
+        label = f"features of {samples.name}"
+        cache = fill(self.root, request, Pool((samples,)), self.filling, label)
+        return self._assembled(cache.read([(int(i), view) for view in range(views) for i in samples.ids]))
 
-def assembled(parts: dict[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
-    """Features [N, D] by laying their parts side by side."""
-    return {name: torch.cat([parts[part] for part in FEATURES[name]], dim=1) for name in names}
+    def live(
+        self, samples: Samples, view: TrainingView, steps: int, seed: int
+    ) -> Iterator[tuple[dict[str, Tensor], Mapping[str, Tensor]]]:
+        """``steps`` batches of features [B, D] of new augmented views, with what was read beside the views.
+
+        Raises:
+            UsageError: on several processes.
+        """
+        runtime = self.filling.runtime
+        if runtime.world_size > 1:
+            raise UsageError("--protocol dinov2 runs on one process; the cached protocol runs on many.")
+        order = Order(samples.labels, self.filling.batch_size, seed, views=None)
+        loader = training_loader(Pool((samples,)), view, **self.filling.reading)
+        with self.filling.console.progress("heads", steps, "steps") as bar, evaluating(self.network):
+            for step, batch in enumerate(loader([order.keys(k) for k in range(steps)])):
+                with torch.inference_mode(), runtime.accelerator.autocast():
+                    parts = self.network.features(batch["x"].to(runtime.device), self.names)
+                yield self._assembled(parts), batch
+                bar.update(step + 1)
+
+    def _assembled(self, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Features by laying their parts side by side."""
+        return {name: torch.cat([parts[part] for part in FEATURES[name]], dim=1) for name in self.names}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,23 +18,38 @@ from kdcli.models.exits import WithExits
 from kdcli.models.protocol import Model
 
 
+@dataclass(frozen=True)
+class Measuring:
+    """On what networks are measured.
+
+    Attributes:
+        samples: N labelled pictures.
+        runtime: device and processes.
+        batch_size: of one process.
+        reading: how loaders read pictures, as their keyword arguments.
+    """
+
+    samples: Samples
+    runtime: Runtime
+    batch_size: int
+    reading: dict[str, Any]
+
+
 def outputs(
-    network: Model | WithExits,
-    samples: Samples,
-    runtime: Runtime,
-    *,
-    batch_size: int,
-    max_pixels: int,
-    workers: int = 0,
-    timeout: float = 300,
-    progress: Callable[[int], None] | None = None,
+    network: Model | WithExits, measuring: Measuring, progress: Callable[[int], None] | None = None
 ) -> Tensor:
     """Logits [N, C] (fp32, CPU) of un-augmented views of a split, in its order, on every process.
 
     What a network answers in more dimensions comes flattened to C.
+
+    Args:
+        network: on the device.
+        measuring: of what.
+        progress: is told how many pictures are done.
     """
-    loader = evaluation_loader(samples, network.spec, max_pixels=max_pixels, workers=workers, timeout=timeout)
-    batches = in_order(len(samples), batch_size, runtime.rank, runtime.world_size)
+    samples, runtime = measuring.samples, measuring.runtime
+    loader = evaluation_loader(samples, network.spec, **measuring.reading)
+    batches = in_order(len(samples), measuring.batch_size, runtime.rank, runtime.world_size)
     found: Tensor | None = None
     done = 0
     with evaluating(network), torch.inference_mode(), runtime.accelerator.autocast():

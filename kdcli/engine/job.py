@@ -53,7 +53,7 @@ class Job:
     schedule_steps: int
     seed: int
     evaluate: Callable[[nn.Module], dict[str, float]] | None = None
-    selection: str = "top1"
+    selection: str = ""
     evaluate_every: float = math.inf
     rate: Callable[[int, int], float] | None = None
     after: Callable[[], None] | None = None

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from kdcli.metrics.classification import check_labels, check_pair
+
+_ENTRIES = 2**24  # of logits that are looked at together: 128 MB in fp64, and copies
 
 
 def agreement(student_logits: Tensor, teacher_logits: Tensor, y: Tensor | None = None) -> dict[str, float]:
@@ -28,15 +31,11 @@ def agreement(student_logits: Tensor, teacher_logits: Tensor, y: Tensor | None =
         ValueError: shapes that differ, N = 0, logits that are not finite, or labels that do not fit them.
     """
     check_pair(student_logits, teacher_logits)
-    # Off the accelerator and in fp64: a small divergence is a difference of near-equal numbers.
-    student, teacher = student_logits.detach().cpu().double(), teacher_logits.detach().cpu().double()
+    student, teacher = student_logits.detach().cpu(), teacher_logits.detach().cpu()
     student_top, teacher_top = student.argmax(dim=1), teacher.argmax(dim=1)
-    divergence = F.kl_div(
-        F.log_softmax(student, dim=1), F.log_softmax(teacher, dim=1), reduction="batchmean", log_target=True
-    )
     result = {
         "agreement": float((student_top == teacher_top).double().mean()),
-        "kl": max(0.0, float(divergence)),  # rounding may leave it a hair below 0
+        "kl": max(0.0, _divergence(student, teacher)),  # rounding may leave it a hair below 0
     }
     if y is None:
         return result
@@ -49,3 +48,13 @@ def agreement(student_logits: Tensor, teacher_logits: Tensor, y: Tensor | None =
         "neither_right": ~right & ~teacher_right,
     }
     return result | {name: float(rows.double().mean()) for name, rows in fractions.items()}
+
+
+def _divergence(student: Tensor, teacher: Tensor) -> float:
+    """Mean KL(teacher || student), in fp64: a small divergence is a difference of near-equal numbers."""
+    rows = max(1, _ENTRIES // student.shape[1])
+    total = torch.zeros((), dtype=torch.float64)
+    for parts in zip(student.split(rows), teacher.split(rows)):
+        ours, theirs = (F.log_softmax(part.double(), dim=1) for part in parts)
+        total = total + F.kl_div(ours, theirs, reduction="sum", log_target=True)
+    return float(total / len(student))

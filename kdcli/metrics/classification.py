@@ -209,6 +209,46 @@ def confusion(logits: Tensor, y: Tensor, classes: int) -> Tensor:
     return torch.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
 
 
+def confused(logits: Tensor, y: Tensor, most: int) -> list[tuple[int, int, int]]:
+    """The largest cells off the diagonal of :func:`confusion`, without making the matrix.
+
+    Args:
+        logits: ``[N, C]``.
+        y: ``[N]``, integers in [0, C).
+        most: at most so many.
+
+    Returns:
+        (true class, predicted class, samples), the most frequent first, ties by class.
+
+    Raises:
+        ValueError: N = 0, logits that are not finite, or labels that do not fit them.
+    """
+    logits, y = _checked(logits, y)
+    predicted = logits.argmax(dim=1)
+    pairs = torch.stack([y, predicted], dim=1)[predicted != y].cpu()
+    cells, counts = pairs.unique(dim=0, return_counts=True)  # sorted
+    order = counts.argsort(descending=True, stable=True)[:most]
+    return [(*cell, count) for cell, count in zip(cells[order].tolist(), counts[order].tolist())]
+
+
+def per_class(logits: Tensor, y: Tensor) -> dict[str, list[int]]:
+    """Of each of C classes its ``samples``, and how many of them are ``right``.
+
+    Args:
+        logits: ``[N, C]``.
+        y: ``[N]``, integers in [0, C).
+
+    Raises:
+        ValueError: N = 0, logits that are not finite, or labels that do not fit them.
+    """
+    logits, y = _checked(logits, y)
+    right, classes = y[logits.argmax(dim=1) == y], logits.shape[1]
+    return {
+        "samples": torch.bincount(y, minlength=classes).tolist(),
+        "right": torch.bincount(right, minlength=classes).tolist(),
+    }
+
+
 def classification_metrics(logits: Tensor, y: Tensor) -> dict[str, float]:
     """All numbers by which a classifier is reported.
 

@@ -23,6 +23,8 @@ from kdcli.metrics.classification import check_labels, check_pair, expected_cali
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 BINS = 5
+ENTRIES = 2**24  # of logits that are weighed together, in fp64
+RELATED = 1000  # classes whose relations are compared: their number squared is ranked
 
 
 def effects(
@@ -63,24 +65,24 @@ def effects(
         y.cpu().long(),
     )
     generator = torch.Generator().manual_seed(seed)
-    teachers = {
-        "teacher": teacher,
-        "shuffled_classes": shuffle_classes(teacher, y, generator),
-        "shuffled_samples": shuffle_samples(teacher, y, generator),
-    }
+    found: dict[str, Any] = {}
+    for name, permuted in (  # one after another: each is as large as the logits
+        ("teacher", None),
+        ("shuffled_classes", shuffle_classes),
+        ("shuffled_samples", shuffle_samples),
+    ):
+        logits = teacher if permuted is None else permuted(teacher, y, generator)
+        found[name] = {
+            **softness(logits, y),
+            "relations": relations(student, logits, y),
+            "rescaling": rescaling(student, logits, y, mix=mix),
+        }
     return {
         "student": softness(student, y),
         "smoothing": float(1 - _true(teacher, y).double().mean()),
         "mix": mix,
         "weights": None if weights is None else spearman(*(_pairs(w) for w in weights)),
-        "teachers": {
-            name: {
-                **softness(logits, y),
-                "relations": relations(student, logits, y),
-                "rescaling": rescaling(student, logits, y, mix=mix),
-            }
-            for name, logits in teachers.items()
-        },
+        "teachers": found,
     }
 
 
@@ -106,15 +108,21 @@ def relations(student: Tensor, teacher: Tensor, y: Tensor) -> float | None:
     """Spearman's correlation of the off-diagonal class-mean probabilities of two networks.
 
     Row c of such a matrix is the mean of softmax(z) over the samples of class c; a class without samples is
-    left out. None where a network gives all classes the same.
+    left out. Of more than ``RELATED`` classes so many are compared with one another, spread evenly over those
+    that have samples. None where a network gives all classes the same.
     """
-    classes = student.shape[1]
+    found = [logits.softmax(dim=1) for logits in (student, teacher)]
+    if student.shape[1] > RELATED:
+        some = _spread(y.unique())
+        rows = torch.isin(y, some)
+        found, y = [p[rows][:, some] for p in found], torch.searchsorted(some, y[rows])
+    classes = found[0].shape[1]
     one_hot = torch.nn.functional.one_hot(y, classes).to(student)
     counts = one_hot.sum(dim=0)
     present = counts > 0
     parts = []
-    for logits in (student, teacher):
-        means = one_hot.mT @ logits.softmax(dim=1) / counts.clamp(min=1)[:, None]
+    for probabilities in found:
+        means = one_hot.mT @ probabilities / counts.clamp(min=1)[:, None]
         parts.append(means[present[:, None] & ~torch.eye(classes, dtype=torch.bool)])
     return spearman(*parts)
 
@@ -127,7 +135,9 @@ def rescaling(student: Tensor, teacher: Tensor, y: Tensor, *, mix: float) -> dic
         q_y, and ``with_difficulty`` of w and the student's loss −log p_y; ``bins`` of equal count by q_y,
         each with its means ``teacher`` (q_y), ``weight`` (w) and its ``count``.
     """
-    factors = rescaling_weight(student, teacher, y, mix=mix).double()
+    rows = max(1, ENTRIES // student.shape[1])
+    parts = zip(student.split(rows), teacher.split(rows), y.split(rows))
+    factors = torch.cat([rescaling_weight(*part, mix=mix) for part in parts]).double()
     true = _true(teacher, y)
     difficulty = -student.log_softmax(dim=1).gather(1, y[:, None])[:, 0]
     groups = true.argsort(stable=True).tensor_split(min(BINS, len(true)))
@@ -195,7 +205,14 @@ def _joined(true: Tensor, others: Tensor, y: Tensor) -> Tensor:
     )
 
 
+def _spread(values: Tensor) -> Tensor:
+    """At most ``RELATED`` of the values, spread evenly over them."""
+    places = torch.linspace(0, len(values) - 1, min(RELATED, len(values)), dtype=torch.float64)
+    return values[places.round().long()]
+
+
 def _pairs(rows: Tensor) -> Tensor:
-    """Cosine of every two rows, [C·(C − 1)/2]."""
+    """Cosine of every two rows, [C·(C − 1)/2], of at most ``RELATED`` of them."""
+    rows = rows[_spread(torch.arange(len(rows)))]
     first, second = torch.triu_indices(len(rows), len(rows), offset=1)
     return cosines(rows, rows)[first, second]

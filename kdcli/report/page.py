@@ -3,202 +3,170 @@
 The report is a plain mapping, so that it can be read back from its JSON file::
 
     {"title": str, "created": str,
-     "data": {"name", "split", "samples", "classes": [names], "fingerprint"},
-     "models": [{"name", "path", "metrics": {"top1", "top5"?, "mean_per_class", "nll", "ece"},
-                 "reliability": {"confidence", "accuracy", "count"}, "confusion": [[int]],
+     "data": {"name", "split", "samples", "task"?, "classes": [names], "fingerprint"},
+     "models": [{"name", "path", "selection"?: str,
+                 "metrics": {the task's figures},
+                 "teacher"?: {"name", "agreement", "kl", "both_right", "only_student", "only_teacher",
+                              "neither_right"},
                  "cost"?: {"parameters", "flops", "latency_ms": {"median", "p10", "p90", "repeats"},
                            "throughput": {"median", "p10", "p90", "batch"}, "peak_memory_mb", "device",
                            "threads"},
-                 "teacher"?: {"name", "agreement", "kl", "both_right", "only_student", "only_teacher",
-                              "neither_right"},
-                 "exits"?: {"exits": [{"name", "tap", "top1", "nll", "ece", "flops", "latency_ms"?, ...}],
-                            "ensemble": {"top1", ...},
-                            "curve": [{"threshold", "top1", "flops", "exits": [fraction]}],
-                            "early"?: a row of "curve", with "latency_ms"? and
-                                      "validation": {"samples", "top1", "last", "slack"}},
-                 "effects"?: see kdcli.metrics.effects.effects,
-                 "curves": [{"step", "loss", ...}], "selection"?: str}],
-     "peers"?: see kdcli.metrics.peers.peers,
-     "notes": [str]}
+                 "curves": [{"step", "loss", ...}],
+                 what else the task measures of one model}],
+     "notes": [str],
+     what the task measures of all models together}
 
-A model of segmentation has instead the metrics ``miou``, ``pixel_accuracy`` and ``mean_accuracy``, and beside
-them ``iou`` and ``pixels`` (of the truth) by class, the IoU None for a class that occurs nowhere; neither
-``reliability`` nor ``confusion``.
+What a task adds is described where it makes panels of it, in ``tasks/NAME/report.py``. A report of version
+0.1 says no task.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+import json
+import re
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 
-from kdcli.report.overlays import palette
+from kdcli.report.figures import FOLLOWING, Figure
+from kdcli.report.forms import MISSING, gflops, number
+from kdcli.report.panels import Block, Drawing, Panel, Points, Table, Text, code, spread
 
-MISSING = "–"
-
-
-def percent(value: float | None) -> str:
-    """A fraction as a percentage with one decimal."""
-    return MISSING if value is None or not math.isfinite(value) else f"{100 * value:.1f}%"
+_NUMBERS = re.compile(r"\[\n\s*(?:(?:-?[0-9.eE+-]+|NaN|null),?\s+)+\]")
 
 
-def number(value: float | None) -> str:
-    """Three significant digits, and whole thousands with separators."""
-    if value is None or not math.isfinite(value):
-        return MISSING
-    return f"{value:,.0f}" if abs(value) >= 99.95 else f"{value:#.3g}"
+def to_json(report: Mapping[str, Any]) -> str:
+    """A report as the text of its file; a list of numbers is one line, however long."""
+    text = json.dumps(report, indent=1)  # a line break within brackets is never part of a name
+    return _NUMBERS.sub(lambda found: re.sub(r"\s+", " ", found.group()), text) + "\n"
 
 
-def amount(value: float | None) -> str:
-    """A large count in k, M or G with one decimal, such as ``3.4 M``."""
-    if value is None:
-        return MISSING
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if value >= 0.99995 * size:
-            return f"{value / size:.1f} {unit}"
-    return f"{value:.0f}"
-
-
-def correlation(value: float | None) -> str:
-    """A correlation with its sign and two decimals."""
-    return MISSING if value is None or not math.isfinite(value) else f"{value:+.2f}"
-
-
-def _at(model: Mapping[str, Any], *keys: str) -> Any:
-    """A value inside the model's mapping, or None where a key on the way is absent."""
-    value: Any = model
-    for key in keys:
-        value = value.get(key) if value else None
-    return value
-
-
-def _gflops(value: float | None) -> str:
-    return MISSING if value is None else number(value / 1e9)
-
-
-def _milliseconds(value: float | None) -> str:
-    return MISSING if value is None else f"{number(value)} ms"
-
-
-COLUMNS: tuple[tuple[str, tuple[str, ...], Callable[[Any], str]], ...] = (
-    ("top-1", ("metrics", "top1"), percent),
-    ("top-5", ("metrics", "top5"), percent),
-    ("per class", ("metrics", "mean_per_class"), percent),
-    ("mIoU", ("metrics", "miou"), percent),
-    ("pixel accuracy", ("metrics", "pixel_accuracy"), percent),
-    ("mean accuracy", ("metrics", "mean_accuracy"), percent),
-    ("NLL", ("metrics", "nll"), lambda value: MISSING if value is None else f"{value:.3f}"),
-    ("ECE", ("metrics", "ece"), percent),
-    ("agreement", ("teacher", "agreement"), percent),
-    ("exits' mean", ("exits", "ensemble", "top1"), percent),
-    ("early exit", ("exits", "early", "top1"), percent),
-    ("early GFLOPs", ("exits", "early", "flops"), _gflops),
-    ("parameters", ("cost", "parameters"), amount),
-    ("GFLOPs", ("cost", "flops"), _gflops),
-    ("latency", ("cost", "latency_ms", "median"), _milliseconds),
-    ("images/s", ("cost", "throughput", "median"), number),
-)
-
-
-def table(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+def table(report: Mapping[str, Any], figures: Sequence[Figure]) -> tuple[list[str], list[list[str]]]:
     """The main table as text: one row per model; a column that no model has a value for is left out.
 
     Args:
         report: see the module.
+        figures: that it may have.
 
     Returns:
-        The header and the rows. FLOPs are 2 x MACs of one forward of one image.
+        The header and the rows.
     """
-    models = report["models"]
-    columns = [column for column in COLUMNS if any(_at(model, *column[1]) is not None for model in models)]
-    rows = [[str(m["name"]), *(form(_at(m, *keys)) for _, keys, form in columns)] for m in models]
-    return ["model", *(name for name, _, _ in columns)], rows
+    shown = measured(report, [figure for figure in figures if figure.column])
+    rows = [[str(m["name"]), *(f.form(f.of(m)) for f in shown)] for m in report["models"]]
+    return ["model", *(figure.label for figure in shown)], rows
 
 
-def confused_pairs(
-    confusion: Sequence[Sequence[int]], classes: Sequence[str], most: int = 10
-) -> list[dict[str, Any]]:
-    """The most frequent confusions, which a matrix of many classes does not let one read.
-
-    Args:
-        confusion: ``[C][C]`` counts, rows truth, columns prediction.
-        classes: C names.
-        most: how many pairs at most.
-
-    Returns:
-        ``truth``, ``predicted``, ``count`` and ``share`` (of the true class), most frequent first.
-    """
-    pairs: list[dict[str, Any]] = [
-        {"truth": classes[i], "predicted": classes[j], "count": count, "share": count / sum(row)}
-        for i, row in enumerate(confusion)
-        for j, count in enumerate(row)
-        if i != j and count > 0
-    ]
-    return sorted(pairs, key=lambda pair: -pair["count"])[:most]
+def measured(report: Mapping[str, Any], figures: Sequence[Figure]) -> list[Figure]:
+    """Those of the figures that some model of a report has."""
+    return [f for f in figures if any(f.of(model) is not None for model in report["models"])]
 
 
-def _figures(report: Mapping[str, Any]) -> dict[str, Any]:
-    """The figures as markup that is safe to inline: text inside them is escaped by matplotlib."""
-    from markupsafe import Markup
-
-    from kdcli.report import plots
-
-    models, classes = report["models"], report["data"]["classes"]
-    figures: dict[str, Any] = {}
-    if "reliability" in models[0]:
-        figures["reliability"] = Markup(plots.reliability_curve(models))
-        figures["confusion"] = [
-            Markup(plots.confusion_matrix(model["confusion"], classes, str(model["name"])))
-            for model in models
-        ]
-    if any(model.get("cost") for model in models):
-        figures["cost"] = Markup(plots.accuracy_against_cost(models))
-    if any(model.get("curves") for model in models):
-        figures["curves"] = Markup(plots.training_curves(models))
-    return figures
-
-
-def render(report: Mapping[str, Any], overlays: Mapping[int, Sequence[tuple[str, str]]] | None = None) -> str:
+def render(report: Mapping[str, Any], figures: Sequence[Figure], panels: Sequence[Panel] = ()) -> str:
     """The report as one HTML page with inline figures: no scripts, no external resources; it prints well.
 
     Args:
         report: see the module. Names, paths and notes are escaped.
-        overlays: by row of the data, see :func:`kdcli.report.overlays.panels`.
+        figures: that it may have.
+        panels: of its task.
 
     Raises:
-        ValueError: the report has no models, or a confusion matrix does not fit the classes.
+        ValueError: the report has no models.
     """
     import jinja2
 
     if not report["models"]:
         raise ValueError("a report needs at least one model")
     folder = resources.files("kdcli.report")
-    environment = jinja2.Environment(
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        loader=jinja2.FunctionLoader(lambda name: folder.joinpath(name).read_text(encoding="utf-8")),
-    )
-    environment.filters |= {
-        "percent": percent,
-        "number": number,
-        "amount": amount,
-        "gflops": _gflops,
-        "correlation": correlation,
-    }
-    header, rows = table(report)
-    classes = report["data"]["classes"]
-    pairs = [
-        confused_pairs(model["confusion"], classes) for model in report["models"] if "confusion" in model
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    page = environment.from_string(folder.joinpath("page.html").read_text(encoding="utf-8"))
+    found = [
+        _results(report, figures),
+        _models(report),
+        _cost(report),
+        _following(report),
+        *panels,
+        _training(report),
+        _notes(report),
     ]
-    colours = ["#" + bytes(rgb.tolist()).hex() for rgb in palette(len(classes))] if overlays else []
-    return environment.get_template("page.html").render(
-        report=report,
-        header=header,
-        rows=rows,
-        figures=_figures(report),
-        pairs=pairs,
-        overlays=overlays or {},
-        colours=colours,
+    return page.render(report=report, panels=[panel for panel in found if panel is not None])
+
+
+def _results(report: Mapping[str, Any], figures: Sequence[Figure]) -> Panel:
+    """The main table, what its figures are, and quality against cost."""
+    from kdcli.report import plots
+
+    header, rows = table(report, figures)
+    shown = measured(report, [figure for figure in figures if figure.column])
+    blocks: list[Block] = [Table(header, rows, wide=True), Text(_said(shown), faint=True)]
+    costly = {**report, "models": [model for model in report["models"] if model.get("cost")]}
+    quality = next((figure for figure in measured(costly, figures) if figure.axis), None)
+    if quality is not None:
+        blocks.append(Drawing(plots.quality_against_cost(report["models"], quality), panels=True))
+    return Panel("Results", blocks)
+
+
+def _said(figures: Sequence[Figure]) -> str:
+    return " ".join(dict.fromkeys(figure.says for figure in figures if figure.says))
+
+
+def _models(report: Mapping[str, Any]) -> Panel:
+    rows = [
+        [
+            str(model["name"]),
+            code(model["path"]),
+            model.get("selection") or MISSING,
+            model["teacher"]["name"] if model.get("teacher") else MISSING,
+        ]
+        for model in report["models"]
+    ]
+    header = ("model", "path", "selection", "compared with")
+    return Panel("Models", [Table(header, rows, text=(1, 2, 3), wide=True)])
+
+
+def _cost(report: Mapping[str, Any]) -> Panel | None:
+    costs = {str(model["name"]): model["cost"] for model in report["models"] if model.get("cost")}
+    if not costs:
+        return None
+    header = ["model", "parameters", "GFLOPs", "latency (ms)", "images/s", "batch", "memory (MB)", "device"]
+    rows = [
+        [
+            name,
+            f"{cost['parameters']:,}",
+            gflops(cost["flops"]),
+            spread(cost["latency_ms"]),
+            spread(cost["throughput"]),
+            str(cost["throughput"]["batch"]),
+            number(cost["peak_memory_mb"]),
+            f"{cost['device']}, {cost['threads']} threads",
+        ]
+        for name, cost in costs.items()
+    ]
+    text = (
+        "Medians, with the 10th and 90th percentiles in brackets. Memory is the peak of one forward pass at "
+        "the given batch size: weights, buffers, input and what the pass adds, in 10⁶ bytes."
     )
+    return Panel("Cost", [Table(header, rows, text=(7,), wide=True), Text(text, faint=True)])
+
+
+def _following(report: Mapping[str, Any]) -> Panel | None:
+    """How the models follow their teachers."""
+    models = [model for model in report["models"] if model.get("teacher")]
+    shown = measured({"models": models}, FOLLOWING)
+    if not shown:
+        return None
+    rows = [[str(m["name"]), m["teacher"]["name"], *(f.form(f.of(m)) for f in shown)] for m in models]
+    header = ("model", "teacher", *(figure.label for figure in shown))
+    said = _said([figure for figure in shown if not figure.column])
+    return Panel("Student and teacher", [Table(header, rows, text=(1,), wide=True), Text(said, faint=True)])
+
+
+def _training(report: Mapping[str, Any]) -> Panel | None:
+    from kdcli.report import plots
+
+    if not any(model.get("curves") for model in report["models"]):
+        return None
+    return Panel("Training", [Drawing(plots.training_curves(report["models"]), panels=True)])
+
+
+def _notes(report: Mapping[str, Any]) -> Panel | None:
+    return Panel("Notes", [Points(report["notes"])]) if report["notes"] else None

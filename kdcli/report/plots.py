@@ -25,6 +25,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
+from kdcli.report.figures import Figure as Quality
+
 Model = Mapping[str, Any]
 
 # Okabe & Ito 2008, "Color Universal Design": told apart with any colour vision. Yellow is left out: it
@@ -243,22 +245,21 @@ def _scale(axes: Axes, values: Sequence[float]) -> None:
         axes.set_xlim(0, high * 1.15 if high > 0 else 1)
 
 
-def accuracy_against_cost(models: Sequence[Model]) -> str:
+def quality_against_cost(models: Sequence[Model], quality: Quality) -> str:
     """Quality against parameters, FLOPs and latency, a panel each; bars span the latency's p10 to p90.
 
-    Quality is top-1 accuracy, or mean IoU where models have that.
-
     Args:
-        models: the report's models; those without ``cost`` are left out.
+        models: the report's models; those without ``cost``, or without the figure, are left out.
+        quality: one that has an axis.
 
     Raises:
         ValueError: no model has a cost.
     """
-    costly = [(index, model) for index, model in enumerate(models) if model.get("cost")]
+    costly = [
+        (i, model) for i, model in enumerate(models) if model.get("cost") and quality.of(model) is not None
+    ]
     _refuse_none(costly, "a cost")
-    key, label_y = (
-        ("miou", "mean IoU (%)") if "miou" in costly[0][1]["metrics"] else ("top1", "top-1 accuracy (%)")
-    )
+    unit = 100 if quality.fraction else 1
     with _style():
         figure = Figure(figsize=(3.1 * len(COSTS) + 0.5, 3.4), layout="constrained")
         row = figure.subplots(1, len(COSTS), sharey=True)
@@ -267,13 +268,13 @@ def accuracy_against_cost(models: Sequence[Model]) -> str:
                 low, x, high = spread(model["cost"])
                 looks = _looks(index) | {"linestyle": "none", "markersize": 8}
                 ends = [[max(0.0, x - low)], [max(0.0, high - x)]]
-                axes.errorbar(x, 100 * model["metrics"][key], xerr=ends, capsize=2.5, **looks)
+                axes.errorbar(x, unit * quality.of(model), xerr=ends, capsize=2.5, **looks)
             _scale(axes, [value for _, model in costly for value in spread(model["cost"])])
             axes.set_xlabel(label)
-        row[0].set_ylabel(label_y)
+        row[0].set_ylabel(quality.axis)
         row[0].margins(y=0.15)
         _legend(figure, costly, line=False)
-        return _svg(figure, "Accuracy against cost")
+        return _svg(figure, "Quality against cost")
 
 
 def training_curves(models: Sequence[Model]) -> str:

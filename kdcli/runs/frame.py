@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from kdcli.console import Console
     from kdcli.data.samples import Data
     from kdcli.models.protocol import Model
+    from kdcli.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -151,23 +152,20 @@ def summary(path: Path) -> dict[str, Any]:
     }
 
 
-def teacher(
-    name: str, classes: list[str], order: Literal["names", "same"], task: str = "classification"
-) -> Model:
-    """A frozen network whose logits stand in the order of ``classes``.
+def teacher(name: str, task: Task, order: Literal["names", "same"]) -> Model:
+    """A frozen network whose logits stand in the order of a task's classes.
 
     Raises:
         InputError: it knows other classes, or does another task.
     """
     from kdcli.models.build import build
-    from kdcli.tasks.classification import permutation
 
     network = build(name)
-    if network.task != task:
+    if network.task != task.name:
         raise InputError(
-            f"{name} does {network.task}, the data is for {task}. Probe the teacher on this data first."
+            f"{name} does {network.task}, the data is for {task.name}. Probe the teacher on this data first."
         )
-    network.reorder(permutation(classes, network.classes, order, name), classes)
+    task.match(network, order, name)
     return network.requires_grad_(False).eval()
 
 

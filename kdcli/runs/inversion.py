@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdcli import synthesis
+from kdcli import synthesis, tasks
 from kdcli.artifacts.files import write_bytes
 from kdcli.console import Console
 from kdcli.errors import InputError, UsageError
@@ -239,9 +239,10 @@ def _networks(config: Any) -> dict[str, Model]:
     teacher = build(config.teacher, size=config.resolution)
     if teacher.trained == "random" or not teacher.classes:
         raise InputError(f"{config.teacher} has no trained classifier: there is nothing to make pictures of.")
-    if teacher.task != "classification":
+    if "class" not in tasks.entry(teacher.task).provides:
         raise InputError(f"{config.teacher} does {teacher.task}; --mixer {config.mixer} inverts classifiers.")
     networks = {"teacher": teacher.requires_grad_(False).eval()}
     if config.student:
-        networks["student"] = frame.teacher(config.student, teacher.classes, "names")
+        task = tasks.task_named(teacher.task, teacher.classes)
+        networks["student"] = frame.teacher(config.student, task, "names")
     return networks

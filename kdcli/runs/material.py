@@ -287,8 +287,7 @@ def _teacher(lesson: Lesson, console: Console) -> Model:
     for name in config.teacher:
         if frame.split_hash(name, "validation") not in ("", validation.fingerprint):
             console.warn(f"{name} was chosen on other validation samples than this run selects by.")
-    classes, order = list(task.classes), config.data.class_order
-    teachers = [frame.teacher(name, classes, order, task.name) for name in config.teacher]
+    teachers = [frame.teacher(name, task, config.data.class_order) for name in config.teacher]
     if len(teachers) == 1:
         return teachers[0]
     temperatures = {

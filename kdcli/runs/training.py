@@ -15,11 +15,12 @@ from kdcli.data.cache import Store
 from kdcli.data.other_views import other_views
 from kdcli.engine.cache import Filling, fill_calls
 from kdcli.engine.feed import Loaded
+from kdcli.engine.inference import Measuring
 from kdcli.engine.job import Job
 from kdcli.engine.micro import MicroBatches
 from kdcli.engine.runtime import Runtime
 from kdcli.models.protocol import Model
-from kdcli.runs import assess, frame
+from kdcli.runs import frame
 from kdcli.runs.material import Lesson, Material
 from kdcli.words.analysis import views_used
 
@@ -92,4 +93,4 @@ def _evaluation(
     validation = lesson.data.split("validation")
     validation = validation.take(validation.labelled())
     batch = max(1, lesson.config.optim.batch_size // runtime.world_size)
-    return partial(assess.metrics, assess.Setting(lesson.task, validation, runtime, batch, reading))
+    return partial(lesson.task.metrics, Measuring(validation, runtime, batch, reading))

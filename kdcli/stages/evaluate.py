@@ -8,7 +8,6 @@ Tiny, on a CPU:  kdcli eval runs/student --data example:fashion-mnist --no-cost
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
@@ -21,15 +20,17 @@ from kdcli.artifacts.reading import LOG_LIMIT, read_object, read_rows
 from kdcli.config import inputs, option, outputs, reading, running
 from kdcli.console import Console
 from kdcli.errors import InputError, UsageError
-from kdcli.report.gates import Gate, judge, parse
+from kdcli.report.gates import Gate, judge, parse, refuse_unmeasured
 from kdcli.runs import Result, frame
 from kdcli.sections import DataSection, RunSection
+from kdcli.tasks import figures, task_of
+from kdcli.tasks.settings import EvalOptions, Validation
 
 if TYPE_CHECKING:
     from kdcli.data.samples import Data, Samples
     from kdcli.engine.runtime import Runtime
-    from kdcli.models.timm import Network
-    from kdcli.tasks.classification.exits import Exits
+    from kdcli.models.protocol import Model
+    from kdcli.tasks import Evaluation
 
 _CURVE_POINTS = 400
 
@@ -53,6 +54,10 @@ class Config(RunSection):
     effects_mix: float = option(0.5, "Weight of the teacher in the effects' gradient factors.", ge=0, le=1)
 
 
+# Keys that say how, and that only some tasks heed; see kdcli.tasks.settings.EvalOptions.
+_OF_SOME_TASKS = ("window", "stride", "exit_slack", "effects_mix")
+
+
 @dataclass
 class Plan:
     """Everything a run needs, checked."""
@@ -61,11 +66,10 @@ class Plan:
     target: frame.Target
     data: Data
     samples: Samples
-    networks: dict[str, Network]
-    teacher: Network | None
+    networks: dict[str, Model]
+    teacher: Model | None
     gates: list[Gate]
-    exits: dict[str, Exits]
-    no_validation: str
+    evaluation: Evaluation
 
     def to_json(self) -> dict[str, Any]:
         """What ``--dry-run --json`` prints."""
@@ -83,9 +87,8 @@ class Plan:
         )
         for name, net in self.networks.items():
             console.note(f"measures {name}: {net.spec.size[0]} px, {len(net.classes or [])} classes")
-        for name, exits in self.exits.items():
-            how = f"{len(exits.validation):,} validation pictures" if exits.validation else "no validation"
-            console.note(f"exits    {name}: {', '.join(exits.heads)}; early exit chosen on {how}")
+        for line in self.evaluation.describe():
+            console.note(line)
         if self.teacher is not None:
             console.note(f"teacher  {self.teacher.name}")
         console.note(f"writes   {self.target.path}")
@@ -97,17 +100,18 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
     With ``unless_complete`` it ends early where the output stands already, and judges that.
 
     Raises:
-        UsageError: a gate that is no comparison of a known metric.
+        UsageError: a gate that is no comparison of what is measured, an option that the task does not heed.
         InputError: data or models that cannot be used together.
     """
     frame.require(config.models, "a model (kdcli eval MODEL …)")
-    gates = [parse(text) for text in config.require]
+    gates = [parse(text, figures()) for text in config.require]
     if (config.stride or 0) > (config.window or 0):
         raise UsageError("stride: no pixel may fall between windows; give a window of at least the stride.")
     data = frame.labelled(config.data, config.split)
     frame.say(console, data)
-    if config.window and data.task != "segmentation":
-        raise UsageError("window: only masks are judged by sliding windows.")
+    task = task_of(data, config.data)
+    lacking = {part for part, given in (("teacher", config.teacher), ("cost", config.cost)) if not given}
+    refuse_unmeasured(gates, figures(task.name), lacking)
     samples = data.split(config.split)
     samples = samples.take(samples.labelled())
     if len(samples) == 0:
@@ -115,56 +119,65 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
     parents = [frame.parent(f"model{i}", name) for i, name in enumerate(config.models)]
     if config.teacher:
         parents.append(frame.parent("teacher", config.teacher))
-    validation, reason = _validation(config, samples)
-    prints = {"data": samples.fingerprint, **({"validation": validation.fingerprint} if validation else {})}
+    wanted = task.wants_validation(config.models)
+    validation = _validation(config, samples) if wanted else Validation(None)
+    prints = {"data": samples.fingerprint}
+    if validation.samples is not None:
+        prints["validation"] = validation.samples.fingerprint
     target = frame.target("eval", config, parents, prints)
     if unless_complete and frame.complete(target, config):
         return _answer(target.path, gates, console)
-    classes, order = data.classes or [], config.data.class_order
-    networks = {_short(n, config.models): frame.teacher(n, classes, order, data.task) for n in config.models}
+    paths = {_short(name, config.models): name for name in config.models}
+    evaluation = task.evaluation(_options(config), paths, validation)
+    order = config.data.class_order
+    networks = {short: frame.teacher(name, task, order) for short, name in paths.items()}
     teacher = None
     if config.teacher in config.models:
         teacher = networks[_short(config.teacher, config.models)]
     elif config.teacher:
-        teacher = frame.teacher(config.teacher, classes, order, data.task)
-    found = {}
-    if data.task == "classification":
-        from kdcli.tasks.classification.exits import Exits, load
-
-        repeats = config.repeats if config.cost else 0
-        heads = {_short(name, config.models): load(name, classes, order) for name in config.models}
-        found = {n: Exits(own, validation, config.exit_slack, repeats) for n, own in heads.items() if own}
-    return Plan(config, target, data, samples, networks, teacher, gates, found, reason)
+        teacher = frame.teacher(config.teacher, task, order)
+    return Plan(config, target, data, samples, networks, teacher, gates, evaluation)
 
 
-def _validation(config: Config, samples: Samples) -> tuple[Samples | None, str]:
-    """Labelled validation pictures that are not measured, where exits want them; or why there are none."""
-    from kdcli.artifacts import model as models
-
-    if not any(models.find(n) and models.EXITS[1] in models.read(n).names for n in config.models):
-        return None, ""
+def _validation(config: Config, samples: Samples) -> Validation:
+    """Labelled validation pictures that are not measured; or why there are none."""
     try:
         found = frame.labelled(config.data, "validation").split("validation")
     except InputError as error:
-        return None, str(error)
+        return Validation(None, str(error))
     found = found.without(samples)
-    return (found, "") if len(found) else (None, f"all validation pictures are in the split {config.split}.")
+    if len(found) == 0:
+        return Validation(None, f"all validation pictures are in the split {config.split}.")
+    return Validation(found)
+
+
+def _options(config: Config) -> EvalOptions:
+    fields, values = Config.model_fields, {key: getattr(config, key) for key in _OF_SOME_TASKS}
+    return EvalOptions(
+        given=frozenset(key for key, value in values.items() if value != fields[key].default),
+        teacher=config.teacher is not None,
+        class_order=config.data.class_order,
+        repeats=config.repeats if config.cost else 0,
+        seed=config.seed,
+        **values,
+    )
 
 
 def run(plan: Plan, console: Console, *, stop: Any = None, command: str = "") -> Result:
     """Measure, print the table, write ``report.json`` and ``report.html`` as a report artifact."""
     from kdcli.artifacts.store import write_bytes
     from kdcli.engine.runtime import open_runtime, shared_output
-    from kdcli.report.page import render
+    from kdcli.report.page import render, to_json
 
     runtime = open_runtime(plan.config)
     path = plan.target.path
     with shared_output(path, plan.target.identity, plan.config.overwrite, runtime) as output:
         if output is not None:
-            report, overlays = _report(plan, runtime, console)
+            report, shown = _report(plan, runtime, console)
             if runtime.main:
-                write_bytes(output.partial / "report.json", (json.dumps(report, indent=1) + "\n").encode())
-                write_bytes(output.partial / "report.html", render(report, overlays).encode())
+                page = render(report, figures(plan.data.task), plan.evaluation.panels(report, shown))
+                write_bytes(output.partial / "report.json", to_json(report).encode())
+                write_bytes(output.partial / "report.html", page.encode())
                 manifest = Manifest("report", "eval", plan.target.identity, plan.target.parents)
                 manifest.facts = frame.facts(
                     plan.config,
@@ -184,7 +197,7 @@ def _answer(path: Path, gates: list[Gate], console: Console) -> Result:
 
     manifests.verify(path, manifests.read(path), ["report.json"])
     report = read_object(path / "report.json", LOG_LIMIT)
-    console.table(*table(report))
+    console.table(*table(report, figures(report["data"].get("task"))))
     console.note(f"report   {path / 'report.html'}")
     judged = [judge(gate, model) for gate in gates for model in report["models"]]
     failed = [f"{text} does not hold: it is {value:.4g}" for text, met, value in judged if not met]
@@ -200,31 +213,15 @@ def _short(name: str, names: list[str]) -> str:
 # -- measuring -----------------------------------------------------------------------------------------------
 
 
-def _report(
-    plan: Plan, runtime: Runtime, console: Console
-) -> tuple[dict[str, Any], dict[int, list[tuple[str, str]]]]:
-    """The report, and pictures for its page."""
-    from kdcli.runs import assess
-    from kdcli.tasks import task_of
+def _report(plan: Plan, runtime: Runtime, console: Console) -> tuple[dict[str, Any], Any]:
+    """The report, and what else its task shows on the page."""
+    from kdcli.engine.inference import Measuring
 
     config = plan.config
-    task = task_of(plan.data, config.data)
     reading = frame.reading(config, config.data)
-    setting = assess.Setting(
-        task,
-        plan.samples,
-        runtime,
-        config.batch_size,
-        reading,
-        window=config.window,
-        stride=config.stride,
-        exits=plan.exits,
-        effects_mix=config.effects_mix,
-        seed=config.seed,
-    )
-    found, of_all = assess.rows(setting, plan.networks, plan.teacher, console)
-    overlays = _overlays(plan, {name: part.pop("shown", {}) for name, part in found.items()})
-    models = [_model(plan, name, net, found[name], runtime) for name, net in plan.networks.items()]
+    measuring = Measuring(plan.samples, runtime, config.batch_size, reading)
+    found = plan.evaluation.measure(measuring, plan.networks, plan.teacher, console)
+    models = [_model(plan, name, net, found.models[name], runtime) for name, net in plan.networks.items()]
     report = {
         "title": f"{plan.config.split} split of {plan.config.data.source}",
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -232,43 +229,27 @@ def _report(
             "name": plan.config.data.source,
             "split": plan.config.split,
             "samples": len(plan.samples),
+            "task": plan.data.task,
             "classes": plan.data.classes,
             "fingerprint": plan.samples.fingerprint,
         },
         "models": models,
-        **of_all,
-        "notes": _notes(plan),
+        **found.together,
+        "notes": [*_notes(plan), *found.notes],
     }
-    return report, overlays
+    return report, found.shown
 
 
-def _overlays(plan: Plan, shown: dict[str, dict[int, Any]]) -> dict[int, list[tuple[str, str]]]:
-    """Truth and predictions over the pictures that were kept, by row of the data."""
-    from kdcli.report.overlays import panels
-
-    samples, most = plan.samples, plan.config.data.max_pixels
-    found = {}
-    for index in next(iter(shown.values())):
-        picture = samples.picture(index, most)
-        predictions = {name: masks[index] for name, masks in shown.items()}
-        truth = samples.beside(index, picture.size, most).numpy()
-        count = len(plan.data.classes or ())
-        found[int(samples.rows[index])] = panels(picture, truth, predictions, count)
-    return found
-
-
-def _model(
-    plan: Plan, name: str, network: Network, found: dict[str, Any], runtime: Runtime
-) -> dict[str, Any]:
+def _model(plan: Plan, name: str, network: Model, found: dict[str, Any], runtime: Runtime) -> dict[str, Any]:
     """One model's part of the report: what the task measured, its training, its cost."""
-    from kdcli.runs import assess
+    from kdcli.runs.cost import cost
 
     facts = frame.model_facts(network.name)
     row = {"name": name, "path": network.name, **found, "curves": _curves(Path(network.name))}
     if "selection" in facts:
         row["selection"] = facts["selection"]
     if plan.config.cost:
-        row["cost"] = assess.cost(network, runtime, plan.config.batch_size, plan.config.repeats)
+        row["cost"] = cost(network, runtime, plan.config.batch_size, plan.config.repeats)
     return row
 
 
@@ -289,11 +270,10 @@ def _notes(plan: Plan) -> list[str]:
         splits = (frame.model_facts(name).get("data") or {}).get("splits", {})
         if any(s.get("hash") == plan.samples.fingerprint for s in splits.values()):
             notes.append(f"{name} was trained or selected on this very split: its figures are no test.")
-    if plan.no_validation:
-        notes.append(f"No threshold was chosen for early exit: {plan.no_validation}")
     return notes
 
 
 def _numbers(report: dict[str, Any]) -> list[dict[str, Any]]:
-    keys = ("name", "path", "metrics", "teacher", "exits", "cost")
-    return [{k: m[k] for k in keys if k in m} for m in report["models"]]
+    """Of each model's part what has figures, for the manifest."""
+    keys = dict.fromkeys(figure.keys[0] for figure in figures(report["data"]["task"]))
+    return [{key: m[key] for key in ("name", "path", *keys) if key in m} for m in report["models"]]

@@ -6,8 +6,9 @@ The table imports without torch, and so do the readers that it names.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 from kdcli.errors import UsageError, nearest
 
@@ -15,10 +16,17 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
+    from kdcli.console import Console
     from kdcli.data.loading import Raw
     from kdcli.data.samples import Data
     from kdcli.data.targets import Reader, TargetColumns
+    from kdcli.engine.grid import HeadResult, HeadSpec
+    from kdcli.engine.inference import Measuring
+    from kdcli.models.protocol import Model
+    from kdcli.report.figures import Figure
+    from kdcli.report.panels import Panel
     from kdcli.sections import DataSection, OptimSection, ViewSection
+    from kdcli.tasks.settings import EvalOptions, Measured, ProbeOptions, Probing, Validation
     from kdcli.words import Term
 
 
@@ -29,6 +37,7 @@ class Entry:
     Attributes:
         target: ``module:Class`` of the :class:`Task`.
         reader: ``module:Class`` of its :class:`kdcli.data.targets.Reader`.
+        figures: ``module:TABLE`` of its :class:`kdcli.report.figures.Figure`.
         help: one line.
         provides: what terms beside the task's own may read: ``picture`` (one answer a picture: logits
             [B, C]) and ``class`` (class numbers ``y`` [B]).
@@ -37,6 +46,7 @@ class Entry:
 
     target: str
     reader: str
+    figures: str
     help: str
     provides: frozenset[str] = frozenset()
     options: tuple[str, ...] = ()
@@ -46,12 +56,14 @@ TASKS: dict[str, Entry] = {
     "segmentation": Entry(
         "kdcli.tasks.segmentation:Segmentation",
         "kdcli.tasks.segmentation.target:MaskReader",
+        "kdcli.tasks.segmentation.figures:FIGURES",
         "a class for every pixel",
         options=("mask_column", "class_names"),
     ),
     "classification": Entry(
         "kdcli.tasks.classification:Classification",
         "kdcli.tasks.classification.target:LabelReader",
+        "kdcli.tasks.classification.figures:FIGURES",
         "one class for each picture",
         provides=frozenset({"picture", "class"}),
     ),
@@ -73,7 +85,12 @@ class Task(Protocol):
        batch (``columns``); how it is subset (``take``) and what it is of unlabelled pictures (``blank``).
     3. Its :class:`kdcli.data.targets.TargetColumns`: what losses read of these columns, which rows have a
        target (``labelled``), and the targets of mixed pictures, or why pictures are not mixed.
-    4. In ``__init__.py``, which imports without torch too, this protocol, frozen, with a class method ``of``
+    4. In ``figures.py``, which imports without torch too, the figures of its metrics: their names in gates,
+       columns, explanations, and the one that plots of quality against cost have for an axis.
+    5. In ``evaluate.py`` and ``report.py`` its :class:`Evaluation`, and what ``metrics`` measures for
+       selection; in ``probe.py`` the heads that a probe tries: a task with one row of logits a picture has
+       :mod:`kdcli.tasks.linear` fit them by an :class:`kdcli.engine.grid.Objective`.
+    6. In ``__init__.py``, which imports without torch too, this protocol, frozen, with a class method ``of``
        that takes what :func:`task_of` is given and refuses the options that the task has not: the network
        that it wants (a head of :mod:`kdcli.models.heads`, or timm's own), the terms over its logits and
        columns, made-up columns for the dry step of a plan.
@@ -119,6 +136,83 @@ class Task(Protocol):
 
         Of ``rows`` labelled pictures, or fewer where they are large.
         """
+
+    # -- fitting and measuring
+    def match(self, network: Model, order: Literal["names", "same"], who: str) -> None:
+        """Bring a network's logits into the order of this task's classes.
+
+        Raises:
+            InputError: it knows others, or none; ``who`` is how the message calls it.
+        """
+
+    def features(self, network: Model) -> list[str]:
+        """Names of what the heads of a probe can read of a backbone."""
+
+    def heads(self, options: ProbeOptions, features: Sequence[str]) -> list[HeadSpec]:
+        """The heads that a probe tries on some features.
+
+        Raises:
+            UsageError: an option of ``probe`` that this task has not.
+            InputError: classes that no head can learn.
+        """
+
+    def fit(self, probing: Probing) -> list[HeadResult]:
+        """Results of these heads, in their order, the same on every process.
+
+        Raises:
+            Diverged: all of them did.
+            Preempted: a signal came; what is in the cache stays.
+        """
+
+    def attach(self, network: Model, result: HeadResult) -> None:
+        """Make a fitted head the network's own."""
+
+    def metrics(self, measuring: Measuring, network: Model) -> dict[str, float]:
+        """Figures of one network, ``selection`` among them."""
+
+    def wants_validation(self, models: Sequence[str]) -> bool:
+        """Whether an evaluation of models (paths or names) chooses anything on validation pictures."""
+
+    def evaluation(
+        self, options: EvalOptions, models: Mapping[str, str], validation: Validation
+    ) -> Evaluation:
+        """What is going to be measured of models.
+
+        Args:
+            options: of ``eval``.
+            models: paths or names, by the name that the report gives each.
+            validation: pictures to choose by, where :meth:`wants_validation` says so.
+
+        Raises:
+            UsageError: an option that this task does not heed.
+            InputError: a model that cannot be measured.
+        """
+
+
+class Evaluation(Protocol):
+    """What a task measures of networks for a report, and how the page shows it."""
+
+    def describe(self) -> list[str]:
+        """Lines of the plan, beside those that every evaluation has."""
+
+    def measure(
+        self,
+        measuring: Measuring,
+        networks: Mapping[str, Model],
+        teacher: Model | None,
+        console: Console,
+    ) -> Measured:
+        """Run every network once, and measure it.
+
+        Args:
+            measuring: on what.
+            networks: by the name that the report gives each.
+            teacher: that they are compared with; it may be one of them, the same object.
+            console: shows progress.
+        """
+
+    def panels(self, report: Mapping[str, Any], shown: Any) -> list[Panel]:
+        """The task's panels of the finished report, and of what else was kept for them."""
 
 
 def entry(name: str) -> Entry:
@@ -178,3 +272,25 @@ def _reader(raw: Raw, config: DataSection) -> Reader:
 def _loaded(target: str) -> Any:
     module, _, name = target.partition(":")
     return getattr(importlib.import_module(module), name)
+
+
+def task_named(name: str, classes: Sequence[str]) -> Task:
+    """A task without data: what a network does, with the classes that it knows."""
+    return cast(Task, _loaded(TASKS[name].target)(tuple(classes)))
+
+
+def figures(task: str | None = None) -> list[Figure]:
+    """The figures that a report can have: those of a task, then those that any task can have.
+
+    Imports no torch.
+
+    Args:
+        task: its name; None for all tasks, each figure once.
+    """
+    from kdcli.report.figures import GENERAL
+
+    found: dict[str, Figure] = {}
+    for name in TASKS if task is None else (task,):
+        for figure in _loaded(TASKS[name].figures):
+            found.setdefault(figure.name, figure)
+    return [*found.values(), *(figure for figure in GENERAL if figure.name not in found)]

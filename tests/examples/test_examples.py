@@ -247,7 +247,11 @@ def test_quickstart_tiny_twice_from_a_folder_with_spaces(tmp_path):
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    ("name", "more"), [("distill", []), ("heads", []), ("methods", ["--steps", "4"]), ("synthesis", [])]
+    ("name", "more"),
+    [
+        *(("dense_heads", ["--count", "4"]), ("distill", []), ("heads", []), ("methods", ["--steps", "4"])),
+        ("synthesis", []),
+    ],
 )
 def test_a_benchmark_runs(name, more, tmp_path):
     script, file = ROOT / "examples" / "benchmarks" / f"{name}.py", tmp_path / "figures.json"

@@ -267,7 +267,7 @@ def test_probabilities_are_averaged_as_they_are_softened(plan, probed):
     }
     made = plan("ensemble", **several, **{"method.temperature": 3.0})
     x, teacher = columns()["x"], made.material.networks["teacher"]
-    members = [distill.frame.teacher(name, made.data.classes, "names") for name in several["teacher"]]
+    members = [distill.frame.teacher(name, made.task, "names") for name in several["teacher"]]
     with torch.no_grad():
         mean = sum((m(x) / 3).softmax(dim=1) for m in members) / 2
         torch.testing.assert_close((teacher(x) / 3).softmax(dim=1), mean)

@@ -92,3 +92,12 @@ def test_misfits_are_refused_by_name(case):
         agreement(student[:0], teacher[:0])
     with pytest.raises(ValueError, match=r"labels must have the shape \[40\]"):
         agreement(student, teacher, y[:3])
+
+
+def test_logits_that_are_compared_in_parts_say_the_same(monkeypatch) -> None:
+    generator = torch.Generator().manual_seed(1)
+    student, teacher = (torch.randn(50, 6, generator=generator) for _ in range(2))
+    y = torch.arange(50) % 6
+    whole = agreement(student, teacher, y)
+    monkeypatch.setattr("kdcli.metrics.agreement._ENTRIES", 20)
+    assert agreement(student, teacher, y) == pytest.approx(whole, rel=1e-12)

@@ -5,10 +5,12 @@ import torch
 
 from kdcli.metrics.classification import (
     classification_metrics,
+    confused,
     confusion,
     expected_calibration_error,
     mean_per_class_accuracy,
     negative_log_likelihood,
+    per_class,
     reliability,
     top_k_accuracy,
 )
@@ -168,3 +170,16 @@ def test_the_report_of_a_classifier():
 def test_what_has_no_metric_is_refused(metric, logits, y, message):
     with pytest.raises(ValueError, match=message):
         metric(logits, y)
+
+
+def test_confusions_without_a_matrix() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits, y = torch.randn(400, 7, generator=generator), torch.randint(7, (400,), generator=generator)
+    matrix = confusion(logits, y, 7)
+    pairs = confused(logits, y, 1000)
+    off = [(i, j, int(matrix[i, j])) for i in range(7) for j in range(7) if i != j and matrix[i, j]]
+    assert pairs == sorted(off, key=lambda pair: (-pair[2], pair[:2]))
+    assert confused(logits, y, 3) == pairs[:3]
+    assert confused(torch.eye(7), torch.arange(7), 3) == []
+    found = per_class(logits, y)
+    assert found == {"samples": matrix.sum(1).tolist(), "right": matrix.diagonal().tolist()}

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from kdcli.losses.targets import rescaling_weight
+from kdcli.metrics import effects as measures
 from kdcli.metrics.effects import (
     BINS,
     QUANTILES,
@@ -184,3 +185,22 @@ def test_two_classes_and_sure_answers_stay_finite():
 def test_what_does_not_fit_is_refused(pair, change, message):
     with pytest.raises(ValueError, match=message):
         effects(*change(*pair))
+
+
+def test_relations_of_many_classes_are_those_of_some(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(300, 12, generator=generator) for _ in range(2))
+    y = torch.arange(300) % 9 + 2  # classes 0, 1 and 11 have no sample
+    monkeypatch.setattr(measures, "RELATED", 3)
+    some = [2, 6, 10]
+    rows = torch.isin(y, torch.tensor(some))
+    lists = []
+    for logits in (student, teacher):
+        p = logits.softmax(1)[rows][:, some]
+        means = torch.stack([p[y[rows] == c].mean(0) for c in some])
+        lists.append(means[~torch.eye(3, dtype=torch.bool)])
+    assert measures.relations(student, teacher, y) == pytest.approx(measures.spearman(*lists))
+    weights = torch.randn(12, 5, generator=generator)
+    unit = torch.nn.functional.normalize(weights[[0, 6, 11]], dim=1)  # the 5.5th rounds to 6
+    cosines = torch.stack([unit[0] @ unit[1], unit[0] @ unit[2], unit[1] @ unit[2]])
+    torch.testing.assert_close(measures._pairs(weights), cosines)

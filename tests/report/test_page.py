@@ -8,9 +8,22 @@ import torch
 from kdcli.metrics.effects import effects
 from kdcli.metrics.exits import early_exit_curve, exit_metrics
 from kdcli.metrics.peers import peers
-from kdcli.report.page import MISSING, amount, confused_pairs, correlation, number, percent, render, table
+from kdcli.report import page as pages
+from kdcli.report.forms import MISSING, amount, correlation, number, percent
+from kdcli.report.page import to_json
+from kdcli.tasks import figures
+from kdcli.tasks.classification.report import confused_pairs, panels
 
 EVIL = "<script>alert('x')</script>"
+
+
+def table(report):
+    return pages.table(report, figures())
+
+
+def render(report):
+    """The page of a report that does not say its task, as version 0.1 wrote them."""
+    return pages.render(report, figures(), panels(report) if report["models"] else ())
 
 
 def make_model(name, **more):
@@ -164,7 +177,8 @@ def test_the_page_says_what_was_measured(rendered):
         "12,345 in 3 classes",
         "sha256:abc",
         "FLOPs are 2 × MACs",
-        "over 2 bins",
+        "over 15 bins",
+        "NLL is the mean negative log-likelihood in nats.",
         "runs/student best on validation at step 400 dinov2_vits",
         "3,412,000 2.51 12.3 (11.0 – 15.5)",
         "1,234 (1,100 – 1,300) 32 45.7 cpu (2 cores), 2 threads",
@@ -289,14 +303,33 @@ def test_a_report_without_models_is_refused(report):
 
 
 def test_confused_pairs_are_the_largest_off_the_diagonal():
-    pairs = confused_pairs([[5, 1, 4], [0, 9, 0], [2, 2, 0]], ["a", "b", "c"], most=3)
-    assert [(p["truth"], p["predicted"], p["count"]) for p in pairs] == [
-        ("a", "c", 4),
-        ("c", "a", 2),
-        ("c", "b", 2),
-    ]
-    assert [p["share"] for p in pairs] == [0.4, 0.5, 0.5]
-    assert confused_pairs([[1, 0], [0, 1]], ["a", "b"]) == []
+    model = {"confusion": [[5, 1, 4], [0, 9, 0], [2, 2, 0]]}
+    largest = [("a", "c", 4, 0.4), ("c", "a", 2, 0.5), ("c", "b", 2, 0.5), ("a", "b", 1, 0.1)]
+    assert confused_pairs(model, ["a", "b", "c"]) == largest
+    assert confused_pairs({"confusion": [[1, 0], [0, 1]]}, ["a", "b"]) == []
+    sparse = {"confused": [(0, 2, 4), (2, 0, 2), (2, 1, 2), (0, 1, 1)]}
+    sparse["per_class"] = {"samples": [10, 9, 4], "right": [5, 9, 0]}
+    assert confused_pairs(sparse, ["a", "b", "c"]) == largest
+
+
+def test_a_report_without_a_matrix_shows_the_pairs(report):
+    for model in report["models"]:
+        del model["confusion"]
+        model |= {"confused": [[2, 0, 2], [0, 1, 1]], "per_class": {"samples": [4, 4, 2], "right": [3, 4, 0]}}
+    page = Page(render(report))
+    assert page.tags.count("svg") == 3  # cost, reliability, curves
+    assert "eel cat 2 100.0% cat dog 1 25.0%" in page.text
+
+
+def test_lists_of_numbers_are_one_line_of_the_file(report):
+    name = "[\n1,\n2]"
+    report |= {"title": name, "matrix": [[1, 2], [-0.5, None, float("nan")]], "mixed": [1, "a"], "none": []}
+    text = to_json(report)
+    assert "[ 1, 2 ]" in text
+    assert "[ -0.5, null, NaN ]" in text
+    assert json.loads(text)["title"] == name
+    read = json.loads(text.replace("NaN", "0"))
+    assert (read["mixed"], read["none"], read["matrix"]) == ([1, "a"], [], [[1, 2], [-0.5, None, 0]])
 
 
 @pytest.mark.parametrize(

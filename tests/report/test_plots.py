@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from kdcli.report import plots
-from kdcli.report.plots import accuracy_against_cost, confusion_matrix, reliability_curve, training_curves
+from kdcli.report.figures import Figure
+from kdcli.report.forms import percent
+from kdcli.report.plots import confusion_matrix, quality_against_cost, reliability_curve, training_curves
 
 
 def model(name, scale=1.0, cost=True, curves=True):
@@ -38,10 +40,11 @@ def texts(svg):
 
 
 MODELS = [model("one"), model("two", 0.8)]
+TOP1 = Figure("top1", "top-1", ("metrics", "top1"), percent, fraction=True, axis="top-1 accuracy (%)")
 FIGURES = {
     "reliability": lambda: reliability_curve(MODELS),
     "confusion": lambda: confusion_matrix([[3, 1], [0, 4]], ["cat", "dog"]),
-    "cost": lambda: accuracy_against_cost(MODELS),
+    "cost": lambda: quality_against_cost(MODELS, TOP1),
     "curves": lambda: training_curves(MODELS),
 }
 
@@ -115,7 +118,7 @@ def test_a_misfit_is_refused():
         confusion_matrix([], [])
     bare = model("bare", cost=False, curves=False)
     with pytest.raises(ValueError, match="no model has a cost to draw"):
-        accuracy_against_cost([bare])
+        quality_against_cost([bare], TOP1)
     with pytest.raises(ValueError, match="no model has training curves to draw"):
         training_curves([bare])
     with pytest.raises(ValueError, match="no model has a reliability curve"):
@@ -123,7 +126,7 @@ def test_a_misfit_is_refused():
 
 
 def test_a_model_keeps_its_colour_where_another_is_left_out():
-    svg = accuracy_against_cost([model("bare", cost=False), model("other")])
+    svg = quality_against_cost([model("bare", cost=False), model("other")], TOP1)
     second = plots.PALETTE[1].lower()
     assert second in svg
     assert plots.PALETTE[0].lower() not in svg.replace(second, "")
@@ -149,9 +152,9 @@ def test_long_names_are_cut_in_the_middle():
 
 def test_many_models_and_wide_costs_are_drawn():
     many = [model(f"model {i}", 2.0**-i) for i in range(15)]
-    assert {f"model {i}" for i in range(15)} <= set(texts(accuracy_against_cost(many)))
+    assert {f"model {i}" for i in range(15)} <= set(texts(quality_against_cost(many, TOP1)))
     looks = [(look["color"], look["linestyle"]) for look in map(plots._looks, range(15))]
     assert len(set(looks)) == 15
     equal = copy.deepcopy(many[:1])
     equal[0]["cost"]["flops"] = 0
-    assert "<svg" in accuracy_against_cost(equal)
+    assert "<svg" in quality_against_cost(equal, TOP1)

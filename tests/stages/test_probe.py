@@ -145,6 +145,7 @@ def test_stopped_features_are_kept(plan, tmp_path):
     [
         ({"features": "last5"}, UsageError, "no 'last5'. Did you mean 'last4'"),
         ({"views.count": "live"}, UsageError, "a number of fixed views"),
+        ({"protocol": "dinov2", "grid.solver": "lbfgs"}, UsageError, "--protocol dinov2 trains by SGD"),
         ({"teacher": None}, UsageError, "--teacher is required"),
         ({"data.source": None}, UsageError, "--data is required"),
     ],

@@ -7,7 +7,8 @@ import torch
 from kdcli.errors import InputError
 from kdcli.losses.logits import cross_entropy, kl_divergence
 from kdcli.metrics.classification import classification_metrics
-from kdcli.tasks.classification import Classification, class_weights, permutation
+from kdcli.tasks.classification import Classification, class_weights
+from kdcli.tasks.matching import permutation
 
 DATA = ["cat", "dog", "eel"]
 

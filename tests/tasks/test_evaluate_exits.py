@@ -13,6 +13,7 @@ from kdcli.models.build import build
 from kdcli.models.exits import ExitHead, WithExits
 from kdcli.runs import frame
 from kdcli.stages import evaluate
+from kdcli.tasks import figures
 
 ORDER = [2, 0, 3, 1]
 
@@ -124,7 +125,7 @@ def test_gates_table_and_page(run):
     from kdcli.report.page import table
 
     report = json.loads((result.path / "report.json").read_text())
-    header, rows = table(report)
+    header, rows = table(report, figures("classification"))
     exits = report["models"][0]["exits"]
     assert {"exits' mean", "early exit", "early GFLOPs"} <= set(header)
     assert rows[0][header.index("early exit")] == f"{100 * exits['early']['top1']:.1f}%"

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from kdcli.config import resolve
+from kdcli.engine.inference import Measuring
 from kdcli.engine.runtime import open_runtime
 from kdcli.engine.turn import TurnModule
 from kdcli.losses.pixels import pixel_cross_entropy, pixel_kl_divergence
@@ -19,10 +20,11 @@ from kdcli.metrics.segmentation import FOLLOWS, segmentation_metrics
 from kdcli.models.build import build
 from kdcli.sections import DataSection, RunSection
 from kdcli.tasks import open_task_data
-from kdcli.tasks.segmentation.pixels import Reading, pixel_logits, slid, tallies
+from kdcli.tasks.segmentation.pixels import Window, pixel_logits, slid, tallies
 from kdcli.words import Call, Term, Turn
 
 RUNTIME = {"device": "cpu"}
+READING = {"max_pixels": 10_000}
 
 
 # -- windows -------------------------------------------------------------------------------------------------
@@ -97,8 +99,8 @@ def networks():
 def test_figures_are_those_of_a_naive_count(split, networks) -> None:
     from torchmetrics.classification import MulticlassJaccardIndex
 
-    runtime = open_runtime(resolve(RunSection, options=RUNTIME))
-    found = tallies(networks, "b", 4, split, runtime, Reading(5, 10_000), shown=2)
+    measuring = Measuring(split, open_runtime(resolve(RunSection, options=RUNTIME)), 5, READING)
+    found = tallies(networks, 4, measuring, teacher="b", shown=2)
     jaccard = MulticlassJaccardIndex(4, average="macro", ignore_index=255)
     same = pixels = 0
     for i in range(len(split)):
@@ -130,8 +132,8 @@ def test_batches_and_a_window_as_large_as_the_picture_change_nothing(split, netw
     runtime = open_runtime(resolve(RunSection, options=RUNTIME))
     some = split.take(torch.arange(5).numpy())
     runs = [
-        list(pixel_logits(networks["b"], some, runtime, Reading(batch, 10_000, window=window)))
-        for batch, window in ((5, None), (2, None), (2, 64))
+        list(pixel_logits(networks["b"], Measuring(some, runtime, batch, READING), window))
+        for batch, window in ((5, None), (2, None), (2, Window(64)))
     ]
     for first, second, whole in zip(*runs):
         torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-5)

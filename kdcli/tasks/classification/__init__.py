@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from kdcli.errors import InputError, UsageError
+from kdcli.artifacts import model as artifacts
+from kdcli.errors import UsageError
+from kdcli.tasks.matching import permutation, refuse_one_class
 from kdcli.words import Term
 
 if TYPE_CHECKING:
@@ -17,7 +18,12 @@ if TYPE_CHECKING:
 
     from kdcli.data.samples import Data
     from kdcli.data.targets import TargetColumns
+    from kdcli.engine.grid import HeadResult, HeadSpec
+    from kdcli.engine.inference import Measuring
+    from kdcli.models.protocol import Model
     from kdcli.sections import DataSection, OptimSection, ViewSection
+    from kdcli.tasks import Evaluation
+    from kdcli.tasks.settings import EvalOptions, ProbeOptions, Probing, Validation
 
 
 @dataclass(frozen=True)
@@ -81,6 +87,51 @@ class Classification:
 
         return {"y": torch.arange(rows) % len(self.classes)}
 
+    # -- fitting and measuring: see kdcli.tasks.Task
+    def match(self, network: Model, order: Literal["names", "same"], who: str) -> None:
+        """Put a network's logits into the order of the classes, by their names."""
+        network.reorder(permutation(self.classes, network.classes, order, who), list(self.classes))
+
+    def features(self, network: Model) -> list[str]:
+        """DINOv2's four on a ViT, pooled stages on others."""
+        return network.feature_names()
+
+    def heads(self, options: ProbeOptions, features: Sequence[str]) -> list[HeadSpec]:
+        """Linear classifiers by SGD, and by L-BFGS where features are cached."""
+        from kdcli.tasks.linear import specs
+
+        refuse_one_class(self.classes)
+        return specs(options, features)
+
+    def fit(self, probing: Probing) -> list[HeadResult]:
+        """All of them together, on cached or live features."""
+        from kdcli.tasks.classification.probe import fit
+
+        return fit(probing, len(self.classes))
+
+    def attach(self, network: Model, result: HeadResult) -> None:
+        """Make a linear classifier the network's."""
+        weight, bias = result.tensors["weight"], result.tensors["bias"]
+        network.attach_linear(result.spec.feature, weight, bias, list(self.classes), self.name)
+
+    def metrics(self, measuring: Measuring, network: Model) -> dict[str, float]:
+        """Accuracy, likelihood and calibration."""
+        from kdcli.tasks.classification.evaluate import metrics
+
+        return metrics(measuring, network)
+
+    def wants_validation(self, models: Sequence[str]) -> bool:
+        """Where a model has exits: the threshold of early exit is chosen there."""
+        return any(artifacts.find(n) and artifacts.EXITS[1] in artifacts.read(n).names for n in models)
+
+    def evaluation(
+        self, options: EvalOptions, models: Mapping[str, str], validation: Validation
+    ) -> Evaluation:
+        """Accuracy, likelihood, calibration and confusions, exits, effects of a teacher, peers."""
+        from kdcli.tasks.classification.evaluate import Evaluation
+
+        return Evaluation.of(self.classes, options, models, validation)
+
 
 def class_weights(labels: np.ndarray, classes: int) -> Tensor:
     """[C] factors N / (C · n_c) that give every class the same share of the loss."""
@@ -88,36 +139,3 @@ def class_weights(labels: np.ndarray, classes: int) -> Tensor:
 
     counts = np.bincount(labels[labels >= 0], minlength=classes)
     return torch.tensor(counts.sum() / (classes * np.maximum(counts, 1)), dtype=torch.float32)
-
-
-def permutation(
-    classes: Sequence[str], teacher: Sequence[str] | None, order: Literal["names", "same"], who: str
-) -> list[int] | None:
-    """Columns of the teacher's logits in the order of ``classes``; None if they already are.
-
-    Raises:
-        InputError: other names or another number of classes.
-    """
-    if teacher is None:
-        raise InputError(f"{who} has no trained classifier; fit one with kdcli probe.")
-    if list(teacher) == list(classes):
-        return None
-    if len(teacher) != len(classes):
-        raise InputError(
-            f"{who} knows {len(teacher)} classes, the data has {len(classes)}. Probe the teacher on this "
-            "data first."
-        )
-    if order == "same":
-        return None
-    if twice := [name for name, count in Counter(teacher).items() if count > 1]:
-        raise InputError(
-            f"{who} has the class '{twice[0]}' more than once: no matching by name. If the order is the "
-            "same, say --set data.class_order=same; else probe the teacher on this data."
-        )
-    if odd := sorted(set(teacher) ^ set(classes))[:4]:
-        raise InputError(
-            f"{who} and the data name their classes differently ({', '.join(odd)}, …). If the order is the "
-            "same, say --set data.class_order=same; else probe the teacher on this data."
-        )
-    place = {name: i for i, name in enumerate(teacher)}
-    return [place[name] for name in classes]

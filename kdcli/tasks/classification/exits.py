@@ -5,7 +5,8 @@ The threshold of early exit is chosen on validation, and never on pictures that 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -14,13 +15,14 @@ from torch import Tensor
 from kdcli.artifacts import model as artifacts
 from kdcli.data.samples import Samples
 from kdcli.engine import inference
+from kdcli.engine.inference import Measuring
 from kdcli.engine.runtime import Runtime
 from kdcli.errors import InputError
 from kdcli.metrics.efficiency import flops, latency
 from kdcli.metrics.exits import choose, early_exit_curve, exit_metrics
 from kdcli.models.exits import ExitHead, WithExits, load_exits
-from kdcli.models.timm import Network
-from kdcli.tasks.classification import permutation
+from kdcli.models.protocol import Model
+from kdcli.tasks.matching import permutation
 
 
 @dataclass(frozen=True)
@@ -58,30 +60,29 @@ def load(name: str, classes: list[str], order: Literal["names", "same"]) -> dict
     return heads
 
 
-def outputs(network: Network, exits: Exits, samples: Samples, runtime: Runtime, **options: Any) -> Tensor:
+def outputs(
+    network: Model, exits: Exits, measuring: Measuring, progress: Callable[[int], None] | None = None
+) -> Tensor:
     """Logits [N, E, C] of a split: of the exits, the shallowest first, and of the network."""
-    both = WithExits(network, exits.heads).to(runtime.device)
-    found = inference.outputs(both, samples, runtime, **options)
+    both = WithExits(network, exits.heads).to(measuring.runtime.device)
+    found = inference.outputs(both, measuring, progress)
     return found.unflatten(1, (len(exits.heads) + 1, -1))
 
 
-def measure(
-    network: Network, exits: Exits, logits: Tensor, targets: Tensor, runtime: Runtime, **options: Any
-) -> dict[str, Any]:
-    """The part ``exits`` of a model's report (see :mod:`kdcli.report.page`).
+def measure(network: Model, exits: Exits, logits: Tensor, measuring: Measuring) -> dict[str, Any]:
+    """The part ``exits`` of a model's report (see :mod:`kdcli.tasks.classification.report`).
 
     Args:
         network: on the device.
         exits: of it.
         logits: of the measured pictures, [N, E, C].
-        targets: [N].
-        runtime: device and processes.
-        options: of :func:`kdcli.engine.inference.outputs`, for the validation pictures.
+        measuring: these pictures, and how others are read.
     """
+    targets = torch.from_numpy(measuring.samples.labels)
     figures, together = exit_metrics(logits, targets)
     names = [*exits.heads, "network"]
     taps = [*(head.tap for head in exits.heads.values()), ""]
-    costs, times = _costs(network, exits, runtime)
+    costs, times = _costs(network, exits, measuring.runtime)
     rows: list[dict[str, Any]] = [
         {"name": name, "tap": tap, **own, "flops": cost}
         for name, tap, own, cost in zip(names, taps, figures, costs)
@@ -91,7 +92,7 @@ def measure(
     curve = early_exit_curve(logits, targets, costs)
     found: dict[str, Any] = {"exits": rows, "ensemble": together, "curve": curve}
     if exits.validation is not None:
-        seen = outputs(network, exits, exits.validation, runtime, **options)
+        seen = outputs(network, exits, replace(measuring, samples=exits.validation))
         tuned = early_exit_curve(seen, torch.from_numpy(exits.validation.labels), costs)
         best = choose(tuned, exits.slack)
         early = dict(curve[tuned.index(best)])
@@ -107,7 +108,7 @@ def measure(
     return found
 
 
-def _costs(network: Network, exits: Exits, runtime: Runtime) -> tuple[list[int], list[dict[str, float]]]:
+def _costs(network: Model, exits: Exits, runtime: Runtime) -> tuple[list[int], list[dict[str, float]]]:
     """FLOPs and latency (where asked for) of the way to each exit, the exits before it included."""
     shape = (1, 3, *network.spec.size)
     example = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(runtime.device)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from kdcli.errors import UsageError
+from kdcli.tasks.matching import permutation, refuse_one_class
 from kdcli.words import Term
 
 if TYPE_CHECKING:
@@ -15,7 +17,12 @@ if TYPE_CHECKING:
 
     from kdcli.data.samples import Data
     from kdcli.data.targets import TargetColumns
+    from kdcli.engine.grid import HeadResult, HeadSpec
+    from kdcli.engine.inference import Measuring
+    from kdcli.models.protocol import Model
     from kdcli.sections import DataSection, OptimSection, ViewSection
+    from kdcli.tasks import Evaluation
+    from kdcli.tasks.settings import EvalOptions, ProbeOptions, Probing, Validation
 
 
 @dataclass(frozen=True)
@@ -83,3 +90,51 @@ class Segmentation:
 
         mask = torch.zeros(1, side, side, dtype=torch.uint8)
         return {"y": torch.zeros(1, dtype=torch.int64), "mask": mask}
+
+    # -- fitting and measuring: see kdcli.tasks.Task
+    def match(self, network: Model, order: Literal["names", "same"], who: str) -> None:
+        """Put a network's logits into the order of the classes, by their names."""
+        network.reorder(permutation(self.classes, network.classes, order, who), list(self.classes))
+
+    def features(self, network: Model) -> list[str]:
+        """Grids of the last n ∈ {1, 4} blocks or stages."""
+        from kdcli.models.heads import GRIDS
+
+        return list(GRIDS)
+
+    def heads(self, options: ProbeOptions, features: Sequence[str]) -> list[HeadSpec]:
+        """Linear heads by AdamW."""
+        from kdcli.tasks.segmentation.probe import specs
+
+        refuse_one_class(self.classes)
+        return specs(options, features)
+
+    def fit(self, probing: Probing) -> list[HeadResult]:
+        """All of them together, on cached maps."""
+        from kdcli.tasks.segmentation.probe import fit
+
+        return fit(probing, len(self.classes))
+
+    def attach(self, network: Model, result: HeadResult) -> None:
+        """Make a linear head on a feature grid the network's."""
+        head = network.fresh_head(result.spec.feature, len(self.classes))
+        head.load_state_dict(dict(result.tensors))
+        network.attach(head, list(self.classes), self.name)
+
+    def metrics(self, measuring: Measuring, network: Model) -> dict[str, float]:
+        """Mean IoU, pixel accuracy and mean accuracy."""
+        from kdcli.tasks.segmentation.evaluate import metrics
+
+        return metrics(measuring, network, len(self.classes))
+
+    def wants_validation(self, models: Sequence[str]) -> bool:
+        """False: nothing is chosen."""
+        return False
+
+    def evaluation(
+        self, options: EvalOptions, models: Mapping[str, str], validation: Validation
+    ) -> Evaluation:
+        """IoU by class, accuracies, agreement with a teacher, pictures."""
+        from kdcli.tasks.segmentation.evaluate import Evaluation
+
+        return Evaluation.of(self.classes, options)

@@ -19,33 +19,30 @@ from torch.nn import functional as F
 
 from kdcli.data.batches import Loader
 from kdcli.data.order import Pool, in_order
-from kdcli.data.samples import Samples
 from kdcli.data.views import WholeCut
+from kdcli.engine.inference import Measuring
 from kdcli.engine.runtime import Runtime
 from kdcli.metrics.efficiency import evaluating
 from kdcli.metrics.segmentation import FOLLOWS, pixel_agreement, pixel_confusion
-from kdcli.models.timm import Network
+from kdcli.models.protocol import Model
 
 
 @dataclass(frozen=True)
-class Reading:
-    """How pictures are read and judged.
+class Window:
+    """A window that slides over pictures at their own size.
 
     Attributes:
-        batch_size: views per forward of one process.
-        max_pixels: of a picture.
-        workers: loader processes.
-        timeout: seconds after which a loader that hangs is an error.
-        window: side of a sliding window in pixels of the picture; None for the whole picture at once.
-        stride: pixels between windows; None for two thirds of one.
+        side: in pixels of the picture.
+        stride: pixels between windows, at most the side; None for two thirds of it.
     """
 
-    batch_size: int
-    max_pixels: int
-    workers: int = 0
-    timeout: float = 300
-    window: int | None = None
+    side: int
     stride: int | None = None
+
+    @property
+    def step(self) -> int:
+        """Pixels between windows."""
+        return self.stride or max(1, 2 * self.side // 3)
 
 
 @dataclass
@@ -64,13 +61,12 @@ class Tally:
 
 
 def tallies(
-    networks: Mapping[str, Network],
-    teacher: str | None,
+    networks: Mapping[str, Model],
     classes: int,
-    samples: Samples,
-    runtime: Runtime,
-    reading: Reading,
+    measuring: Measuring,
+    window: Window | None = None,
     *,
+    teacher: str | None = None,
     shown: int = 0,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, Tally]:
@@ -78,21 +74,21 @@ def tallies(
 
     Args:
         networks: by name, on the device.
-        teacher: the name of the one that the others are compared with.
         classes: C.
-        samples: labelled pictures.
-        runtime: device and processes; each takes every n-th picture.
-        reading: how.
+        measuring: pictures, and processes; each takes every n-th picture.
+        window: that slides over a picture; None for the whole picture at once.
+        teacher: the name of the one that the others are compared with.
         shown: predictions kept, of the first pictures of the first process.
         progress: is told how many pictures are done.
     """
+    samples, runtime = measuring.samples, measuring.runtime
     found = {name: Tally(torch.zeros(classes, classes, dtype=torch.int64)) for name in networks}
-    streams = [pixel_logits(network, samples, runtime, reading) for network in networks.values()]
+    streams = [pixel_logits(network, measuring, window) for network in networks.values()]
     mine = range(runtime.rank, len(samples), runtime.world_size)
     for done, (index, *rows) in enumerate(zip(mine, *streams), start=1):
         logits: dict[str, Tensor] = dict(zip(networks, rows))
         height, width = rows[0].shape[-2:]
-        truth = samples.beside(index, (width, height), reading.max_pixels)
+        truth = samples.beside(index, (width, height), measuring.reading["max_pixels"])
         mask = truth.as_subclass(Tensor).to(runtime.device)
         for name, tally in found.items():
             prediction = logits[name].argmax(0)
@@ -109,29 +105,28 @@ def tallies(
 
 
 @torch.inference_mode()
-def pixel_logits(network: Network, samples: Samples, runtime: Runtime, reading: Reading) -> Iterator[Tensor]:
+def pixel_logits(network: Model, measuring: Measuring, window: Window | None = None) -> Iterator[Tensor]:
     """Logits [C, H, W] (fp32, on the device) at each picture's own size: this process's pictures in order."""
-    if reading.window is not None:
-        yield from _windowed(network, samples, runtime, reading, reading.window)
+    if window is not None:
+        yield from _windowed(network, measuring, window)
         return
-    options = {"max_pixels": reading.max_pixels, "workers": reading.workers, "timeout": reading.timeout}
-    loader = Loader(Pool((samples,)), WholeCut(network.spec), **options)  # type: ignore[arg-type]
-    batches = in_order(len(samples), reading.batch_size, runtime.rank, runtime.world_size)
+    samples, runtime = measuring.samples, measuring.runtime
+    loader = Loader(Pool((samples,)), WholeCut(network.spec), **measuring.reading)
+    batches = in_order(len(samples), measuring.batch_size, runtime.rank, runtime.world_size)
     for keys, batch in zip(batches, loader(batches)):
         logits = _forward(network, runtime, batch["x"])
         for (index, _), grid in zip(keys, logits):
-            width, height = samples.size(index, reading.max_pixels)
+            width, height = samples.size(index, measuring.reading["max_pixels"])
             yield _resized(grid[None], (height, width))[0]
 
 
-def _windowed(
-    network: Network, samples: Samples, runtime: Runtime, reading: Reading, window: int
-) -> Iterator[Tensor]:
+def _windowed(network: Model, measuring: Measuring, window: Window) -> Iterator[Tensor]:
+    samples, runtime = measuring.samples, measuring.runtime
     forward = partial(_forward, network, runtime)
-    stride = reading.stride or max(1, 2 * window // 3)
     for index in range(runtime.rank, len(samples), runtime.world_size):
-        picture = torch.from_numpy(np.array(samples.picture(index, reading.max_pixels))).permute(2, 0, 1)
-        yield slid(forward, picture, window, stride, reading.batch_size)
+        picture = np.array(samples.picture(index, measuring.reading["max_pixels"]))
+        pixels = torch.from_numpy(picture).permute(2, 0, 1)
+        yield slid(forward, pixels, window.side, window.step, measuring.batch_size)
 
 
 def slid(
@@ -176,7 +171,7 @@ def _starts(length: int, window: int, stride: int) -> list[int]:
     return [min(i * stride, length - window) for i in range(count)]
 
 
-def _forward(network: Network, runtime: Runtime, x: Tensor) -> Tensor:
+def _forward(network: Model, runtime: Runtime, x: Tensor) -> Tensor:
     """Logits [B, C, h, w] in fp32, of a network in eval mode."""
     with evaluating(network), torch.inference_mode(), runtime.accelerator.autocast():
         return network(x.to(runtime.device, non_blocking=True)).float()

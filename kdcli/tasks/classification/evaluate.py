@@ -1,0 +1,147 @@
+"""What is measured of classifiers over a split: quality, calibration, exits, a teacher's effects, peers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from kdcli.console import Console
+from kdcli.engine import inference
+from kdcli.engine.inference import Measuring
+from kdcli.errors import UsageError
+from kdcli.metrics.agreement import agreement
+from kdcli.metrics.classification import classification_metrics, confused, confusion, per_class, reliability
+from kdcli.metrics.effects import effects
+from kdcli.metrics.peers import peers
+from kdcli.models.protocol import Model
+from kdcli.tasks.classification import exits
+from kdcli.tasks.classification.exits import Exits
+from kdcli.tasks.settings import EvalOptions, Measured, Validation, refuse_unheeded
+
+if TYPE_CHECKING:
+    from kdcli.report.panels import Panel
+
+_HEEDED = ("exit_slack", "effects_mix")
+_WINDOWS = "only masks are judged by sliding windows"
+MATRIX = 1000  # up to so many classes a report has the whole confusion matrix
+CONFUSED = 100  # pairs of classes that it keeps instead
+
+
+def metrics(measuring: Measuring, network: Model) -> dict[str, float]:
+    """Figures of one network, by which the best step is selected."""
+    logits = inference.outputs(network, measuring)
+    return classification_metrics(logits, torch.from_numpy(measuring.samples.labels))
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """An evaluation of classifiers, its options checked.
+
+    Attributes:
+        classes: names by class number.
+        exits: of the models that have some, by the models' names.
+        mix: λ of :func:`kdcli.metrics.effects.effects`.
+        seed: of its permutations.
+        lacking: why there are no validation pictures, where exits want some.
+    """
+
+    classes: Sequence[str]
+    exits: Mapping[str, Exits]
+    mix: float
+    seed: int
+    lacking: str
+
+    @classmethod
+    def of(
+        cls, classes: Sequence[str], options: EvalOptions, models: Mapping[str, str], validation: Validation
+    ) -> Evaluation:
+        """Check options and load exits; see :meth:`kdcli.tasks.Task.evaluation`."""
+        refuse_unheeded(options, _HEEDED, "classification", dict.fromkeys(("window", "stride"), _WINDOWS))
+        found = {name: exits.load(path, list(classes), options.class_order) for name, path in models.items()}
+        own = {
+            name: Exits(heads, validation.samples, options.exit_slack, options.repeats)
+            for name, heads in found.items()
+            if heads
+        }
+        if "exit_slack" in options.given and not own:
+            raise UsageError("exit_slack: no model has exits.")
+        if "effects_mix" in options.given and not options.teacher:
+            raise UsageError("effects_mix: it weighs a teacher; give --teacher.")
+        return cls(classes, own, options.effects_mix, options.seed, validation.lacking)
+
+    def describe(self) -> list[str]:
+        """Lines of the plan."""
+        lines = []
+        for name, own in self.exits.items():
+            how = f"{len(own.validation):,} validation pictures" if own.validation else "no validation"
+            lines.append(f"exits    {name}: {', '.join(own.heads)}; early exit chosen on {how}")
+        return lines
+
+    def measure(
+        self,
+        measuring: Measuring,
+        networks: Mapping[str, Model],
+        teacher: Model | None,
+        console: Console,
+    ) -> Measured:
+        """Run every network once, and measure it; see :class:`kdcli.tasks.Evaluation`."""
+        y = torch.from_numpy(measuring.samples.labels)
+        answers = {name: self._logits(measuring, net, name, console) for name, net in networks.items()}
+        found = {name: logits[:, -1] for name, logits in answers.items()}
+        taught = next((found[name] for name, net in networks.items() if net is teacher), None)
+        if teacher is not None and taught is None:
+            taught = self._logits(measuring, teacher, "teacher", console)[:, -1]
+        parts: dict[str, dict[str, Any]] = {}
+        for name, logits in found.items():
+            parts[name] = {
+                "metrics": classification_metrics(logits, y),
+                "reliability": reliability(logits, y),
+                **self._confusions(logits, y),
+            }
+            if teacher is not None and taught is not None:
+                parts[name] |= self._compared(networks[name], logits, teacher, taught, y)
+            if own := self.exits.get(name):
+                parts[name]["exits"] = exits.measure(networks[name], own, answers[name], measuring)
+        together = {"peers": peers(found, y)} if len(found) > 1 else {}
+        notes = [f"No threshold was chosen for early exit: {self.lacking}"] if self.lacking else []
+        return Measured(parts, together, notes)
+
+    def panels(self, report: Mapping[str, Any], shown: Any) -> list[Panel]:
+        """The panels of the report."""
+        from kdcli.tasks.classification.report import panels  # with matplotlib, which training has no use for
+
+        return panels(report)
+
+    def _logits(self, measuring: Measuring, network: Model, name: str, console: Console) -> Tensor:
+        """Logits [N, E, C]: of the network's exits, if it has any, and last of the network."""
+        with console.progress(name, len(measuring.samples), "pictures") as bar:
+            network = network.to(measuring.runtime.device)
+            if (own := self.exits.get(name)) is not None:
+                return exits.outputs(network, own, measuring, bar.update)
+            return inference.outputs(network, measuring, bar.update)[:, None]
+
+    def _confusions(self, logits: Tensor, y: Tensor) -> dict[str, Any]:
+        """The confusion matrix; of many classes, whose matrix nobody reads, its largest cells and sums."""
+        if len(self.classes) <= MATRIX:
+            return {"confusion": confusion(logits, y, len(self.classes)).tolist()}
+        return {"confused": confused(logits, y, CONFUSED), "per_class": per_class(logits, y)}
+
+    def _compared(
+        self, network: Model, logits: Tensor, teacher: Model, taught: Tensor, y: Tensor
+    ) -> dict[str, Any]:
+        """How a network follows its teacher, and what the teacher's answers had to offer it."""
+        follows = {"teacher": {"name": teacher.name, **agreement(logits, taught, y)}}
+        if network is teacher:
+            return follows
+        rows = network.class_rows(), teacher.class_rows()
+        weights = None if rows[0] is None or rows[1] is None else (_cpu(rows[0]), _cpu(rows[1]))
+        found = effects(logits, taught, y, weights=weights, mix=self.mix, seed=self.seed)
+        return {**follows, "effects": found}
+
+
+def _cpu(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu()
