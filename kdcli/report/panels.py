@@ -1,4 +1,4 @@
-"""What a page is made of: panels, each a title and blocks that write themselves as HTML.
+"""What a page is made of: panels, each a title and parts that write themselves as HTML.
 
 Text is escaped, but for what is ``Markup`` already: drawings, which matplotlib escaped, and cells made by the
 functions below.
@@ -28,11 +28,11 @@ class Panel:
 
     Attributes:
         title: its heading.
-        blocks: in reading order.
+        parts: in reading order.
     """
 
     title: str
-    blocks: Sequence[Block]
+    parts: Sequence[Block]
 
 
 @dataclass(frozen=True)
@@ -126,13 +126,13 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Beside:
-    """Blocks side by side where the page is wide enough."""
+    """Parts side by side where the page is wide enough."""
 
-    blocks: Sequence[Block]
+    parts: Sequence[Block]
 
     def html(self) -> Markup:
         """As HTML."""
-        return Markup('<div class="beside">{}</div>').format(_joined([b.html() for b in self.blocks]))
+        return Markup('<div class="beside">{}</div>').format(_joined([b.html() for b in self.parts]))
 
 
 @dataclass(frozen=True)
