@@ -256,6 +256,7 @@ class _Run:
         where, kept = f"by step {step + 1}", ""
         if self.job.looks:  # else an earlier step, which nobody looked at, may have spoilt the state
             optimizer.zero_grad()
+            put_back(self.states, self.before)
             self._commit()
             where, kept = f"in step {step + 1}", f" The state after step {step} is kept."
         named = " ".join(filter(None, (where, self.batches.names(step))))
