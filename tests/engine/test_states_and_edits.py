@@ -29,7 +29,7 @@ def make(
     """Plans of the toy method."""
     folder = tmp_path_factory.mktemp("toy")
     patch = pytest.MonkeyPatch()
-    patch.setitem(methods.METHODS, "toy", replace(methods.METHODS["kd"], target="toy_method:toy"))
+    patch.setitem(methods.METHODS, "toy", replace(methods.METHODS["kd"], target="toy_method:toy", parts=()))
 
     def plan(name: str, **more: object) -> distill.Plan:
         options = {

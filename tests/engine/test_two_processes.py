@@ -83,7 +83,7 @@ def test_selected_rows_derived_ones_and_queues_are_those_of_both_processes(found
 
 def test_states_and_edits_on_two_processes(pictures, probed, tmp_path, monkeypatch):
     """Stopped after every step, on one of two processes, and continued."""
-    entry = replace(methods.METHODS["kd"], target="toy_method:toy")
+    entry = replace(methods.METHODS["kd"], target="toy_method:toy", parts=())
     monkeypatch.setitem(methods.METHODS, "toy", entry)
     options = method_options("toy", pictures, probed, tmp_path, **{"optim.max_steps": 3})
     on_two_ranks(gloo_job.toy_method, tmp_path, options, 3)
