@@ -13,9 +13,9 @@ from kdcli.artifacts.model import InputSpec
 from kdcli.data.batches import training_loader
 from kdcli.data.order import Order, Pool
 from kdcli.data.other_views import AnotherView, other_views, plain_cut
-from kdcli.data.sources import open_data
 from kdcli.data.views import TrainingView, evaluation_view
 from kdcli.sections import DataSection, ViewSection
+from kdcli.tasks import open_task_data
 
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 80, 3), dtype=np.uint8))
 
@@ -49,7 +49,7 @@ def test_the_plain_cut_is_the_same_in_every_view() -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_batch_carries_the_views_that_are_asked_for(pictures: Path, workers: int) -> None:
-    train = open_data(DataSection(source=str(pictures))).split("train")
+    train = open_task_data(DataSection(source=str(pictures)), "train").split("train")
     pool, cut = Pool((train,)), view()
     keys = Order(pool.labels, 4, 0, None).keys(3)
     others = other_views(cut, ["x@2", "x@plain"])
@@ -66,7 +66,7 @@ def test_a_batch_carries_the_views_that_are_asked_for(pictures: Path, workers: i
 
 
 def test_masks_stay_beside_other_views(masks_data: Path) -> None:
-    train = open_data(DataSection(source=str(masks_data))).split("train")
+    train = open_task_data(DataSection(source=str(masks_data)), "train").split("train")
     cut = view()
     (batch,) = training_loader(
         Pool((train,)), cut, others=other_views(cut, ["x@1", "x@plain"]), max_pixels=10**7

@@ -35,7 +35,9 @@ def test_a_mixed_picture_weighs_as_much_as_the_classes_in_it() -> None:
 
 def test_a_list_with_an_entry_per_row_is_divided_like_a_tensor() -> None:
     labels = np.array([0, 1, 1, 0])
-    make = MicroBatches(Order(labels, 4, 0, None), OptimSection(batch_size=4, accumulate=2), 2, None, 5)
+    make = MicroBatches(
+        Order(labels, 4, 0, None), OptimSection(batch_size=4, accumulate=2), ClassColumns(2), 5
+    )
     boxes = [{"boxes": torch.full((n, 4), float(n)), "name": str(n)} for n in (1, 0, 3, 2)]
     batch = {"x": torch.zeros(4, 3, 2, 2, dtype=torch.uint8), "y": torch.from_numpy(labels), "boxes": boxes}
     parts = [columns["boxes"] for columns, _ in make(batch, 0, OneProcess())]  # type: ignore[arg-type]

@@ -38,10 +38,6 @@ class Given(nn.Module):
     def forward(self, *_: Tensor) -> dict[str, Tensor]:
         return {name: tap * 1.0 for name, tap in self.taps.items()}
 
-    def tensor(self, name: str) -> Tensor:
-        assert name == "classifier"
-        return self.linear.weight
-
     def grad(self, name: str) -> Tensor:
         found = self.taps[name].grad
         return torch.zeros_like(self.taps[name]) if found is None else found
@@ -120,8 +116,7 @@ def test_totals_on_logits(case: str) -> None:
 
 def test_kd_sim_reads_the_teachers_last_layer() -> None:
     x, parties = inputs(), pair(inputs())
-    parties["teacher"].linear = nn.Linear(64, 10)  # what a network calls its classifier
-    parties["teacher"].linear.weight = nn.Parameter(x["w_cls"])
+    parties["teacher"].classifier = nn.Parameter(x["w_cls"])
     found = run(method("kd-sim", lam=1.0, temperature=1.0), parties, x["target"])
     assert near(found["loss"], GOLDEN["tang_kd_sim_softCE"]["value"])
 
@@ -131,7 +126,7 @@ def test_rows_without_labels_leave_the_teachers_last_layer_whole() -> None:
     logits, y = inputs()["logits_s"][:, :8], torch.arange(8)
     made = without_zero_terms(function("kd-sim")(Classification(tuple("abcdefgh")), lam=1.0))
     teacher = Given(logits=logits)
-    teacher.linear = nn.Linear(64, 8)
+    teacher.classifier = nn.Parameter(torch.randn(8, 64))
     found = []
     for rows, labelled in ((8, y < 4), (4, y[:4] < 4)):
         module = TurnModule(made.turns[0], {"student": Given(logits=logits[:rows]), "teacher": teacher})
