@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from kdcli.losses import features
 from kdcli.methods.parts import LEVELS, STAGES, Part, by_level, labels_and_teacher, one_turn
-from kdcli.methods.trainings import SMALL_PICTURES, published, sgd, tables_cifar_100, tables_imagenet
+from kdcli.methods.trainings import SMALL_PICTURES, keys, published, sgd, tables_cifar_100, tables_imagenet
 from kdcli.tasks import Task
 from kdcli.words import Method
 
@@ -31,8 +31,8 @@ def at(task: Task, taught: Part, *, ce: float = 1.0, kd: float = 0.0, temperatur
     does; the default here leaves ``stage1`` out. Of two grids the larger is averaged to the smaller.
     """
     labels = labels_and_teacher(task, ce=ce, kd=kd, temperature=temperature)
-    weights = {"method.weight": 1000.0, "method.ce": 1.0, "method.kd": 0.0}
-    levels = {"method.student": list(STAGES), "method.teacher": list(STAGES)}
+    weights = keys("method", weight=1000.0, ce=1.0, kd=0.0)
+    levels = keys("method", student=list(STAGES), teacher=list(STAGES))
     own = sgd(lr=0.1, weight_decay=5e-4, epochs=200, batch=128, drops=(60, 120, 160), factor=0.2)
     recipes = (
         tables_cifar_100({**weights, **levels}, {"method.student": "the end of every stage"}),

@@ -12,7 +12,7 @@ from typing import Literal
 from kdcli.errors import UsageError
 from kdcli.losses import exits
 from kdcli.methods.parts import STUDENT, Fraction, S
-from kdcli.methods.trainings import ALL_DECAYED, PADDED, SMALL_PICTURES, published, sgd
+from kdcli.methods.trainings import ALL_DECAYED, PADDED, SMALL_PICTURES, keys, published, sgd
 from kdcli.models.adapters import embedding
 from kdcli.models.exits import ExitHead, Kind
 from kdcli.models.taps import as_map_tap
@@ -90,12 +90,7 @@ def byot(
 def _recipe() -> Recipe:
     """The training of the authors' repository, which is that of the journal version."""
     training = sgd(lr=0.1, weight_decay=5e-4, epochs=250, batch=128, drops=(83, 166, 240))
-    parameters = {
-        "method.alpha": 0.3,
-        "method.lam": 0.03,
-        "method.temperature": 3.0,
-        "method.reading": "code",
-    }
+    parameters = keys("method", alpha=0.3, lam=0.03, temperature=3.0, reading="code")
     return published(
         "cifar-100",
         {**training, **SMALL_PICTURES, **parameters},

@@ -10,7 +10,7 @@ from functools import partial
 
 from kdcli.losses import relations
 from kdcli.methods.parts import Part, labels_and_teacher, one_turn
-from kdcli.methods.trainings import tables_cifar_100
+from kdcli.methods.trainings import keys, tables_cifar_100
 from kdcli.models.adapters import embedding
 from kdcli.tasks import Task
 from kdcli.words import Call, Method, Party, Term
@@ -45,5 +45,5 @@ def cc(task: Task, taught: Part, *, ce: float = 1.0, kd: float = 0.0, temperatur
     compares tables of kernels between all rows. Both embeddings are trained, as there.
     """
     labels = labels_and_teacher(task, ce=ce, kd=kd, temperature=temperature)
-    weights = {"method.weight": 0.02, "method.width": 128, "method.ce": 1.0, "method.kd": 0.0}
+    weights = keys("method", weight=0.02, width=128, ce=1.0, kd=0.0)
     return one_turn("cc", Part(labels), taught, recipes=(tables_cifar_100(weights),))

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from kdcli.losses import logits
 from kdcli.methods.parts import Fraction, Part, Positive, one_turn
-from kdcli.methods.trainings import tables_cifar_100, tables_imagenet
+from kdcli.methods.trainings import keys, tables_cifar_100, tables_imagenet
 from kdcli.tasks import Task
 from kdcli.words import Linear, Method, Term
 
@@ -45,14 +45,12 @@ def dkd(task: Task, taught: Part, *, ce: float = 1.0, warmup: Fraction = 20 / 24
         term = replace(term, weight=Linear(0.0, 1.0, 0.0, warmup))
     recipes = (
         tables_cifar_100(
-            {"method.ce": 1.0, "method.alpha": 1.0, "method.beta": 8.0, "method.temperature": 4.0}
-            | {"method.warmup": 20 / 240},
+            keys("method", ce=1.0, alpha=1.0, beta=8.0, temperature=4.0, warmup=20 / 240),
             {"method.beta": "by pair: 8, 6 (VGG13; WRN to WRN) or 2 (ResNet110, ResNet56)"},
             "mdistiller configs/cifar100/dkd",
         ),
         tables_imagenet(
-            {"method.ce": 1.0, "method.alpha": 1.0, "method.beta": 0.5, "method.temperature": 1.0}
-            | {"method.warmup": 1 / 100},
+            keys("method", ce=1.0, alpha=1.0, beta=0.5, temperature=1.0, warmup=1 / 100),
             "mdistiller configs/imagenet/r34_r18/dkd.yaml",
             {
                 "method.beta": "2 for ResNet50 teaching MobileNetV1",

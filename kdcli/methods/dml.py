@@ -12,7 +12,7 @@ from torch import Tensor
 from kdcli.errors import UsageError
 from kdcli.losses.peers import dml as kl_to_peers
 from kdcli.methods.parts import STUDENT, labels_of, named, stacked
-from kdcli.methods.trainings import LEFT_OUT, SMALL_PICTURES, published
+from kdcli.methods.trainings import LEFT_OUT, SMALL_PICTURES, keys, published
 from kdcli.tasks import Task
 from kdcli.words import Call, Method, Party, Phase, Recipe, Term, Turn
 
@@ -70,39 +70,34 @@ def dml(
 
 def _recipes() -> tuple[Recipe, ...]:
     """CIFAR-100 from memory, Market-1501 as the authors' code has it."""
-    common = {
-        "optim.warmup": 0.0,
-        "optim.clip_grad": None,
-        "method.networks": 2,
-        "method.update": "sequential",
-    }
-    small = {
-        "optim.opt": "sgd",
-        "optim.momentum": 0.9,
-        "optim.lr": 0.1,
-        "optim.schedule": "multistep",
-        "optim.milestones": [60, 120, 180],
-        "optim.decay_rate": 0.1,
-        "optim.epochs": 200,
-        "optim.batch_size": 64,
-        "method.reduction": "mean",
-    }
-    market = {
-        "optim.opt": "adam",
-        "optim.betas": [0.5, 0.999],
-        "optim.lr": 2e-4,
-        "optim.weight_decay": 4e-5,
-        "optim.schedule": "constant",
-        "optim.max_steps": 200_000,
-        "optim.batch_size": 16,
-        "optim.label_smoothing": 0.1,
-        "optim.ema": 0.9999,
-        "method.reduction": "sum",
-    }
+    common = keys("optim", warmup=0.0, clip_grad=None) | keys("method", networks=2, update="sequential")
+    small = keys(
+        "optim",
+        opt="sgd",
+        momentum=0.9,
+        lr=0.1,
+        schedule="multistep",
+        milestones=[60, 120, 180],
+        decay_rate=0.1,
+        epochs=200,
+        batch_size=64,
+    )
+    market = keys(
+        "optim",
+        opt="adam",
+        betas=[0.5, 0.999],
+        lr=2e-4,
+        weight_decay=4e-5,
+        schedule="constant",
+        max_steps=200_000,
+        batch_size=16,
+        label_smoothing=0.1,
+        ema=0.9999,
+    )
     return (
         Recipe(
             "cifar-100",
-            {**common, **small, **SMALL_PICTURES},
+            {**common, **small, **SMALL_PICTURES, "method.reduction": "mean"},
             "from memory",
             {
                 "optim.opt": "with Nesterov's momentum",
@@ -114,7 +109,7 @@ def _recipes() -> tuple[Recipe, ...]:
         ),
         published(
             "market-1501",
-            {**common, **market, **SMALL_PICTURES},
+            {**common, **market, **SMALL_PICTURES, "method.reduction": "sum"},
             "the authors' train_dml_mobilenet_on_market.sh and train_models.py",
             left_out=(
                 "pictures of 160 by 64 pixels, stretched to squares",

@@ -6,7 +6,7 @@ L = ce(e)·CE(z_s, y) + kd(e)·T²·KL(softmax(z_t/T) ‖ softmax(z_s/T)), kd(e)
 from __future__ import annotations
 
 from kdcli.methods.parts import Count, Fraction, Part, labels_and_teacher, one_turn
-from kdcli.methods.trainings import ALL_DECAYED, IMAGENET, LEFT_OUT, SMALL_PICTURES
+from kdcli.methods.trainings import ALL_DECAYED, IMAGENET, LEFT_OUT, SMALL_PICTURES, keys
 from kdcli.tasks import Task
 from kdcli.words import Method, Recipe, Until
 
@@ -53,23 +53,10 @@ def sequential(
 
 def _recipes(unknown: str) -> tuple[Recipe, ...]:
     """What is remembered of the paper's trainings; nothing of them could be read."""
-    common = {
-        "optim.opt": "momentum",
-        "optim.schedule": "multistep",
-        "optim.warmup": 0.0,
-        "optim.clip_grad": None,
-        "method.ce": 0.1,
-        "method.kd": 0.9,
-        "method.temperature": 4.0,
-    }
-    small = {
-        "optim.lr": 0.1,
-        "optim.weight_decay": 5e-4,
-        "optim.epochs": 200,
-        "optim.milestones": [60, 120, 160],
-        "optim.decay_rate": 0.2,
-    }
-    large = {"optim.epochs": 90, "optim.milestones": [30, 60], "optim.decay_rate": 0.1}
+    common = keys("optim", opt="momentum", schedule="multistep", warmup=0.0, clip_grad=None)
+    common |= keys("method", ce=0.1, kd=0.9, temperature=4.0)
+    small = keys("optim", lr=0.1, weight_decay=5e-4, epochs=200, milestones=[60, 120, 160], decay_rate=0.2)
+    large = keys("optim", epochs=90, milestones=[30, 60], decay_rate=0.1)
     return (
         Recipe(
             "cifar-10",

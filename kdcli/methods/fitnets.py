@@ -11,7 +11,7 @@ from functools import partial
 from kdcli.losses.features import fitnets_hint
 from kdcli.losses.logits import soft_cross_entropy
 from kdcli.methods.parts import STUDENT, TEACHER, S, Share, T
-from kdcli.methods.trainings import PADDED, SMALL_PICTURES, published
+from kdcli.methods.trainings import PADDED, SMALL_PICTURES, keys, published
 from kdcli.models.adapters import Match, Regressor
 from kdcli.models.taps import as_map_tap
 from kdcli.tasks import Task
@@ -74,29 +74,23 @@ def fitnets(
 
 def _recipe() -> Recipe:
     """The authors' training, phases as long as they may be."""
-    optimiser = {
-        "optim.opt": "rmsprop",
-        "optim.lr": 5e-3,
-        "optim.momentum": 0.0,
-        "optim.weight_decay": 0.0,
-        "optim.schedule": "constant",
-        "optim.warmup": 0.0,
-        "optim.epochs": 1000,
-        "optim.batch_size": 128,
-        "optim.clip_grad": None,
-    }
-    parameters = {
-        "method.hint_share": 0.5,
-        "method.hint_opt": "rmsprop",
-        "method.hint_lr": 5e-3,
-        "method.match": "valid",
-        "method.lam": 4.0,
-        "method.lam_last": 1.0,
-        "method.temperature": 3.0,
-    }
+    optimiser = keys(
+        "optim",
+        opt="rmsprop",
+        lr=5e-3,
+        momentum=0.0,
+        weight_decay=0.0,
+        schedule="constant",
+        warmup=0.0,
+        epochs=1000,
+        batch_size=128,
+        clip_grad=None,
+    )
+    hint = keys("method", hint_share=0.5, hint_opt="rmsprop", hint_lr=5e-3, match="valid")
+    soft = keys("method", lam=4.0, lam_last=1.0, temperature=3.0)
     return published(
         "cifar-10",
-        {**optimiser, **SMALL_PICTURES, **parameters},
+        {**optimiser, **SMALL_PICTURES, **hint, **soft},
         "the authors' cifar10_fitnet19_valid.yaml",
         {"optim.epochs": "at most 500 for each phase", "optim.lr": "less for the first layers"},
         (

@@ -10,7 +10,7 @@ from typing import Literal
 
 from kdcli.losses import features
 from kdcli.methods.parts import Part, labels_and_teacher, one_turn
-from kdcli.methods.trainings import tables_cifar_100
+from kdcli.methods.trainings import keys, tables_cifar_100
 from kdcli.models.adapters import Match, Regressor
 from kdcli.models.taps import as_map_tap
 from kdcli.tasks import Task
@@ -62,10 +62,7 @@ def hint(task: Task, taught: Part, *, ce: float = 1.0, kd: float = 0.0, temperat
     """
     labels = labels_and_teacher(task, ce=ce, kd=kd, temperature=temperature)
     recipe = tables_cifar_100(
-        {
-            **{"method.weight": 100.0, "method.ce": 1.0, "method.kd": 0.0, "method.adapter": "conv"},
-            **{"method.student": "stage2", "method.teacher": "stage2"},
-        },
+        keys("method", weight=100.0, ce=1.0, kd=0.0, student="stage2", teacher="stage2", adapter="conv"),
         {"method.student": "hint_layer 2, layer2 of a ResNet", "method.teacher": "hint_layer 2"},
     )
     return one_turn("hint", Part(labels), taught, recipes=(recipe,))

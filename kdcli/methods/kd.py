@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from kdcli.losses.logits import kl_divergence
 from kdcli.methods.parts import Part, Positive, one_turn
-from kdcli.methods.trainings import tables_cifar_100, tables_imagenet
+from kdcli.methods.trainings import keys, tables_cifar_100, tables_imagenet
 from kdcli.tasks import Task
 from kdcli.words import Method, Term
 
@@ -29,12 +29,12 @@ def kd(task: Task, taught: Part, *, ce: float = 0.1, kd: float = 0.9) -> Method:
     asks for T² so that the two gradients keep their relation when T changes. Unlabelled pictures enter the
     teacher term only.
     """
-    own = task.taught("s", "t", **taught.terms[0].keywords)  # as soft, and as the task has it: pixel by pixel
+    own = task.taught("s", "t", **taught.terms[0].keywords)  # the task's own KL: of pixels, for masks
     terms = (replace(task.supervised("s"), weight=ce), replace(own, weight=kd))
     recipes = (
-        tables_cifar_100({"method.ce": 0.1, "method.kd": 0.9, "method.temperature": 4.0}),
+        tables_cifar_100(keys("method", ce=0.1, kd=0.9, temperature=4.0)),
         tables_imagenet(
-            {"method.ce": 0.5, "method.kd": 0.5, "method.temperature": 1.0},
+            keys("method", ce=0.5, kd=0.5, temperature=1.0),
             "mdistiller configs/imagenet/r34_r18/kd.yaml",
         ),
     )

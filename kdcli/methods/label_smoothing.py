@@ -17,7 +17,7 @@ from pydantic import Field
 
 from kdcli.losses import logits
 from kdcli.methods.parts import Fraction, Part, one_turn
-from kdcli.methods.trainings import LEFT_OUT, SMALL_PICTURES, published, sgd
+from kdcli.methods.trainings import LEFT_OUT, SMALL_PICTURES, keys, published, sgd
 from kdcli.tasks import Task
 from kdcli.words import Method, Recipe, Term
 
@@ -32,7 +32,7 @@ def lsr(task: Task, *, smoothing: Fraction = 0.1, reading: Reading = "code") -> 
     """
     keywords = {"smoothing": smoothing, "reading": reading}
     term = Term("lsr", logits.lsr, ("s.logits", "y"), 1.0, keywords, rows="labelled")
-    settings = {"method.smoothing": 0.1, "method.reading": "code"}
+    settings = keys("method", smoothing=0.1, reading="code")
     recipe = _recipe("cifar-100", settings, "main.py and my_loss_function.py")
     return one_turn("lsr", Part((term,)), teacher=False, recipes=(recipe,))
 
@@ -141,7 +141,7 @@ def _taught(
 
 def _kl(alpha: float, temperature: float, multiplier: float) -> dict[str, float]:
     """Parameters of a method that learns from a teacher."""
-    return {"method.alpha": alpha, "method.temperature": temperature, "method.multiplier": multiplier}
+    return keys("method", alpha=alpha, temperature=temperature, multiplier=multiplier)
 
 
 def _recipe(name: str, parameters: Mapping[str, Any], where: str, *, batch: int = 128) -> Recipe:

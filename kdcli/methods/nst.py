@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from kdcli.losses import features
 from kdcli.methods.parts import LEVELS, STAGES, Part, by_level, labels_and_teacher, one_turn
-from kdcli.methods.trainings import tables_cifar_100
+from kdcli.methods.trainings import keys, tables_cifar_100
 from kdcli.tasks import Task
 from kdcli.words import Method
 
@@ -32,10 +32,7 @@ def nst(task: Task, taught: Part, *, ce: float = 1.0, kd: float = 0.0, temperatu
     """
     labels = labels_and_teacher(task, ce=ce, kd=kd, temperature=temperature)
     recipe = tables_cifar_100(
-        {
-            **{"method.weight": 50.0, "method.ce": 1.0, "method.kd": 0.0},
-            **{"method.student": list(STAGES), "method.teacher": list(STAGES)},
-        },
+        keys("method", weight=50.0, ce=1.0, kd=0.0, student=list(STAGES), teacher=list(STAGES)),
         {"method.student": "the end of every stage"},
     )
     return one_turn("nst", Part(labels), taught, recipes=(recipe,))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from kdcli.losses import peers as losses
 from kdcli.methods.parts import Fraction, Layout, labels_of, peers, stacked
-from kdcli.methods.trainings import SMALL_PICTURES, published, sgd
+from kdcli.methods.trainings import SMALL_PICTURES, keys, published, sgd
 from kdcli.tasks import Task
 from kdcli.words import Call, Derive, Method, Party, Phase, RampUp, Term, Turn
 
@@ -79,7 +79,7 @@ def okddip(
         (Derive("peers", stacked, tuple(f"{name}.logits" for name in names)),),
     )
     training = sgd(lr=0.1, weight_decay=5e-4, epochs=300, batch=128, drops=(150, 225), nesterov=True)
-    parameters = {"method.auxiliary": 3, "method.temperature": 3.0, "method.ramp": 80 / 300}
+    parameters = keys("method", auxiliary=3, temperature=3.0, weight=1.0, ramp=80 / 300)
     recipe = published("cifar-100", {**training, **SMALL_PICTURES, **parameters}, "the authors' train_GL.py")
     beside = tuple(party.name for party in parties[1:])
     return Method("okddip", everyone, (Phase((turn,)),), beside=beside, recipes=(recipe,))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from kdcli.losses.peers import gated_logits, peer_kl
 from kdcli.methods.parts import Fraction, Layout, labels_of, peers, stacked
-from kdcli.methods.trainings import SMALL_PICTURES, published, sgd
+from kdcli.methods.trainings import SMALL_PICTURES, keys, published, sgd
 from kdcli.tasks import Task
 from kdcli.words import Call, Derive, Method, Party, Phase, RampUp, Term, Turn
 
@@ -90,7 +90,7 @@ def one(
         derives,
     )
     training = sgd(lr=0.1, weight_decay=1e-4, epochs=300, batch=128, drops=(151, 225))
-    parameters = {"method.branches": 3, "method.temperature": 3.0, "method.ramp": 80 / 300}
+    parameters = keys("method", branches=3, temperature=3.0, weight=1.0, ramp=80 / 300)
     recipe = published(
         "cifar-100",
         {**training, **SMALL_PICTURES, **parameters},

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from kdcli.losses import relations
 from kdcli.methods.parts import Part, labels_and_teacher, one_turn
-from kdcli.methods.trainings import tables_cifar_100
+from kdcli.methods.trainings import keys, tables_cifar_100
 from kdcli.tasks import Task
 from kdcli.words import Method, Term
 
@@ -27,5 +27,5 @@ def pkt(task: Task, taught: Part, *, ce: float = 1.0, kd: float = 0.0, temperatu
     Weight 30000 is RepDistiller's, for the mean over all pairs where the paper sums.
     """
     labels = labels_and_teacher(task, ce=ce, kd=kd, temperature=temperature)
-    weights = {"method.weight": 30000.0, "method.ce": 1.0, "method.kd": 0.0}
+    weights = keys("method", weight=30000.0, ce=1.0, kd=0.0)
     return one_turn("pkt", Part(labels), taught, recipes=(tables_cifar_100(weights),))

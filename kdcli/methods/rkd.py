@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from kdcli.losses import relations
 from kdcli.methods.parts import Part, labels_and_teacher, one_turn
-from kdcli.methods.trainings import tables_cifar_100
+from kdcli.methods.trainings import keys, tables_cifar_100
 from kdcli.tasks import Task
 from kdcli.words import Method, Term
 
@@ -42,5 +42,5 @@ def rkd(task: Task, taught: Part, *, ce: float = 1.0, kd: float = 0.0, temperatu
     another method; the paper finds it better with kd (kd=0.9).
     """
     labels = labels_and_teacher(task, ce=ce, kd=kd, temperature=temperature)
-    weights = {"method.distance": 25.0, "method.angle": 50.0, "method.ce": 1.0, "method.kd": 0.0}
+    weights = keys("method", distance=25.0, angle=50.0, ce=1.0, kd=0.0)
     return one_turn("rkd", Part(labels), taught, recipes=(tables_cifar_100(weights),))

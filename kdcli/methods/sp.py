@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from kdcli.losses import relations
 from kdcli.methods.parts import Part, labels_and_teacher, one_turn
-from kdcli.methods.trainings import tables_cifar_100
+from kdcli.methods.trainings import keys, tables_cifar_100
 from kdcli.tasks import Task
 from kdcli.words import Method, Term
 
@@ -28,10 +28,7 @@ def sp(task: Task, taught: Part, *, ce: float = 1.0, kd: float = 0.0, temperatur
     """
     labels = labels_and_teacher(task, ce=ce, kd=kd, temperature=temperature)
     recipe = tables_cifar_100(
-        {
-            **{"method.weight": 3000.0, "method.ce": 1.0, "method.kd": 0.0},
-            **{"method.student": "stage4", "method.teacher": "stage4"},
-        },
+        keys("method", weight=3000.0, ce=1.0, kd=0.0, student="stage4", teacher="stage4"),
         {"method.student": "the last map before pooling"},
     )
     return one_turn("sp", Part(labels), taught, recipes=(recipe,))

@@ -16,7 +16,7 @@ from kdcli.errors import UsageError
 from kdcli.losses import contrastive
 from kdcli.losses.logits import kl_divergence
 from kdcli.methods.parts import STUDENT, TEACHER, Fraction, Positive, Share
-from kdcli.methods.trainings import LEFT_OUT, SMALL_PICTURES, SMALL_STUDENTS, published, sgd
+from kdcli.methods.trainings import LEFT_OUT, SMALL_PICTURES, SMALL_STUDENTS, keys, published, sgd
 from kdcli.tasks import Task
 from kdcli.words import Call, Derive, Method, Party, Phase, Recipe, Term, Turn
 
@@ -166,16 +166,12 @@ def sskd(
 def _recipe() -> Recipe:
     """The training of the released code: 60 epochs of the head, 240 of the student."""
     training = sgd(lr=0.05, weight_decay=5e-4, epochs=300, batch=64, drops=(150, 180, 210))
-    parameters = {
-        **{"method.ce": 0.1, "method.kd": 0.9, "method.tf": 2.7, "method.ss": 10.0},
-        **{"method.temperature": 4.0, "method.tf_temperature": 4.0, "method.ss_temperature": 0.5},
-        **{"method.ratio_tf": 1.0, "method.ratio_ss": 0.75},
-        **{"method.head_share": 60 / 300, "method.head_opt": "momentum", "method.head_lr": 0.05},
-        "method.head_milestones": [30, 45],
-    }
+    weights = keys("method", ce=0.1, kd=0.9, tf=2.7, ss=10.0, ratio_tf=1.0, ratio_ss=0.75)
+    soft = keys("method", temperature=4.0, tf_temperature=4.0, ss_temperature=0.5)
+    head = keys("method", head_share=60 / 300, head_opt="momentum", head_lr=0.05, head_milestones=[30, 45])
     return published(
         "cifar-100",
-        {**training, **SMALL_PICTURES, "views.hflip": 0.0, **parameters},
+        {**training, **SMALL_PICTURES, "views.hflip": 0.0, **weights, **soft, **head},
         "the released student.py",
         {
             **SMALL_STUDENTS,

@@ -1,4 +1,4 @@
-"""The rows of the table of methods. Imports nothing but words: no torch."""
+"""The table of methods: one row each, by name. No torch."""
 
 from __future__ import annotations
 

@@ -31,6 +31,11 @@ _NOTES = {"optim.clip_grad": "nothing is clipped", "views.count": "a new view ea
 SMALL_STUDENTS = {"optim.lr": "0.01 for MobileNetV2, ShuffleNetV1 and ShuffleNetV2"}
 
 
+def keys(section: str, **values: Any) -> dict[str, Any]:
+    """Values by key of the configuration, ``lr`` of ``optim`` as ``optim.lr``."""
+    return {f"{section}.{name}": value for name, value in values.items()}
+
+
 def sgd(
     *,
     lr: float,
@@ -45,19 +50,20 @@ def sgd(
 
     timm calls it ``momentum``, and ``sgd`` with Nesterov's momentum.
     """
-    return {
-        "optim.opt": "sgd" if nesterov else "momentum",
-        "optim.momentum": 0.9,
-        "optim.lr": lr,
-        "optim.weight_decay": weight_decay,
-        "optim.schedule": "multistep",
-        "optim.milestones": list(drops),
-        "optim.decay_rate": factor,
-        "optim.warmup": 0.0,
-        "optim.epochs": epochs,
-        "optim.batch_size": batch,
-        "optim.clip_grad": None,
-    }
+    return keys(
+        "optim",
+        opt="sgd" if nesterov else "momentum",
+        momentum=0.9,
+        lr=lr,
+        weight_decay=weight_decay,
+        schedule="multistep",
+        milestones=list(drops),
+        decay_rate=factor,
+        warmup=0.0,
+        epochs=epochs,
+        batch_size=batch,
+        clip_grad=None,
+    )
 
 
 def published(

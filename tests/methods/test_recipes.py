@@ -16,6 +16,7 @@ from kdcli.engine.optim import known_optimizer
 from kdcli.errors import UsageError
 from kdcli.stages import distill
 from kdcli.words import Recipe
+from kdcli.words.recipes import as_yaml
 
 RECIPES = [(name, recipe) for name in methods.METHODS for recipe in methods.recipes(name)]
 each_recipe = pytest.mark.parametrize(
@@ -144,6 +145,21 @@ def test_every_layer_holds_over_the_one_below(plan, tmp_path) -> None:
     assert origin["optim.lr"] == "--lr (in the recipe 0.05)"
     assert origin["method.ce"] == "--set (in the recipe 0.1)"
     assert made.recipe.applied.keys().isdisjoint({"optim.decay_rate", "optim.momentum", "optim.lr"})
+
+
+@each_recipe
+def test_a_plan_takes_all_of_it_and_shows_all_of_it(name: str, recipe: Recipe, plan) -> None:
+    made = plan(name, recipe=recipe.name, **{"optim.batch_size": 8})
+    own = {"optim.batch_size", "optim.max_steps", *SMALL.get(name, {})}
+    assert made.recipe.applied == {key: v for key, v in recipe.settings.items() if key not in own}
+    shown = {row["key"]: row for row in made.to_json()["settings"]}
+    for key in recipe.settings:
+        wanted = "(in the recipe" if key in own else f"recipe {recipe.name}: {recipe.source}"
+        assert wanted in shown[key]["from"]
+    assert {key: shown[key]["value"] for key in made.recipe.applied} == {
+        key: as_yaml(value) for key, value in made.recipe.applied.items()
+    }
+    assert len(shown) < 40
 
 
 def test_a_recipe_reaches_task_and_method(plan) -> None:
