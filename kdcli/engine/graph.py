@@ -61,12 +61,12 @@ class Graph:
             found = values[key]
         return each(found, Tensor.detach) if detached else found
 
-    def arguments(self, references: Sequence[str], scope: str, values: dict[str, Any]) -> list[Any]:
+    def arguments(self, args: Sequence[str], scope: str, values: dict[str, Any]) -> list[Any]:
         """Values of references; for scope ``batch``, those that have rows with the rows of all processes."""
-        found = [self.value(reference, values) for reference in references]
+        found = [self.value(reference, values) for reference in args]
         if scope == "sample" or self.world == 1:
             return found
-        return [gathered(v) if self.rows[reference] else v for reference, v in zip(references, found)]
+        return [gathered(v) if self.rows[reference] else v for reference, v in zip(args, found)]
 
     def _find(self, key: str, call: str, values: dict[str, Any]) -> None:
         if call:

@@ -97,7 +97,8 @@ def taps_used(turn: Turn) -> dict[str, tuple[str, ...]]:
 def calls_made(turn: Turn, steps: int, length: int) -> Counter[str]:
     """How often each call runs in the first ``steps`` of a phase of ``length``.
 
-    A call runs in the steps in which a term that needs it weighs something.
+    A call runs in the steps in which a term that needs it weighs something, or in all for a derive with a
+    state.
     """
     taps = taps_used(turn)
     scheduled = [t for t in turn.terms if callable(t.weight)]
