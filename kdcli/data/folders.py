@@ -42,8 +42,8 @@ def image_folder(found: Found) -> Raw:
     said = [*notes(found), *said]
     if found.metadata:
         return _by_metadata(splits, found, said)
-    splits = _below_common_covers(splits, found, said)
     _refuse_inner(splits, found)
+    splits = _below_common_covers(splits, found, said)
     return _by_class(splits, found, said)
 
 
@@ -89,10 +89,9 @@ def _splits(base: str, found: Found) -> tuple[Splits, list[str]]:
     if len(hints) == len(rest) and deep == set(rest) and len(set(hints.values())) == len(hints) > 1:
         return _grouped(base, hints), []
     looks = [name for name in rest if names.resembles(name)]
-    speaks = [
-        n for n in looks if n in deep or (n not in hints and not n.casefold().startswith(("fold", "split")))
-    ]
-    _refuse_unclear(base, looks if len(set(hints.values())) > 1 else speaks, rest)
+    if len(set(hints.values())) < 2:  # bullet_train beside tram is a class
+        looks = [name for name in looks if name in deep or names.stands_apart(name)]
+    _refuse_unclear(base, looks, rest)
     return {"train": [base]}, []
 
 
@@ -126,15 +125,17 @@ def _refuse_synonyms(base: str, roles: Mapping[str, str]) -> None:
 
 
 def _refuse_inner(splits: Splits, found: Found) -> None:
-    """Raise InputError for split folders inside of what would be classes: ``bottle/test``."""
-    for root in _roots(splits):
+    """Raise InputError for split folders inside of classes, or alone in a split: ``bottle/test``."""
+    for root, split in ((root, split) for split, roots in splits.items() for root in roots):
+        alone = len(by_folder(root, found.pictures)[1]) == 1
         for folder in below(root, found.folders):
             inside, name = os.path.split(folder)
-            if inside != root and names.names_no_class(name) and any(below(folder, found.pictures)):
+            other = names.names_no_class(name) and names.role(name) != split  # test/test is a cover
+            if other and (alone or inside != root) and any(below(folder, found.pictures)):
                 raise InputError(
-                    f"{folder}: a split folder inside of {os.path.relpath(inside, root)}, which would be a "
-                    "class, with all that is in it. Put the split folders outside: train, test, classes in "
-                    "each; or give the folder of one class of such splits."
+                    f"{folder}: a split folder inside of {os.path.basename(inside)}. Put the split folders "
+                    "outside (train, test) and the class folders into each; or give a folder that holds the "
+                    "splits of one class."
                 )
 
 

@@ -21,9 +21,9 @@ _ROLES = {word: role for role, words in WORDS.items() for word in words}
 _BESIDE = "set|sets|data|dataset|split|part|shard|image|images|img|imgs|picture|pictures|photos|jpg|jpeg|png"
 _WORD = re.compile(rf"({'|'.join(_ROLES)})(?:{_BESIDE})?")
 _BEGINS = re.compile(rf"({'|'.join(_ROLES)})(?:[-._ 0-9].*)?", re.DOTALL)
-_UNCLEAR = re.compile(
-    r"hold[\W_]*(?:out|back)|held[\W_]*out|unlabell?ed|(?:^|[\W\d_])(?:fold|split)s?(?:[\W\d_]|$)"
-)
+_NO_CLASS = frozenset(("test", "testing", "val", "validation", "evaluation"))
+_APART = re.compile(r"hold[\W_]*(?:out|back)|held[\W_]*out|unlabell?ed")
+_UNCLEAR = re.compile(rf"{_APART.pattern}|(?:^|[\W\d_])(?:fold|split)s?(?:[\W\d_]|$)")
 
 
 def role(name: str) -> str | None:
@@ -59,8 +59,12 @@ def hint(name: str) -> str | None:
 def names_no_class(name: str) -> bool:
     """Whether a name says nothing but test or validation; classes are called ``train`` and ``valid`` too."""
     found, others = _words(name)
-    held = {"test", "testing", "val", "validation", "evaluation"}
-    return bool(found) and not others and held.issuperset(found)
+    return bool(found) and not others and _NO_CLASS.issuperset(found)
+
+
+def stands_apart(name: str) -> bool:
+    """Whether a name says, among other things, that its pictures are none to learn labels from."""
+    return bool(_APART.search(name.casefold())) or not _NO_CLASS.isdisjoint(_words(name)[0])
 
 
 def resembles(name: str) -> bool:

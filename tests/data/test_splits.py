@@ -146,6 +146,7 @@ def test_a_test_split_alone_is_tested_on_or_named(tmp_path: Path) -> None:
         (("cat", "dog", "Test_Images"), "Test_Images"),
         (("cat", "dog", "Val"), "Val"),
         (("cat", "dog", "hold-out"), "hold-out"),
+        (("cars", "cars_test"), "cars_test"),
     ],
 )
 def test_what_looks_like_a_split_and_is_not_understood_is_refused(
@@ -179,10 +180,23 @@ def test_splits_inside_of_classes_are_refused(tmp_path: Path, inner: str) -> Non
         tmp_path, {f"{thing}/{part}/{look}": 10 for thing in things for part in parts for look in "ab"}
     )
     with pytest.raises(
-        InputError, match=rf"bottle/{inner}: a split folder inside of bottle.*outside: train, test"
+        InputError, match=rf"bottle/{inner}: a split folder inside of bottle\. Put .*outside \(train, "
     ):
         sizes(tmp_path, "train")
     assert sizes(tmp_path / "bottle", "train") == {"train": 18 if inner.lower() == "test" else 20}
+
+
+def test_a_split_folder_alone_in_another_is_refused_unless_it_is_the_same(tmp_path: Path) -> None:
+    class_folders(
+        tmp_path, {f"a/{split}/{split.lower()}/{c}": 10 for split in ("Train", "Test") for c in "xy"}
+    )
+    assert sizes(tmp_path / "a", "test") == {"test": 20}
+    class_folders(tmp_path / "b" / "train", {"Test": 10})
+    with pytest.raises(InputError, match="train/Test: a split folder inside of train"):
+        open_train(SourceSection(source=str(tmp_path / "b")))
+    class_folders(tmp_path / "c", {"cars_test": 10})
+    with pytest.raises(InputError, match="cars_test: is it a split or a class"):
+        open_train(SourceSection(source=str(tmp_path / "c")))
 
 
 def test_two_words_for_one_split_are_refused(tmp_path: Path) -> None:
