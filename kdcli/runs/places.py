@@ -13,6 +13,7 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
+from kdcli.artifacts import lock
 from kdcli.artifacts import manifest as manifests
 from kdcli.artifacts.files import refuse_unusable
 from kdcli.artifacts.store import named, refuse_foreign
@@ -53,6 +54,7 @@ def check(config: RunSection, path: Path) -> None:
     _refuse_own(f"the output {path}", whole.parent)
     _refuse_own(f"--cache {config.cache}", Path(config.cache))
     refuse_foreign(path, overwrite=config.overwrite)
+    lock.refuse_foreign(whole.with_name(f"{whole.name}.partial"))
     if config.track:
         _refuse_log(whole.with_name(f"{whole.name}.track"))
 

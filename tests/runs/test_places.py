@@ -235,6 +235,10 @@ def test_what_stands_there_is_refused_by_the_plan(desk: Path) -> None:
     with pytest.raises(InputError, match=r"teacher holds notes\.txt, which its manifest does not name"):
         check(out="../teacher", overwrite=True)
     refused("cars exists and is not a kdcli artifact", out="../cars")
+    shutil.move(desk / "cars", desk / "x.partial")
+    refused(r"x\.partial is needed for the unfinished output, and holds something else", out="../x")
+    write_bytes(desk / "y.partial", b"")
+    refused(r"y\.partial is not a directory", out="../y")
 
 
 # -- outputs in the data -------------------------------------------------------------------------------------
