@@ -42,14 +42,14 @@ def naming(option: str, folder: Path | str) -> Iterator[None]:
 
 
 def refuse_unusable(option: str, folder: Path | str) -> None:
-    """Raise EnvironmentFault for a folder that is not there and cannot be made, or cannot be written to."""
+    """Raise EnvironmentFault for a folder that is not there and cannot be made."""
     place = os.path.abspath(folder)
     while not os.path.lexists(place):
         place = os.path.dirname(place)
     if not os.path.isdir(place):
         raise EnvironmentFault(f"{option} {folder}: {place} is not a directory. Choose another {option}.")
     effective = os.access in os.supports_effective_ids
-    if not os.access(place, os.W_OK | os.X_OK, effective_ids=effective):
+    if place != os.path.abspath(folder) and not os.access(place, os.W_OK | os.X_OK, effective_ids=effective):
         raise EnvironmentFault(
             f"{option} {folder}: {place} cannot be written to. Mend its rights, or choose another {option}."
         )

@@ -44,7 +44,7 @@ def locked(path: Path, partial: Path) -> Iterator[None]:
             _take(fd, path)
             if not _stands_at(fd, lock):
                 continue  # the holder renamed or removed the directory while we waited
-            _refuse_foreign(partial, set(os.listdir(partial)), os.pread(fd, marks.LINE, 0))
+            _refuse_contents(partial, set(os.listdir(partial)), os.pread(fd, marks.LINE, 0))
             owner = os.getpid()
             _sign(fd)
             yield
@@ -77,11 +77,10 @@ def _open(partial: Path) -> int | None:
     """Descriptor of the lock file, made if need be; None if the directory went away meanwhile."""
     try:
         _make(partial)
-        _look(partial)
+        refuse_foreign(partial)
         return os.open(partial / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-    except (FileNotFoundError, FileExistsError, NotADirectoryError) as error:
-        if os.path.lexists(partial) and not partial.is_dir():
-            raise InputError(f"{partial} is not a directory. Choose another --out.") from error
+    except (FileNotFoundError, FileExistsError, NotADirectoryError):
+        refuse_foreign(partial)
         return None
     except OSError:
         with suppress(OSError):
@@ -101,24 +100,29 @@ def _make(partial: Path) -> None:
         raise
 
 
-def _look(partial: Path) -> None:
-    """Raise InputError for what is not ours to write into, before anything is made in it.
+def refuse_foreign(partial: Path) -> None:
+    """Raise InputError for what stands at ``partial`` and is not ours to write into and to empty.
 
     A writer renames the directory and drops the lock at the end, so only what still has its name counts.
     """
+    if not os.path.lexists(partial):
+        return
+    if not partial.is_dir():
+        raise InputError(f"{partial} is not a directory. Choose another --out.")
     if partial.is_symlink() or os.path.ismount(partial):
         kind = "link" if partial.is_symlink() else "mount point"
         raise InputError(f"{partial} is needed for the unfinished output, and is a {kind}. {_REMEDY}.")
-    folder = os.open(partial, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        found, text = set(os.listdir(folder)), marks.lock_text(partial, folder)
-        if _stands_at(folder, partial):
-            _refuse_foreign(partial, found, text)
-    finally:
-        os.close(folder)
+    with suppress(FileNotFoundError):
+        folder = os.open(partial, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            found, text = set(os.listdir(folder)), marks.lock_text(partial, folder)
+            if _stands_at(folder, partial):
+                _refuse_contents(partial, found, text)
+        finally:
+            os.close(folder)
 
 
-def _refuse_foreign(partial: Path, found: set[str], text: bytes | None) -> None:
+def _refuse_contents(partial: Path, found: set[str], text: bytes | None) -> None:
     """Raise InputError unless a directory of these names, with this lock, is ours or empty."""
     if marks.is_marked(text) or not found or (found == {LOCK} and marks.is_begun(text)):
         return

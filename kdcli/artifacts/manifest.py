@@ -190,6 +190,8 @@ def _own(folder: Path, depth: int) -> int | None:
                     continue
                 if not depth or not entry.is_dir(follow_symlinks=False):
                     return None
+                if _is_log(folder, entry.name):
+                    continue
                 inner = 1 if carries_mark(Path(entry.path)) else _own(Path(entry.path), depth - 1)
                 if inner is None:
                     return None
@@ -197,6 +199,12 @@ def _own(folder: Path, depth: int) -> int | None:
     except (OSError, ValueError):
         return None
     return count
+
+
+def _is_log(folder: Path, name: str) -> bool:
+    """Whether a directory of this name is what ``--track`` wrote beside an output."""
+    output = name.removesuffix(".track")
+    return output != name and any(carries_mark(folder / f"{output}{end}") for end in ("", ".partial"))
 
 
 def strangers(root: Path, manifest: Manifest) -> Iterator[str]:

@@ -140,9 +140,7 @@ def open_output(
         InputError: something else stands there, or an identity field differs (exit 3).
         EnvironmentFault: another process is writing it, or the disk refuses (exit 4).
     """
-    path = Path(os.path.abspath(path))
-    if not path.name or "\x00" in str(path) or path.name.endswith(".partial") or is_trash(path.name):
-        raise InputError(f"{str(path)!r} cannot name an artifact. Choose another --out.")
+    path = named(path)
     partial = path.with_name(path.name + ".partial")
     try:
         while True:
@@ -177,6 +175,14 @@ def open_output(
         if error.errno in DISK_FAULTS:
             raise from_os_error(error, path) from error
         raise
+
+
+def named(path: Path | str) -> Path:
+    """The whole path of an output; raises InputError for a name that none can have."""
+    whole = Path(os.path.abspath(path))
+    if not whole.name or "\x00" in str(whole) or whole.name.endswith(".partial") or is_trash(whole.name):
+        raise InputError(f"{str(whole)!r} cannot name an artifact. Choose another --out.")
+    return whole
 
 
 def complete(path: Path, identity: Mapping[str, Any], *, overwrite: bool = False) -> bool:

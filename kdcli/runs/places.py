@@ -13,9 +13,10 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
+from kdcli.artifacts import lock
 from kdcli.artifacts import manifest as manifests
 from kdcli.artifacts.files import refuse_unusable
-from kdcli.artifacts.store import refuse_foreign
+from kdcli.artifacts.store import named, refuse_foreign
 from kdcli.config import leaves
 from kdcli.errors import InputError
 from kdcli.sections import RunSection
@@ -40,16 +41,22 @@ def check(config: RunSection, path: Path) -> None:
             or something stands there that is not to be replaced.
         EnvironmentFault: a folder was named for the caches, and cannot be written to.
     """
+    whole = named(path)
     read = [(option, value, bool(config.out) or option not in _DATA) for option, value in inputs(config)]
     read += [("the working directory", os.getcwd(), False), ("--cache", config.cache, True)]
     for place in around(path, *([".track"] if config.track else [])):
         for option, value, inside in read:
             refuse_overlap(place, option, value, inside)
+    if "\0" in config.cache:
+        raise InputError(f"--cache {config.cache!r} cannot name a folder. Choose another.")
     if config.cache != type(config).model_fields["cache"].default:
         refuse_unusable("--cache", config.cache)
-    _refuse_own("the output", path)
-    _refuse_own("--cache", Path(config.cache, "key"))
+    _refuse_own(f"the output {path}", whole.parent)
+    _refuse_own(f"--cache {config.cache}", Path(config.cache))
     refuse_foreign(path, overwrite=config.overwrite)
+    lock.refuse_foreign(whole.with_name(f"{whole.name}.partial"))
+    if config.track:
+        _refuse_log(whole.with_name(f"{whole.name}.track"))
 
 
 def inputs(config: RunSection) -> Iterator[tuple[str, str]]:
@@ -57,9 +64,7 @@ def inputs(config: RunSection) -> Iterator[tuple[str, str]]:
     for dotted, _, extra in leaves(type(config)):
         if extra.get("panel") == "Inputs" or extra.get("positional"):
             given: Any = reduce(getattr, dotted.split("."), config)
-            option = (extra.get("flag") or ("the argument" if extra.get("positional") else dotted)).split(
-                ","
-            )[-1]
+            option = (extra.get("flag") or "the argument").split(",")[-1]
             yield from (
                 (option, v) for v in (given if isinstance(given, list) else [given]) if isinstance(v, str)
             )
@@ -120,11 +125,21 @@ def _same(one: Path, other: str) -> bool:
         return False
 
 
-def _refuse_own(what: str, place: Path) -> None:
-    """Refuse a place below a directory that kdcli keeps, and may delete, as a whole."""
-    for above in Path(os.path.realpath(place)).parents:
+def _refuse_own(what: str, folder: Path) -> None:
+    """Refuse a place in a directory that kdcli keeps, and may delete, as a whole."""
+    whole = Path(os.path.realpath(folder))
+    for above in (whole, *whole.parents):
         if manifests.carries_mark(above):
             raise InputError(
-                f"{what} {place} lies in {above}, which is an artifact, an unfinished output or a cache. "
-                "Choose another place."
+                f"{what} lies in {above}, which is an artifact, an unfinished output or a cache. Choose "
+                "another place."
             )
+
+
+def _refuse_log(folder: Path) -> None:
+    """Refuse what stands where trackers write their log, if it is no such folder."""
+    if os.path.lexists(folder) and (not folder.is_dir() or manifests.carries_mark(folder)):
+        raise InputError(
+            f"--track writes to {folder}, and something else stands there. Move it away, or choose another "
+            "--out."
+        )

@@ -45,13 +45,19 @@ def test_artifacts_caches_and_unfinished_outputs_are_ours(tmp_path: Path) -> Non
     lock(runs / "old.partial", b"process 7 on here")
     picture(marks.trash_name(runs / "gone"))
     (runs / "empty").mkdir()
+    for log in ("student.track", "half.track"):
+        (runs / log).mkdir()
+        (runs / log / "events").touch()
     for place in (runs, *runs.iterdir()):
-        assert is_ours(place) == (place.name != "empty"), place
+        assert is_ours(place) == (place.name not in ("empty", "student.track", "half.track")), place
         assert is_ours(str(place)) == is_ours(place)
     (tmp_path / "link").symlink_to(runs / "student")
     assert is_ours(tmp_path / "link")
-    (runs / "notes.txt").write_text("mine")
-    assert not is_ours(runs)
+    for mine in ("notes.txt", "other.track/events"):
+        (runs / mine).parent.mkdir(exist_ok=True)
+        (runs / mine).touch()
+        assert not is_ours(runs)
+        (runs / mine).unlink()
 
 
 def test_what_a_user_made_is_not(tmp_path: Path) -> None:

@@ -1154,6 +1154,7 @@ def test_order_of_an_artifact_commit(tmp_path: Path) -> None:
         ("mkdir", str(parent)),
         ("fsync", str(tmp_path)),
         ("mkdir", str(partial)),
+        ("fsync", str(partial / ".lock")),  # the mark: what lies beside it is ours
         ("write", f"{identity}.partial"),
         ("fsync", f"{identity}.partial"),
         ("rename", f"{identity}.partial -> {identity}"),

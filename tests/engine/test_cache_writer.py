@@ -243,7 +243,7 @@ def test_a_cache_that_cannot_be_written_to(pool, request_, filling):
                 os.setegid(65534)
                 os.seteuid(65534)
             for place, message in (
-                (home, "cannot be written to. Mend its rights, or choose another --cache"),
+                (home, f"cannot access {home / key_of(request_)}: Permission denied"),
                 (home / "new" / "er", "cannot be written to. Mend its rights, or choose another --cache"),
                 (home / "full", "cannot"),
             ):

@@ -160,7 +160,7 @@ def test_a_link_in_the_output_to_data_elsewhere(desk: Path) -> None:
 
 # -- the working directory, the cache, kdcli's own -----------------------------------------------------------
 def test_the_working_directory(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for out, relation in ((".", "is"), ("..", "contains"), (str(desk / "work"), "is"), ("/", "contains")):
+    for out, relation in ((".", "is"), ("..", "contains"), (str(desk / "work"), "is")):
         refused(f"the output .* {relation} the working directory /", out=out)
     monkeypatch.chdir(artifact(desk / "x"))
     refused("the output .*x is the working directory", out="../x")
@@ -198,7 +198,8 @@ def test_a_cache_that_was_named_is_looked_at_by_the_plan(desk: Path) -> None:
 
 def test_directories_that_kdcli_keeps(desk: Path) -> None:
     refused(r"the output \.\./teacher/x lies in .*teacher, which is an artifact", out="../teacher/x")
-    refused(r"--cache \.\./teacher/\S+ lies in .*teacher, which is an artifact", out="x", cache="../teacher")
+    for cache in ("../teacher", "../teacher/below"):
+        refused(rf"--cache {cache} lies in .*teacher, which is an artifact", out="x", cache=cache)
     (desk / "y.partial").mkdir()
     write_bytes(desk / "y.partial" / ".lock", MARK)
     refused(
@@ -210,6 +211,19 @@ def test_the_log_of_a_tracker(desk: Path) -> None:
     shutil.move(desk / "cars", desk / "x.track")
     check(out="../x", data__source="../x.track")
     refused(r"x\.track is --data", out="../x", data__source="../x.track", track=["tensorboard"])
+    (desk / "y.track").touch()
+    artifact(desk / "z.track")
+    for out in ("../y", "../z"):
+        check(out=out)
+        refused(
+            rf"--track writes to {desk}.*\.track, and something else stands", out=out, track=["tensorboard"]
+        )
+
+
+def test_names_that_cannot_be(desk: Path) -> None:
+    for out in ("a\0b", "../teacher.partial", "/"):
+        refused(r"cannot name an artifact|contains the working directory", out=out)
+    refused(r"--cache 'a\\x00b' cannot name a folder", out="x", cache="a\0b")
 
 
 # -- what stands there ---------------------------------------------------------------------------------------
@@ -221,6 +235,10 @@ def test_what_stands_there_is_refused_by_the_plan(desk: Path) -> None:
     with pytest.raises(InputError, match=r"teacher holds notes\.txt, which its manifest does not name"):
         check(out="../teacher", overwrite=True)
     refused("cars exists and is not a kdcli artifact", out="../cars")
+    shutil.move(desk / "cars", desk / "x.partial")
+    refused(r"x\.partial is needed for the unfinished output, and holds something else", out="../x")
+    write_bytes(desk / "y.partial", b"")
+    refused(r"y\.partial is not a directory", out="../y")
 
 
 # -- outputs in the data -------------------------------------------------------------------------------------
