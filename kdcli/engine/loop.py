@@ -1,8 +1,8 @@
 """The one training loop, on accelerate.
 
-Order in a step: turns in order; inside a turn micro-batches; backward → unscale → clip → step → EMA; then
-the log row, the evaluation, the commit. Everything random in step k is seeded by (seed, k, rank), so a run
-stopped anywhere and resumed makes the same steps bit for bit.
+Order in a step: turns in order; inside a turn micro-batches; backward → unscale → clip → step; then what the
+job does after it; EMA; the log row, the evaluation, the commit. Everything random in step k is seeded by
+(seed, k, rank), so a run stopped anywhere and resumed makes the same steps bit for bit.
 """
 
 from __future__ import annotations
