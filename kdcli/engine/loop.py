@@ -149,16 +149,17 @@ class _Run:
         first = self.progress.step
         clock = time.monotonic()
         self._commit_if_due(first)  # a signal during start-up
+        _train_mode(prepared)
         if job.optim.auto_batch:
             self._split_to_fit(prepared, first)
         for step, batch in zip(range(first, end), self.batches.read(first, end, self.runtime)):
-            torch.manual_seed(seed_of(job.seed, step, self.runtime.rank) >> 1)
+            self.runtime.seed(seed_of(job.seed, step, self.runtime.rank) >> 1)
             micro = self.batches.parts(batch, step, self.runtime)
             logs = (step + 1) % job.log_every == 0 or step + 1 == end
             self.looks = job.looks or logs
             row: dict[str, float] = {}
             for turn in span.phase.turns:
-                row |= self._turn(turn, prepared[turn.name].train(), micro, step - span.begin, span.length)
+                row |= self._turn(turn, prepared[turn.name], micro, step - span.begin, span.length)
             if job.after is not None:
                 job.after()
             if self.ema and any(name in self.kept for turn in span.phase.turns for name in turn.trains):
@@ -170,6 +171,7 @@ class _Run:
                 self._record({"step": step + 1, **self._epoch(step + 1), **row})
             if self._evaluation_due(step) and span.phase is job.method.phases[-1]:
                 self._evaluate()
+                _train_mode(prepared)
             if bar is not None and self.looks:
                 bar.update(step + 1, loss=row["loss"], **self._shown())
             self._commit_if_due(step + 1)
@@ -216,12 +218,13 @@ class _Run:
             with contextlib.nullcontext() if last else accelerator.no_sync(module):
                 terms = module(part, share, done)
                 accelerator.backward(terms["loss"])
-            for key, value in terms.items():
+            for key, value in terms.items() if self.looks else ():
                 totals[key] = totals.get(key, 0) + value.detach().float()
         parameters = [p for p in module.parameters() if p.requires_grad and p.grad is not None]
         accelerator.unscale_gradients(optimizer.optimizer)
         edits.of_gradients()
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if self.looks or section.clip_grad:
+            norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if section.clip_grad:
             torch.nn.utils.clip_grads_with_norm_(parameters, section.clip_grad, norm)
         values = []
@@ -333,3 +336,9 @@ class _Run:
         beside = {name: (best or last)[name] for name in self.job.method.beside}
         rate = self.progress.step / max(self.progress.seconds, 1e-9)
         return Outcome(self.progress, last[export], best.get(export), beside, rate=rate)
+
+
+def _train_mode(modules: dict[str, Any]) -> None:
+    """Trained parties as they are trained, the others in eval mode. It walks over all layers."""
+    for module in modules.values():
+        module.train()

@@ -61,6 +61,13 @@ class Runtime:
         """This process for itself: work of its own, in which it waits for no other."""
         return _Alone(self)
 
+    def seed(self, seed: int) -> None:
+        """Seed torch's generators, the device's among them."""
+        if self.device.type == "cpu":  # torch would note who asked, for devices not used yet: a millisecond
+            torch.default_generator.manual_seed(seed)
+        else:
+            torch.manual_seed(seed)
+
     def largest(self, values: list[float]) -> list[float]:
         """Elementwise maximum over all processes."""
         if self.world_size == 1:
@@ -104,11 +111,9 @@ class _Alone(Runtime):
         self.rank, self.world_size = 0, 1
 
     def prepare(self, part: Any, **how: Any) -> Any:
-        """A module runs in the job's precision; accelerate keeps neither it nor an optimiser."""
-        from accelerate.optimizer import AcceleratedOptimizer
-
+        """A module runs in the job's precision; an optimiser is as it is."""
         if not isinstance(part, nn.Module):
-            return AcceleratedOptimizer(part, device_placement=False, scaler=self.accelerator.scaler)
+            return _Stepper(part)
         return part if self.accelerator.mixed_precision == "no" else _Autocast(part, self.accelerator)
 
     def release(self) -> None:
@@ -116,6 +121,20 @@ class _Alone(Runtime):
 
     def barrier(self) -> None:
         """Nobody is waited for."""
+
+
+class _Stepper:
+    """An optimiser with the face of accelerate's, without the searches that each of its steps makes."""
+
+    step_was_skipped = False  # no scaler, no overflow
+
+    def __init__(self, optimizer: Any) -> None:
+        self.optimizer = optimizer
+        self.step, self.zero_grad = optimizer.step, optimizer.zero_grad
+
+    @property
+    def param_groups(self) -> Any:
+        return self.optimizer.param_groups
 
 
 class _Autocast(nn.Module):

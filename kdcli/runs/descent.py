@@ -95,18 +95,19 @@ class Descent:
         optim = OptimSection(
             opt="adam", lr=section.lr or 0.0, betas=section.betas, weight_decay=0.0, clip_grad=None
         )
-        cadence = {"looks": False, "log_every": _LOOK, "save_minutes": 1.0}
         job = Job(
-            self.method,
-            parties,
-            batches,
-            optim,
-            steps,
-            steps,
-            seed,
+            method=self.method,
+            parties=parties,
+            batches=batches,
+            optim=optim,
+            steps=steps,
+            schedule_steps=steps,
+            seed=seed,
             rate=learning_rate(section),
+            looks=False,
+            save_minutes=1.0,
+            log_every=_LOOK,
             remedy="Lower inversion.lr.",
-            **cadence,  # type: ignore[arg-type]
             **more,
         )
         train(job, output, self.runtime.alone(), self.console, self.stop)

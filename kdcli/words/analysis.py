@@ -102,7 +102,7 @@ def calls_made(turn: Turn, steps: int, length: int) -> Counter[str]:
     """
     taps = taps_used(turn)
     scheduled = [t for t in turn.terms if callable(t.weight)]
-    fixed = [t for t in turn.terms if not callable(t.weight) and t.weight]
+    fixed = [t for t in turn.terms if not callable(t.weight) and (t.weight or t.watched)]
     kinds = Counter(
         tuple(callable(t.weight) and bool(t.weight(step / length)) for t in scheduled)
         for step in range(steps if scheduled else 0)
