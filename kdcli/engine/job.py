@@ -31,7 +31,6 @@ class Job:
         selection: the metric that chooses the best step.
         evaluate_every: steps between evaluations.
         rate: learning rate of step k of a phase of n, in place of the section's schedule.
-        after: called after the optimisers' steps; it may change what they trained.
         looks: whether every step waits for its loss, so that the state before a bad one can be kept; else
             only steps that are logged do.
         save_steps: commit state every so many steps; None to go by time.
@@ -56,7 +55,6 @@ class Job:
     selection: str = ""
     evaluate_every: float = math.inf
     rate: Callable[[int, int], float] | None = None
-    after: Callable[[], None] | None = None
     looks: bool = True
     save_steps: int | None = None
     save_minutes: float = 5.0

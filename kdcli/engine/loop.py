@@ -160,8 +160,6 @@ class _Run:
             row: dict[str, float] = {}
             for turn in span.phase.turns:
                 row |= self._turn(turn, prepared[turn.name], micro, step - span.begin, span.length)
-            if job.after is not None:
-                job.after()
             if self.ema and any(name in self.kept for turn in span.phase.turns for name in turn.trains):
                 self.ema.update(self.kept)
             self.progress.step = step + 1

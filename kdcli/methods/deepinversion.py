@@ -13,7 +13,8 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from kdcli.errors import InputError
 from kdcli.losses.inversion import bn_statistics, competition, image_norm, total_variation
@@ -22,7 +23,7 @@ from kdcli.methods.datafree import InversionSection
 from kdcli.methods.parts import TEACHER
 from kdcli.models.pictures import Renormalised, first_pictures
 from kdcli.models.protocol import Model
-from kdcli.words import Call, Method, Party, Phase, Term, Turn
+from kdcli.words import Call, Edit, Method, Party, Phase, Term, Turn
 
 
 def deepinversion(section: InversionSection, *, teacher: Model) -> Method:
@@ -68,7 +69,20 @@ def _turn(name: str, seen: str, section: InversionSection, teacher: Model) -> Tu
         Term("tv_l1", total_variation, ("whole.out",), section.tv_l1 or 0.0, {"norm": "l1"}),
         Term("l2", image_norm, ("whole.out",), section.l2 or 0.0, {"over": section.l2_over}, scope="batch"),
     )
-    return Turn(name, ("pictures",), calls, terms)
+    return Turn(name, ("pictures",), calls, terms, edits=clipping(section, teacher))
+
+
+def clipping(section: InversionSection, teacher: Model) -> tuple[Edit, ...]:
+    """Keeps pixels between black and white after each step, where wanted."""
+    if not section.clip:
+        return ()
+    return (Edit("clip", "weights", "pictures", ("pixels",), clipped, {"teacher": teacher}),)
+
+
+def clipped(weights: dict[str, Tensor], *, teacher: Model) -> dict[str, Tensor]:
+    """Pixels [B, 3, H, W], as the teacher takes them, within what it takes black and white for."""
+    black = torch.zeros((1, 3, *teacher.spec.size), dtype=torch.uint8, device=weights["pixels"].device)
+    return {"pixels": weights["pixels"].clamp(*(teacher.prepare(colour) for colour in (black, ~black)))}
 
 
 def _statistics(section: InversionSection, teacher: Model) -> list[Term]:

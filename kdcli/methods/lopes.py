@@ -22,6 +22,7 @@ from kdcli.engine.moments import Moments
 from kdcli.errors import InputError
 from kdcli.losses.datafree import sampled_activations, top_layer
 from kdcli.methods.datafree import InversionSection
+from kdcli.methods.deepinversion import clipping
 from kdcli.methods.parts import TEACHER
 from kdcli.models.pictures import first_pictures
 from kdcli.models.protocol import Model
@@ -43,7 +44,8 @@ def lopes(section: InversionSection, *, teacher: Model, moments: Moments) -> Met
         terms.append(Term(f"activations/{tap}", top_layer, (f"f{i}", f"a{i}"), weight))
     first = partial(first_pictures, teacher.spec, section.batch or 1, section.start)
     calls = (Call("x", "pictures", ("view",)), Call("t", "teacher", ("x.out",)))
-    turn = Turn("pictures", ("pictures",), calls, tuple(terms), tuple(derives))
+    clip = clipping(section, teacher)
+    turn = Turn("pictures", ("pictures",), calls, tuple(terms), tuple(derives), edits=clip)
     parties = (Party("pictures", "trained", build=first), TEACHER)
     return Method("lopes", parties, (Phase((turn,), "pictures"),), export="pictures")
 

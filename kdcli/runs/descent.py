@@ -25,10 +25,8 @@ from kdcli.engine.job import Job
 from kdcli.engine.loop import LOG, train
 from kdcli.engine.rounds import fresh_parties, kept
 from kdcli.engine.runtime import Runtime, Stop
-from kdcli.errors import InputError
 from kdcli.methods.datafree import InversionSection
 from kdcli.models.generator import Generator
-from kdcli.models.pictures import Pictures
 from kdcli.models.protocol import Model
 from kdcli.sections import OptimSection
 from kdcli.seeds import seed_of
@@ -159,22 +157,8 @@ def optimised(
     pictures: Any = parties["pictures"]
     fixed = {name: column.to(device) for name, column in columns.items()}
     batches = Made(lambda step: {**fixed, "view": view_of(seed, step, section)}, f"of block {number}")
-    clip = _clipping(pictures, descent.teacher) if section.clip else None
-    terms = descent.run(parties, batches, seed, output, after=clip, label="", save_ends=False)
+    terms = descent.run(parties, batches, seed, output, label="", save_ends=False)
     return pictures.pixels.detach(), summed(terms)
-
-
-def _clipping(pictures: Pictures, teacher: Model) -> Callable[[], None]:
-    """Keeps pixels between black and white."""
-    device = pictures.pixels.device
-    black = torch.zeros((1, 3, *teacher.spec.size), dtype=torch.uint8, device=device)
-    limits = [teacher.prepare(colour) for colour in (black, ~black)]
-
-    def clip() -> None:
-        with torch.no_grad():
-            pictures.pixels.clamp_(*limits)
-
-    return clip
 
 
 def summed(row: Mapping[str, float]) -> dict[str, float]:
@@ -199,16 +183,8 @@ def picture_maker(
         target: number of a picture to its class.
         columns: seed of a block and its targets [B] to columns beside ``y``.
         output: that the pictures are written to.
-
-    Raises:
-        InputError: blocks of an unfinished output of 0.1, which rest in another form.
     """
     batch, teacher = descent.batch, descent.teacher
-    if old := sorted(output.partial.glob("resting-*.safetensors")):
-        raise InputError(
-            f"{old[0]} holds a block that kdcli 0.1 left unfinished, in a form that is no longer read. Start "
-            "anew with --overwrite."
-        )
 
     def make(draws: list[Draw]) -> Sequence[Any]:
         number, seed = draws[0].number // batch, draws[0].noise

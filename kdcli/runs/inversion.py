@@ -117,7 +117,6 @@ class Plan(PicturePlan):
 
         Raises:
             Preempted: a signal came while it was trained.
-            InputError: an unfinished output that 0.1 left.
         """
         from kdcli.artifacts.store import write_tensors
         from kdcli.runs import descent as engine

@@ -23,7 +23,7 @@ from kdcli.engine.runtime import open_runtime
 from kdcli.errors import Diverged, InputError, Preempted
 from kdcli.sections import OptimSection, RunSection
 from kdcli.seeds import seed_of
-from kdcli.words import Call, Method, Party, Phase, Term, Turn
+from kdcli.words import Call, Edit, Method, Party, Phase, Term, Turn
 
 STEPS = 12
 
@@ -126,15 +126,17 @@ def test_looking_at_every_step_changes_nothing(output: Output) -> None:
     assert torch.equal(a_round(output, looks=True)[0], plainly())
 
 
-def test_what_is_done_after_each_step(output: Output) -> None:
+def test_weights_are_edited_after_each_step(output: Output) -> None:
     def clamp(values: Tensor) -> None:
         with torch.no_grad():
             values.clamp_(-0.5, 0.5)
 
     parties = fresh_parties(METHOD, {}, 7)
     values: Any = parties["points"].values
-    runtime = open_runtime(RunSection(device="cpu")).alone()
-    train(job_of(parties, after=lambda: clamp(values)), output, runtime, QUIET)
+    edit = Edit("clamp", "weights", "points", ("values",), lambda w: {"values": w["values"].clamp(-0.5, 0.5)})
+    phases = tuple(replace(phase, turns=(replace(TURN, edits=(edit,)),)) for phase in METHOD.phases)
+    job = replace(job_of(parties), method=replace(METHOD, phases=phases))
+    train(job, output, open_runtime(RunSection(device="cpu")).alone(), QUIET)
     assert torch.equal(values, plainly(clamp))
     assert not torch.equal(values, plainly())
 

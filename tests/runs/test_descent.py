@@ -269,15 +269,6 @@ def test_nan_names_the_block_and_the_way_out(network, tmp_path):
     assert not list(tmp_path.glob("state-*"))  # nobody looked before it was spoilt
 
 
-def test_blocks_that_rest_as_in_0_1_are_refused(normed, tmp_path):
-    plan = inversion_plan(normed, tmp_path / "out", count=8)
-    with pytest.raises(Preempted):
-        synthesize.run(plan, QUIET, stop=StopAfter(3))
-    (tmp_path / "out.partial" / "resting-000000000.safetensors").touch()
-    with pytest.raises(InputError, match=r"kdcli 0\.1 left unfinished, .*Start anew with --overwrite"):
-        synthesize.run(plan, QUIET)
-
-
 def test_killed_at_random_moments_it_goes_on(normed, tmp_path):
     torch.set_num_threads(1)
     whole = synthesize.run(inversion_plan(normed, tmp_path / "whole"), QUIET).path
