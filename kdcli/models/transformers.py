@@ -96,11 +96,6 @@ class ClipEncoder(Model):
         """``transformers`` loads its files."""
         return "transformers"
 
-    @property
-    def outputs(self) -> int:
-        """0: it has no classifier."""
-        return 0
-
     def feature_names(self) -> list[str]:
         """What CLIP's own projection takes."""
         return ["pooled"]

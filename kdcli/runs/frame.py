@@ -105,8 +105,8 @@ def parent(role: str, name: str, weights: str | None = None) -> dict[str, str]:
     if models.find(name) is not None:
         return dict(models.parent(role, models.read(name)))
     found = {"role": role, "path": name, "hash": ""}
-    if weights and Path(weights).is_file():
-        found |= {"weights": weights, "hash": manifests.file_hash(Path(weights))}
+    if weights and (file := models.split_weights(weights)[0]).is_file():
+        found |= {"weights": weights, "hash": manifests.file_hash(file)}
     return found
 
 
@@ -154,6 +154,7 @@ def teacher(
         raise InputError(
             f"{name} does {network.task}, the data is for {task}. Probe the teacher on this data first."
         )
+    network.take_names(classes, order)
     network.reorder(permutation(classes, network.classes, order, name), classes)
     return network.requires_grad_(False).eval()
 

@@ -21,7 +21,7 @@ from kdcli.engine.assembly import Assembly, assemble
 from kdcli.engine.budget import affordable_views, bytes_per_view, fixed_views
 from kdcli.errors import UsageError
 from kdcli.models.branches import Tail
-from kdcli.models.build import build
+from kdcli.models.build import Wanted, build
 from kdcli.models.ensemble import Ensemble
 from kdcli.models.timm import Network
 from kdcli.sections import StudentSection
@@ -225,12 +225,10 @@ def _pool(data: Data, extra: Sequence[Data], method: Method) -> Pool:
 
 def build_student(config: StudentSection, task: Task) -> Network:
     """The student before training. Raises InputError if it cannot be built."""
+    wanted = Wanted(list(task.classes), task.name, task.head, config.head, config.data.class_order)
     return build(
         str(config.student),
-        classes=list(task.classes),
-        task=task.name,
-        head=task.head,
-        kind=config.head,
+        wanted,
         pretrained=not config.from_scratch,
         weights=config.weights,
         size=config.image_size,

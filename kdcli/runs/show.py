@@ -32,6 +32,8 @@ def network(console: Console, role: str, net: Network) -> None:
     console.note(
         f"{role:8} {net.name}: {millions:.2f} M parameters, {net.trained} weights, {net.spec.size[0]} px"
     )
+    for note in net.notes:
+        console.note(f"         {note}")
 
 
 def built(console: Console, parties: Mapping[str, nn.Module], networks: Mapping[str, Network]) -> None:
