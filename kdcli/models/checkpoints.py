@@ -140,4 +140,4 @@ def _behind(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _shown(names: list[str] | tuple[str, ...]) -> str:
     """The first of some names, and how many there are."""
-    return f"{names[0]}" + (f" and {len(names) - 1} more tensors" if len(names) > 1 else "")
+    return f"{names[0]}" + (f" and {len(names) - 1} more" if len(names) > 1 else "")

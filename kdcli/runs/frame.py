@@ -147,16 +147,28 @@ def teacher(
         InputError: it knows other classes, or does another task.
     """
     from kdcli.models.build import build
-    from kdcli.tasks.classification import permutation
 
     network = build(name)
+    match(network, name, classes, order, task)
+    return network.requires_grad_(False).eval()
+
+
+def match(
+    network: Network, name: str, classes: list[str], order: Literal["names", "same"], task: str
+) -> None:
+    """Bring the logits of a network called ``name`` into the order of ``classes``.
+
+    Raises:
+        InputError: it knows other classes, or does another task.
+    """
+    from kdcli.tasks.classification import permutation
+
     if network.task != task:
         raise InputError(
             f"{name} does {network.task}, the data is for {task}. Probe the teacher on this data first."
         )
     network.take_names(classes, order)
     network.reorder(permutation(classes, network.classes, order, name), classes)
-    return network.requires_grad_(False).eval()
 
 
 def split_hash(name: str, split: str) -> str:

@@ -193,7 +193,9 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
         raise UsageError("--statistics needs training pictures (no --head keep), and with --finetune no -n.")
     parents = [frame.parent("teacher", str(config.teacher), config.weights)]
     data = frame.labelled(config.data, "train", "validation") if config.head == "fit" else None
-    prints = {"data": data.fingerprint} if data else {}
+    kept = frame.labelled(config.data, "train") if config.head == "keep" and config.data.source else None
+    opened = data or kept
+    prints = {"data": opened.fingerprint} if opened else {}
     target = frame.target("probe", config, parents, prints)
     if unless_complete and frame.complete(target, config):
         return Result(target.path, frame.summary(target.path))
@@ -211,7 +213,15 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
     if network.trained == "random":
         raise InputError(f"{config.teacher} has random weights: nothing to probe.")
     if data is None:
-        if network.classes is None:
+        if kept is not None:
+            order = config.data.class_order
+            frame.match(network, str(config.teacher), kept.classes or [], order, kept.task)
+        elif network.outputs and network.classes is None:
+            raise InputError(
+                f"{config.teacher} knows no names of its {network.outputs} classes. Where they stand in the "
+                "order of some data (folders: sorted by name), say --data DATA --set data.class_order=same."
+            )
+        elif network.classes is None:
             raise InputError(f"{config.teacher} has no trained classifier to keep; fit one with --data.")
         return Plan(config, target, None, network, [])
     classes = data.classes or []
