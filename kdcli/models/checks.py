@@ -225,7 +225,7 @@ def _patch(body: Any) -> int:
     """Side of the patches of a network that sees nothing but whole ones; 0 of others."""
     size = getattr(getattr(body, "patch_embed", None), "patch_size", None)
     plain = hasattr(body, "blocks") and getattr(body, "num_prefix_tokens", None) is not None
-    return int(size[0]) if plain and size is not None else 0
+    return int(size if isinstance(size, int) else size[0]) if plain and size is not None else 0
 
 
 def _multiples(size: int, step: int) -> list[int]:

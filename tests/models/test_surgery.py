@@ -4,7 +4,6 @@ import copy
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,9 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file, save_file
+from toolbox import commit_model
 from torch import Tensor, nn
 
-from kdcli.artifacts.manifest import Manifest
-from kdcli.artifacts.store import open_output
 from kdcli.errors import InputError
 from kdcli.models import surgery
 from kdcli.models.build import Wanted, build
@@ -134,21 +132,6 @@ def narrowed(name: str, modules: Modules | None = None) -> TimmModel:
     return TimmModel(body, spec, CLASSES, name=name, operations=[operation]).eval()
 
 
-def commit(network: Any, path: Path, change: Callable[[dict[str, Any]], Any] | None = None) -> Path:
-    """The network as an artifact, its configuration changed."""
-    with open_output(path, {}) as output:
-        assert output is not None
-        names = network.save(output.partial)
-        if change:
-            file = output.partial / "config.json"
-            config = json.loads(file.read_text())
-            change(config)
-            file.write_text(json.dumps(config))
-        facts = {"classes": network.classes, "layout": network.layout, "task": network.task}
-        output.commit(Manifest("model", "distill", {}, facts=facts), names)
-    return path
-
-
 def views(network: Any) -> Tensor:
     draw = torch.Generator().manual_seed(7)
     return torch.randint(0, 256, (2, 3, *network.spec.size), dtype=torch.uint8, generator=draw)
@@ -161,7 +144,7 @@ def test_a_narrowed_network_comes_back_in_a_new_process(name: str, tmp_path: Pat
     full = timm.create_model(name, num_classes=3, **BODIES[name][1])
     assert sum(p.numel() for p in made.parameters()) < sum(p.numel() for p in full.parameters())
     assert made.layout == "kdcli"
-    path, x = commit(made, tmp_path / "out"), views(made)
+    path, x = commit_model(made, tmp_path / "out"), views(made)
     code = (
         "import sys, torch; from safetensors.torch import load_file, save_file\n"
         "from kdcli.models.build import build\n"
@@ -187,12 +170,12 @@ def test_a_narrowed_network_comes_back_in_a_new_process(name: str, tmp_path: Pat
 @pytest.mark.parametrize("name", BODIES)
 @torch.no_grad()
 def test_a_narrowed_network_gets_any_head_and_its_maps_have_their_widths(name: str, tmp_path: Path) -> None:
-    path = str(commit(narrowed(name), tmp_path / "out"))
+    path = str(commit_model(narrowed(name), tmp_path / "out"))
     student = build(path, Wanted(["a", "b"]), seed=1)
     x = views(student)
     assert student(x).shape == (2, 2)
     assert student.layout == "kdcli"
-    again = build(str(commit(student, tmp_path / "student"))).eval()
+    again = build(str(commit_model(student, tmp_path / "student"))).eval()
     assert torch.equal(again(x), student.eval()(x))
     dense = build(path, Wanted(["a", "b"], "segmentation", "grid4"), seed=1)
     assert dense(x).shape[:2] == (2, 2)
@@ -201,7 +184,7 @@ def test_a_narrowed_network_gets_any_head_and_its_maps_have_their_widths(name: s
     linear = build(path)
     width = sum(part.shape[1] for part in linear.features(x, ["last4"]).values())
     linear.attach_linear("last4", torch.ones(2, width), torch.zeros(2), ["a", "b"])
-    twice = commit(linear, tmp_path / "linear")
+    twice = commit_model(linear, tmp_path / "linear")
     assert [o["op"] for o in json.loads((twice / "config.json").read_text())["kdcli_operations"]] == [
         "remove channels",
         "replace head",
@@ -277,7 +260,7 @@ def test_operations_that_make_no_sense_are_refused(operations: Any, message: str
     def write(config: dict[str, Any]) -> None:
         config["kdcli_operations"] = operations
 
-    path = commit(made, tmp_path / "odd", change=write)
+    path = commit_model(made, tmp_path / "odd", change=write)
     with pytest.raises(
         InputError, match=rf"{path / 'config.json'}: .*{message}" if "at most" not in message else message
     ):
@@ -288,12 +271,14 @@ def test_weights_that_were_not_narrowed_are_refused(tmp_path: Path) -> None:
     made = narrowed("test_resnet", {})
     made.operations = tuple(operation(**RESNET))
     with pytest.raises(InputError, match="does not fit ResNet: it has another shape of layer1"):
-        build(str(commit(made, tmp_path / "odd")))
+        build(str(commit_model(made, tmp_path / "odd")))
 
 
 @pytest.mark.parametrize("old", ["upernet", ["upernet"], 3, None])
 def test_a_head_of_0_1_that_is_no_object_is_refused(old: Any, tmp_path: Path) -> None:
-    path = commit(narrowed("test_resnet", {}), tmp_path / "odd", change=lambda c: c.update(kdcli_head=old))
+    path = commit_model(
+        narrowed("test_resnet", {}), tmp_path / "odd", change=lambda c: c.update(kdcli_head=old)
+    )
     with pytest.raises(
         InputError, match=r"config\.json: kdcli_head is a \w+, not an object that describes a head"
     ):
@@ -309,7 +294,7 @@ def test_a_head_as_0_1_wrote_it_is_read(tmp_path: Path) -> None:
         assert config.pop("kdcli_operations") == [{"op": "replace head", "feature": "last4"}]
         config["kdcli_head"] = {"feature": "last4"}
 
-    again = build(str(commit(network, tmp_path / "old", change=before))).eval()
+    again = build(str(commit_model(network, tmp_path / "old", change=before))).eval()
     x = views(network)
     with torch.no_grad():
         assert torch.equal(again(x), network.eval()(x))
