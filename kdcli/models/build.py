@@ -131,7 +131,7 @@ def _fit(network: TimmModel, wanted: Wanted) -> None:
         own = network.classes or []
         if wanted.order == "same" and network.outputs == count:
             network.reorder(None, classes)
-            network.notes += (f"{note} is kept; they stand in the order of the data, as was said",)
+            network.notes += (f"{note} is kept: its order is said to be the data's",)
             return
         if len(set(own)) == count == len(own) and set(own) == set(classes) and _has_rows(network):
             network.reorder([own.index(c) for c in classes], classes)
@@ -139,7 +139,7 @@ def _fit(network: TimmModel, wanted: Wanted) -> None:
             return
         if network.outputs == count:
             knows = "knows no names of them" if not own else f"names them otherwise ({', '.join(own[:3])}, …)"
-            other = f" It {knows}: --set data.class_order=same keeps it where the order is that of the data."
+            other = f" It {knows}: --set data.class_order=same keeps it where the order is the data's."
     if trained:
         network.notes += (f"{note} gives way to a fresh one for {count}.{other}".removesuffix("."),)
     made = None
