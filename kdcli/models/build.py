@@ -32,8 +32,6 @@ from kdcli.models.legacy import first_line, read_weights
 from kdcli.models.protocol import Model
 from kdcli.models.timm import TimmModel
 
-_LARGEST_SIDE = 8192  # pixels
-
 
 @dataclass(frozen=True)
 class Wanted:
@@ -90,8 +88,8 @@ def build(
         InputError: no such model, no weights to be had, weights that do not fit, an input that it has not.
         UsageError: ``weights`` beside an artifact, a size beyond all measure.
     """
-    if size is not None and size > _LARGEST_SIDE:
-        raise UsageError(f"--image-size {size}: at most {_LARGEST_SIDE}.")
+    if size is not None and size > checks.LARGEST_SIDE:
+        raise UsageError(f"--image-size {size}: at most {checks.LARGEST_SIDE}.")
     options = _Options(pretrained, weights, size, drop_path)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which seeds the GPUs too
@@ -192,7 +190,7 @@ def _from_artifact(path: Path, options: _Options) -> TimmModel:
 
     def made(side: int | None, pretrained: bool = False) -> Any:
         keywords = {"drop_path_rate": options.drop_path, **fixed_size(config["architecture"], side)}
-        with checks.limited(where, path / artifacts.WEIGHTS, narrowed=bool(operations)):
+        with checks.limited(where, path / artifacts.WEIGHTS, narrowed=len(operations) > 0):
             body = create(f"{LOCAL}{path}", pretrained, **keywords)
         return surgery.replay(body, operations, where)
 
@@ -203,12 +201,13 @@ def _from_artifact(path: Path, options: _Options) -> TimmModel:
     except Exception as error:
         raise InputError(f"{path}: cannot build {config['architecture']}: {first_line(error)}") from error
     spec = _with_size(input_spec(body, where), options.size, body)
-    head = None
-    if operations and operations[-1]["op"] == surgery.REPLACE_HEAD:
-        *operations, described = operations
-        head = _head(path, body, described, files.tensors(artifacts.HEAD), options.pretrained)
-    if operations:
+    replaced = bool(operations) and operations[-1]["op"] == surgery.REPLACE_HEAD
+    structure = operations[:-1] if replaced else operations
+    if structure:
         surgery.settle(body, spec, where)
+    head = None
+    if replaced:
+        head = _head(path, body, operations[-1], files.tensors(artifacts.HEAD), options.pretrained)
     notes: tuple[str, ...] = ()
     if options.pretrained:
         notes = checkpoints.load(body, files.tensors(), str(path / artifacts.WEIGHTS)).notes
@@ -221,7 +220,7 @@ def _from_artifact(path: Path, options: _Options) -> TimmModel:
         "task": files.manifest.facts.get("task") or (head.task if head is not None else Head.task),
     }
     classes = _checked_classes(files, body, head)
-    return TimmModel(body, spec, classes, head=head, operations=operations, notes=notes, **facts)
+    return TimmModel(body, spec, classes, head=head, operations=structure, notes=notes, **facts)
 
 
 def _head(

@@ -19,6 +19,7 @@ from kdcli.errors import InputError
 from kdcli.metrics.efficiency import evaluating
 from kdcli.models.legacy import first_line
 
+LARGEST_SIDE = 8192  # of an input, in pixels
 _LARGEST = 1_000_000  # number in a configuration: of classes, pixels, channels, blocks
 _DEEPEST = 32  # of its nesting
 _MOST_TENSORS, _MOST_NUMBERS = 20_000, 2 * 10**10  # of parameters: the largest of timm have 4,000 and 7e9
@@ -29,6 +30,8 @@ _SMALLEST_LIMIT = 1 << 26
 _MAPS_ONLY = ("features_only", "out_indices", "feature_cfg")  # of timm: no classifier, another class
 _RUN = 10**8, 1024  # parameters, and pixels of a side, above which a trial is of shapes only
 _CHANNELS = (1, 3)
+_INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos", "random")
+_CROP_MODES = ("center", "squash", "border")
 
 
 def refuse_configuration(config: Mapping[str, Any], where: str) -> None:
@@ -141,9 +144,14 @@ def input_spec(body: Any, where: str = "its configuration") -> InputSpec:
         raise InputError(f"{where}: the mean {mean} is none of {channels} channels.")
     if len(std) != channels or not all(math.isfinite(v) and v > 0 for v in std):
         raise InputError(f"{where}: the deviations {std} are none of {channels} channels, above 0.")
-    if min(height, width) < 1 or not (math.isfinite(crop) and crop > 0):
+    if not 1 <= min(height, width) <= max(height, width) <= LARGEST_SIDE or not (
+        math.isfinite(crop) and crop > 0
+    ):
         raise InputError(f"{where}: an input of {height}x{width} pixels, cut to {crop:g} of its side.")
-    return InputSpec((height, width), mean, std, str(config["interpolation"]), crop, str(config["crop_mode"]))
+    interpolation, mode = config["interpolation"], config["crop_mode"]
+    if interpolation not in _INTERPOLATIONS or mode not in _CROP_MODES:
+        raise InputError(f"{where}: timm knows no interpolation '{interpolation}' or no crop '{mode}'.")
+    return InputSpec((height, width), mean, std, interpolation, crop, mode)
 
 
 def refuse_size(

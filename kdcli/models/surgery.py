@@ -81,6 +81,8 @@ def read(config: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
     Raises:
         InputError: another type than a list of operations that are known here.
     """
+    if HEAD_FIELD in config and FIELD in config:
+        raise InputError(f"{where} has both {HEAD_FIELD} and {FIELD}: no kdcli wrote that.")
     if HEAD_FIELD in config:
         if not isinstance(config[HEAD_FIELD], dict):
             kind = type(config[HEAD_FIELD]).__name__

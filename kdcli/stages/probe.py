@@ -77,7 +77,7 @@ class Config(RunSection):
     """Fit the best linear head on a frozen backbone: a task-specific teacher."""
 
     teacher: str | None = inputs(None, "Alias, timm name, hf-hub:…, local-dir:… or artifact.", "--teacher")
-    weights: str | None = inputs(None, "Your own checkpoint for it (safetensors or .pth).", "--weights")
+    weights: str | None = inputs(None, "Your own checkpoint for it, FILE or FILE:ENTRY.", "--weights")
     image_size: int | None = inputs(None, "Its input size.", "--image-size", ge=8)
     head: Literal["fit", "keep"] = head_option(
         "fit", "keep: store an already trained classifier as it is.", "--head"

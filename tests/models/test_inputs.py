@@ -160,6 +160,9 @@ def test_other_numbers_of_channels_are_refused_by_name(channels: int, tmp_path: 
         ({"pretrained_cfg.crop_pct": "much"}, "describes no input"),
         ({"pretrained_cfg.crop_pct": -1}, "an input of .* pixels, cut to -1 of its side"),
         ({"pretrained_cfg.input_size": [3, 0, 0]}, "an input of 0x0 pixels"),
+        ({"pretrained_cfg.input_size": [3, 64, 90_000]}, "an input of 64x90000 pixels"),
+        ({"pretrained_cfg.interpolation": 7}, "timm knows no interpolation '7'"),
+        ({"pretrained_cfg.crop_mode": "middle"}, "or no crop 'middle'"),
     ],
 )
 def test_configurations_that_make_no_sense_are_refused(change: Any, message: str, tmp_path: Path) -> None:

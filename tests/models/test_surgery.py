@@ -192,6 +192,15 @@ def test_a_narrowed_network_gets_any_head_and_its_maps_have_their_widths(name: s
     assert torch.equal(build(str(twice)).eval()(x), linear.eval()(x))
 
 
+@torch.no_grad()
+def test_a_decode_head_stands_on_narrowed_maps(tmp_path: Path) -> None:
+    path = str(commit_model(narrowed("test_resnet"), tmp_path / "out"))
+    made = build(path, Wanted(["a", "b"], "segmentation", "grid4", "segformer")).eval()
+    again = build(str(commit_model(made, tmp_path / "decoded"))).eval()
+    x = views(made)
+    assert torch.equal(again(x), made(x))
+
+
 def test_grouped_convolutions_and_group_norms() -> None:
     body = nn.Sequential(nn.Conv2d(8, 16, 3, groups=4), nn.GroupNorm(4, 16), nn.Conv2d(16, 16, 1, groups=2))
     whole = surgery.remove_channels(body, {"modules": {"0": {"in": 4, "out": 8, "groups": 2}}})
@@ -276,12 +285,19 @@ def test_weights_that_were_not_narrowed_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("old", ["upernet", ["upernet"], 3, None])
 def test_a_head_of_0_1_that_is_no_object_is_refused(old: Any, tmp_path: Path) -> None:
-    path = commit_model(
-        narrowed("test_resnet", {}), tmp_path / "odd", change=lambda c: c.update(kdcli_head=old)
-    )
+    network = narrowed("test_resnet", {})
+    network.operations = ()
+    path = commit_model(network, tmp_path / "odd", change=lambda c: c.update(kdcli_head=old))
     with pytest.raises(
         InputError, match=r"config\.json: kdcli_head is a \w+, not an object that describes a head"
     ):
+        build(str(path))
+
+
+def test_two_descriptions_of_one_structure_are_refused(tmp_path: Path) -> None:
+    network = narrowed("test_resnet", {})
+    path = commit_model(network, tmp_path / "odd", change=lambda c: c.update(kdcli_head={"feature": "last4"}))
+    with pytest.raises(InputError, match=r"config\.json has both kdcli_head and kdcli_operations"):
         build(str(path))
 
 
