@@ -36,9 +36,10 @@ class Model(nn.Module, ABC):
         task: what its logits answer, a name of :data:`kdcli.tasks.TASKS`.
         unnamed: number of the logits of a trained classifier that knows no names of its classes.
         notes: what was decided while it was built and its user should know, a sentence each.
-    """
 
-    head: Head | None
+    Attributes:
+        head: what stands in the place of its own classifier, if anything does.
+    """
 
     def __init__(
         self,
@@ -55,6 +56,7 @@ class Model(nn.Module, ABC):
         super().__init__()
         self.spec, self.classes, self.name, self.source, self.trained = spec, classes, name, source, trained
         self.task, self.unnamed, self.notes = task, unnamed, tuple(notes)
+        self.head: Head | None = None
 
     # -- input and call --------------------------------------------------------------------------------------
     @abstractmethod

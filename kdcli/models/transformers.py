@@ -32,7 +32,7 @@ class ClipEncoder(Model):
 
     def __init__(self, body: nn.Module, spec: InputSpec, **facts: Any) -> None:
         super().__init__(spec, None, **facts)
-        self.body, self.head = body, None
+        self.body = body
 
     def prepare(self, x: Tensor) -> Tensor:
         """Normalise views uint8 [B, 3, S, S] of its own size; float tensors are taken as prepared."""

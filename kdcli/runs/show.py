@@ -32,6 +32,11 @@ def network(console: Console, role: str, net: Network) -> None:
     console.note(
         f"{role:8} {net.name}: {millions:.2f} M parameters, {net.trained} weights, {net.spec.size[0]} px"
     )
+    notes(console, net)
+
+
+def notes(console: Console, net: Network) -> None:
+    """What was decided about a network while it was built, a line each."""
     for note in net.notes:
         console.note(f"         {note}")
 

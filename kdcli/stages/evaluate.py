@@ -19,7 +19,7 @@ from kdcli.config import inputs, option, outputs, reading, running
 from kdcli.console import Console
 from kdcli.errors import InputError, UsageError
 from kdcli.report.gates import Gate, judge, parse
-from kdcli.runs import Result, frame
+from kdcli.runs import Result, frame, show
 from kdcli.sections import DataSection, RunSection
 
 if TYPE_CHECKING:
@@ -80,11 +80,13 @@ class Plan:
         )
         for name, net in self.networks.items():
             console.note(f"measures {name}: {net.spec.size[0]} px, {len(net.classes or [])} classes")
+            show.notes(console, net)
         for name, exits in self.exits.items():
             how = f"{len(exits.validation):,} validation pictures" if exits.validation else "no validation"
             console.note(f"exits    {name}: {', '.join(exits.heads)}; early exit chosen on {how}")
         if self.teacher is not None:
             console.note(f"teacher  {self.teacher.name}")
+            show.notes(console, self.teacher)
         console.note(f"writes   {self.target.path}")
 
 

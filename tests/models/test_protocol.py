@@ -23,7 +23,6 @@ class Toy(Model):
 
     def __init__(self) -> None:
         super().__init__(InputSpec((4, 4)), ["a", "b"], name="toy")
-        self.head = None
         self.picture, self.classifier = nn.Parameter(torch.ones(1, 3, 4, 4)), nn.Linear(48, 2)
 
     def prepare(self, x: Tensor) -> Tensor:
