@@ -58,7 +58,7 @@ def convert(checkpoint: Path | None, variations: Path, out: Path) -> None:
     if checkpoint is None:
         parts = {name: kind.from_pretrained(variations, subfolder=name) for name, kind in kinds.items()}
     else:
-        tensors = read_weights(checkpoint)
+        tensors = read_weights(checkpoint).tensors
         parts = {name: from_checkpoint(kind, tensors, variations, name) for name, kind in kinds.items()}
         parts["unet"].register_to_config(sample_size=LATENTS)
     parts["image_encoder"] = CLIPVisionModelWithProjection.from_pretrained(

@@ -136,7 +136,7 @@ class StudentSection(RunSection):
     teacher: list[str] = inputs([], "Model artifact with a head, or - (repeatable: their mean).", "--teacher")
     teacher_mean: Literal["logits", "probabilities"] = option("logits", "Mean of several teachers.")
     student: str | None = inputs(None, "Alias, timm name, hf-hub:…, local-dir:… or artifact.", "--student")
-    weights: str | None = inputs(None, "The student's own checkpoint (safetensors or .pth).", "--weights")
+    weights: str | None = inputs(None, "The student's own checkpoint, FILE or FILE:ENTRY.", "--weights")
     from_scratch: bool = inputs(False, "Random weights for the student.", "--from-scratch")
     image_size: int | None = inputs(None, "The student's input size.", "--image-size", ge=8)
     head: Literal["linear", "segformer", "upernet"] | None = option(

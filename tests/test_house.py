@@ -175,7 +175,10 @@ TIMM = {
     *("pretrained_cfg", "default_cfg", "patch_embed", "blocks", "cls_token", "num_prefix_tokens"),
     "output_fmt",
 }
-MODELS = {f"kdcli/models/{name}.py" for name in ("timm", "taps", "build", "surgery", "branches", "checks")}
+MODELS = {
+    f"kdcli/models/{name}.py"
+    for name in ("timm", "taps", "build", "creation", "checkpoints", "checks", "surgery", "branches")
+}
 
 
 def test_only_models_know_what_is_inside_a_network_of_timm() -> None:

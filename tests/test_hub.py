@@ -51,10 +51,10 @@ def test_models_say_it(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def create(name: str, **options: object) -> None:
         raise fault(cache / "hub" / "models--timm--test")
 
-    monkeypatch.setattr(build, "_create", create)
+    monkeypatch.setattr("timm.create_model", create)
     with pytest.raises(EnvironmentFault, match=r"cannot write to the cache of weights \(HF_HOME\)"):
         build.build("test_vit")
-    monkeypatch.setattr(build, "_create", lambda name, **options: 1 / 0)
+    monkeypatch.setattr("timm.create_model", lambda name, **options: 1 / 0)
     with pytest.raises(InputError, match="no weights for test_vit"):
         build.build("test_vit")
 

@@ -181,6 +181,31 @@ def model_with_exits(out: Path, network: Any, exits: Any, command: str = "distil
     return out
 
 
+def commit_model(
+    network: Any, path: Path, change: Callable[[dict[str, Any]], Any] | None = None, *, labels: bool = True
+) -> Path:
+    """The network as an artifact, its ``config.json`` changed; without ``labels`` that has no class names."""
+    import json
+
+    from kdcli.artifacts.manifest import Manifest
+    from kdcli.artifacts.store import open_output
+
+    classes = network.classes
+    with open_output(path, {}) as output:
+        assert output is not None
+        network.classes = classes if labels else None
+        names = network.save(output.partial)
+        network.classes = classes
+        if change:
+            file = output.partial / "config.json"
+            config = json.loads(file.read_text())
+            change(config)
+            file.write_text(json.dumps(config))
+        facts = {"classes": classes, "layout": network.layout, "task": network.task}
+        output.commit(Manifest("model", "distill", {}, facts=facts), names)
+    return path
+
+
 def method_options(
     name: str, pictures: Path, probed: Callable[[str], Path], folder: Path, **more: object
 ) -> dict[str, object]:

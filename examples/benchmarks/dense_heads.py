@@ -44,7 +44,7 @@ from kdcli.engine.runtime import open_runtime
 from kdcli.losses.pixels import pixel_cross_entropy
 from kdcli.models.build import build
 from kdcli.models.heads import GRIDS, fresh
-from kdcli.models.timm import Network
+from kdcli.models.protocol import Model
 from kdcli.runs import frame
 from kdcli.sections import DataSection, RunSection
 from kdcli.tasks.segmentation.probe import RATES
@@ -75,7 +75,7 @@ def noise(folder: Path, count: int) -> Data:
     return frame.labelled(DataSection(source=str(folder), validation="validation"), "train", "validation")
 
 
-def in_the_loop(network: Network, parts: Sequence[Part], training: Training, reading: dict[str, int]) -> None:
+def in_the_loop(network: Model, parts: Sequence[Part], training: Training, reading: dict[str, int]) -> None:
     """Each head by itself, from pictures, by the steps of `train_dense_heads`, and scored as often."""
     train, held = parts
     order = Order(train.samples.labels, training.batch_size, training.seed, train.views)

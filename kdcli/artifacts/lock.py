@@ -10,6 +10,7 @@ import fcntl
 import os
 import re
 import socket
+import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -105,9 +106,13 @@ def refuse_foreign(partial: Path) -> None:
 
     A writer renames the directory and drops the lock at the end, so only what still has its name counts.
     """
-    if not os.path.lexists(partial):
-        return
-    if not partial.is_dir():
+    try:
+        is_folder = stat.S_ISDIR(os.stat(partial).st_mode)  # asked once: a writer may rename it meanwhile
+    except OSError:
+        if not partial.is_symlink():
+            return
+        is_folder = False
+    if not is_folder:
         raise InputError(f"{partial} is not a directory. Choose another --out.")
     if partial.is_symlink() or os.path.ismount(partial):
         kind = "link" if partial.is_symlink() else "mount point"

@@ -40,6 +40,11 @@ class InputSpec:
     crop: float = 1.0
     crop_mode: str = "center"
 
+    @property
+    def channels(self) -> int:
+        """Of the pictures: 3, or 1 of a network that sees them grey."""
+        return len(self.mean)
+
     def to_json(self) -> dict[str, Any]:
         """Plain values for manifests and cache keys."""
         return {
@@ -119,6 +124,13 @@ def read(path: Path | str) -> ModelFiles:
     config = read_object(path / CONFIG)
     sha = manifests.digest([manifest.files[prefix + name]["sha256"] for name in names])
     return ModelFiles(path, manifest, sha, config, tuple(names))
+
+
+def split_weights(weights: Path | str) -> tuple[Path, str]:
+    """File and key of ``--weights FILE`` or ``FILE:KEY``; an existing file may have a colon in its name."""
+    text = str(weights)
+    file, colon, key = text.rpartition(":")
+    return (Path(file), key) if colon and not Path(text).exists() else (Path(text), "")
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:

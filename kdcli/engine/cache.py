@@ -71,7 +71,7 @@ class Request:
         return digest(
             {
                 "weights": network.source,
-                "classes": network.classes,
+                "classes": network.columns,
                 "input": network.spec.to_json(),
                 "taps": self.taps,
                 "recipe": self.recipe,

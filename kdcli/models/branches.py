@@ -34,7 +34,8 @@ class Tail(nn.Module):
         path = None if body is None else block_path(body, tap)
         if path is None:
             raise InputError(f"{network.name} has no '{tap}' that timm's own head follows.")
-        picture = torch.rand(2, 3, *network.spec.size, generator=torch.Generator().manual_seed(0))
+        shape = (2, network.spec.channels, *network.spec.size)
+        picture = torch.rand(shape, generator=torch.Generator().manual_seed(0))
         following = _following(body, path)
         ran = _ran(body, picture)
         with torch.no_grad():

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import sys
-from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,49 +13,59 @@ from torch import Tensor, nn
 from kdcli.artifacts import model as artifacts
 from kdcli.artifacts.manifest import digest, file_hash
 from kdcli.artifacts.model import InputSpec
-from kdcli.errors import InputError, UsageError, nearest
-from kdcli.hub import cache_fault, reachable_hub
-from kdcli.models import heads
-from kdcli.models.heads import Head
+from kdcli.errors import InputError, UsageError
+from kdcli.models import checkpoints, checks, heads, surgery
+from kdcli.models.aliases import ALIASES
+from kdcli.models.checks import input_spec
+from kdcli.models.creation import (
+    LOCAL,
+    REMOTE,
+    create,
+    creator,
+    explained,
+    fixed_size,
+    refuse_unknown,
+    sized,
+)
+from kdcli.models.heads.base import Head
 from kdcli.models.legacy import first_line, read_weights
 from kdcli.models.protocol import Model
-from kdcli.models.timm import TimmModel, reset_classifier
+from kdcli.models.timm import TimmModel
 
-_PATCH14 = {"img_size": 224}  # timm's default input of DINOv2 is 518; position embeddings are resampled
 
-ALIASES: dict[str, tuple[str, dict[str, Any]]] = {
-    "dinov2_vits": ("vit_small_patch14_dinov2.lvd142m", _PATCH14),
-    "dinov2_vitb": ("vit_base_patch14_dinov2.lvd142m", _PATCH14),
-    "dinov2_vitl": ("vit_large_patch14_dinov2.lvd142m", _PATCH14),
-    "dinov2_vitg": ("vit_giant_patch14_dinov2.lvd142m", _PATCH14),
-    "dinov2_vits_reg": ("vit_small_patch14_reg4_dinov2.lvd142m", _PATCH14),
-    "dinov2_vitb_reg": ("vit_base_patch14_reg4_dinov2.lvd142m", _PATCH14),
-    "dinov2_vitl_reg": ("vit_large_patch14_reg4_dinov2.lvd142m", _PATCH14),
-    "dinov2_vitg_reg": ("vit_giant_patch14_reg4_dinov2.lvd142m", _PATCH14),
-    "dinov3_vits": ("vit_small_patch16_dinov3.lvd1689m", {}),
-    "dinov3_vitb": ("vit_base_patch16_dinov3.lvd1689m", {}),
-    "dinov3_vitl": ("vit_large_patch16_dinov3.lvd1689m", {}),
-    "dinov3_vit7b": ("vit_7b_patch16_dinov3.lvd1689m", {}),
-    "mae_vitb": ("vit_base_patch16_224.mae", {}),
-    "mae_vitl": ("vit_large_patch16_224.mae", {}),
-    "mae_vith": ("vit_huge_patch14_224.mae", {}),
-    "eva02_vitti": ("eva02_tiny_patch14_224.mim_in22k", {}),
-    "eva02_vits": ("eva02_small_patch14_224.mim_in22k", {}),
-    "eva02_vitb": ("eva02_base_patch14_224.mim_in22k", {}),
-    "eva02_vitl": ("eva02_large_patch14_224.mim_m38m", {}),
-    "clip_vitb32": ("vit_base_patch32_clip_224.openai", {}),
-    "clip_vitb16": ("vit_base_patch16_clip_224.openai", {}),
-    "clip_vitl14": ("vit_large_patch14_clip_224.openai", {}),
-}
+@dataclass(frozen=True)
+class Wanted:
+    """What a network is to answer.
+
+    Attributes:
+        classes: names of its logits, in order.
+        task: what these are classes of; a head for another task gives way to a fresh one.
+        head: a fresh head of :func:`kdcli.models.heads.fresh`; empty for the library's own classifier.
+        kind: of the head wanted (``linear``, …): one of another kind gives way; None keeps any.
+        order: ``same`` if the logits of a classifier that knows other names, or none, stand in this order.
+    """
+
+    classes: list[str]
+    task: str = "classification"
+    head: str = ""
+    kind: str | None = None
+    order: Literal["names", "same"] = "names"
+
+
+@dataclass(frozen=True)
+class _Options:
+    """How a network of some name is built; see :func:`build`."""
+
+    pretrained: bool
+    weights: str | None
+    size: int | None
+    drop_path: float | None
 
 
 def build(
     name: str,
+    wanted: Wanted | None = None,
     *,
-    classes: list[str] | None = None,
-    task: str = "classification",
-    head: str = "",
-    kind: str | None = None,
     pretrained: bool = True,
     weights: str | None = None,
     size: int | None = None,
@@ -68,150 +77,150 @@ def build(
     Args:
         name: alias, timm name (with or without tag), ``hf-hub:…``, ``local-dir:…`` or the path of an
             artifact.
-        classes: give it a fresh classifier for these, unless it already has one with exactly these names.
-        task: what these are classes of; a head for another task gives way to a fresh one.
-        head: a fresh head of :func:`kdcli.models.heads.fresh`; empty for timm's own classifier.
-        kind: of the head wanted (``linear``, …): one of another kind gives way; None keeps any.
+        wanted: give it a classifier for these classes, its own if that is one for them.
         pretrained: load weights; False for random ones.
-        weights: the user's own checkpoint for a model name.
+        weights: the user's own checkpoint for a model name, ``FILE`` or ``FILE:KEY``.
         size: input size in pixels, position embeddings resampled.
         drop_path: stochastic depth rate.
         seed: of random weights.
 
     Raises:
-        InputError: no such model, no weights to be had, weights that do not fit.
-        UsageError: ``weights`` beside an artifact.
+        InputError: no such model, no weights to be had, weights that do not fit, an input that it has not.
+        UsageError: ``weights`` beside an artifact, a size beyond all measure.
     """
+    if size is not None and size > checks.LARGEST_SIDE:
+        raise UsageError(f"--image-size {size}: at most {checks.LARGEST_SIDE}.")
+    options = _Options(pretrained, weights, size, drop_path)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which seeds the GPUs too
         path = Path(name)
-        if artifacts.find(path) is not None or (
-            path.is_dir() and not name.startswith(("hf-hub:", "local-dir:"))
-        ):
+        prefixed = name.startswith((*REMOTE, LOCAL))
+        if artifacts.find(path) is not None or (path.is_dir() and not prefixed):
             if weights:
                 raise UsageError(
                     f"{name} is an artifact and has its weights; --weights goes with a model name."
                 )
-            network = _from_artifact(path, pretrained, size, drop_path)
-        elif os.sep in name and not name.startswith(("hf-hub:", "local-dir:")):
+            network = _from_artifact(path, options)
+        elif os.sep in name and not prefixed:
             raise InputError(f"{name} does not exist (a hub model is named hf-hub:{name}).")
         else:
-            network = _from_name(name, pretrained, weights, size, drop_path)
-        other = network.task != task
-        other |= network.head is not None and kind not in (None, network.head.kind)
-        if classes is not None and (network.classes != classes or other):
-            name = head if kind in (None, Head.kind) else kind
-            made = heads.fresh(str(name), network.body, len(classes)) if head else None
-            network.attach(made, classes, task)
+            network = _from_name(name, options)
+        if wanted is not None:
+            _fit(network, wanted)
     return network
 
 
-def input_spec(body: Any) -> InputSpec:
-    """timm's data configuration of a model, at the size it was built for."""
-    from timm.data import resolve_model_data_config
+# -- the classifier that is wanted ---------------------------------------------------------------------------
 
-    config = resolve_model_data_config(body)
-    size = tuple(config["input_size"][1:])
-    patch_embed = getattr(body, "patch_embed", None)
-    fixed = getattr(patch_embed, "img_size", None)
-    return InputSpec(
-        size=tuple(fixed) if fixed is not None else size,
-        mean=tuple(config["mean"]),
-        std=tuple(config["std"]),
-        interpolation=config["interpolation"],
-        crop=config["crop_pct"],
-        crop_mode=config["crop_mode"],
-    )
+
+def _fit(network: TimmModel, wanted: Wanted) -> None:
+    """Its own classifier where that is one for the classes wanted, else a fresh one; says which."""
+    classes, count = wanted.classes, len(wanted.classes)
+    other = ""
+    if network.task != wanted.task:
+        other = f" It answers {network.task}."
+    elif network.head is not None and wanted.kind not in (None, network.head.kind):
+        other = f" Another kind of head is asked for: {wanted.kind}."
+    if network.classes == classes and not other:
+        return
+    note = f"the classifier of {network.name} for {network.outputs} classes"
+    trained = network.trained != "random" and network.outputs > 0
+    if trained and not other:
+        own = network.classes or []
+        if wanted.order == "same" and network.outputs == count:
+            network.reorder(None, classes)
+            network.notes += (f"{note} is kept: its order is said to be the data's",)
+            return
+        if len(set(own)) == count == len(own) and set(own) == set(classes) and _has_rows(network):
+            network.reorder([own.index(c) for c in classes], classes)
+            network.notes += (f"{note} is kept, in the order of the data",)
+            return
+        if network.outputs == count:
+            knows = "knows no names of them" if not own else f"names them otherwise ({', '.join(own[:3])}, …)"
+            other = f" It {knows}: --set data.class_order=same keeps it where the order is the data's."
+    if trained:
+        network.notes += (f"{note} gives way to a fresh one for {count}.{other}".removesuffix("."),)
+    made = None
+    if wanted.head:
+        name = wanted.head if wanted.kind in (None, Head.kind) else str(wanted.kind)
+        made = network.fresh_head(name, count)
+    network.attach(made, classes, wanted.task)
+
+
+def _has_rows(network: TimmModel) -> bool:
+    return network.head is not None or network.class_rows() is not None
 
 
 # -- sources -------------------------------------------------------------------------------------------------
 
 
-def _create(name: str, **options: Any) -> Any:
-    import timm
-
-    return timm.create_model(name, **{k: v for k, v in options.items() if v is not None})
-
-
-def _from_name(
-    name: str, pretrained: bool, weights: str | None, size: int | None, drop_path: float | None
-) -> TimmModel:
-    import timm
-
-    timm_name, options = ALIASES.get(name, (name, {}))
-    options = {**options, "drop_path_rate": drop_path}
-    local = timm_name.startswith(("hf-hub:", "hf_hub:", "local-dir:"))
-    if not local and not timm.is_model(timm_name):
-        known = [*ALIASES, *timm.list_models()]
-        raise InputError(
-            f"no model named '{name}'.{nearest(name, known)} Use an alias ({', '.join(list(ALIASES)[:4])}, "
-            "…), a timm name, hf-hub:OWNER/NAME, local-dir:PATH, or the path of an artifact."
-        )
-    if not local:
-        _refuse_unknown_tag(timm_name)
-    load = pretrained and weights is None
-    remote = timm_name.startswith(("hf-hub:", "hf_hub:"))
-    asks = remote or (load and not local)  # what lies here concerns no hub
-    with reachable_hub() if asks else nullcontext(True) as reachable:
-        try:
-            options |= _size_option(timm_name, size or options.pop("img_size", None))
-            body = _create(timm_name, pretrained=load, **options)
-        except Exception as error:  # of many kinds; without weights none of them helps the user
-            if fault := cache_fault(error):
-                raise fault from error
-            if not load and not remote:
-                raise InputError(f"cannot build {name}: {first_line(error)}") from error
-            reason = first_line(error)
-            if not reachable and isinstance(error, OSError):
-                reason = "the hub cannot be reached, the cache has no copy"
-            raise InputError(
-                f"no weights for {name} ({reason}). Ways out: --weights FILE with a checkpoint of your own; "
-                "a filled hub cache (HF_HOME) with HF_HUB_OFFLINE=1; local-dir:PATH of a downloaded copy; or "
-                "--from-scratch for a student. Gated models also need `hf auth login`."
-            ) from error
-    classified = True
-    if weights is not None:
-        classified = _load_strict(body, read_weights(weights), weights)
-    source = (
-        digest([file_hash(Path(weights)), size]) if weights else digest(_fingerprint(body)) if load else ""
-    )
-    classes = _trained_classes(body) if (load or weights) and classified else None
-    spec = _with_size(input_spec(body), size, body)
-    return TimmModel(
-        body, spec, classes, name=name, source=source, trained="pretrained" if load or weights else "random"
-    )
+def _from_name(name: str, options: _Options) -> TimmModel:
+    timm_name, keywords = ALIASES.get(name, (name, {}))
+    local, remote = timm_name.startswith(LOCAL), timm_name.startswith(REMOTE)
+    if not (local or remote):
+        refuse_unknown(name, timm_name)
+    load = options.pretrained and options.weights is None
+    file = options.weights or name
+    with explained(name, load, hub=remote or (load and not local)):
+        made = creator(timm_name, options.drop_path)
+        body = sized(made, name, options.size or keywords.get("img_size"), load)
+    notes: tuple[str, ...] = ()
+    classified, source = load, digest(_fingerprint(body)) if load else ""
+    if options.weights is not None:
+        found = read_weights(options.weights)
+        loaded = checkpoints.load(body, found.tensors, options.weights)
+        classified, notes = loaded.classified, (*found.notes, *loaded.notes)
+        source = _source(options.weights, options.size)
+    classes, unnamed = _trained_classes(body) if classified else (None, 0)
+    if classes is not None and (options.weights is not None or (local and not _label_names(body))):
+        notes += (f"{file} names no classes: its {len(classes)} are taken to be those of timm's own weights",)
+    spec = _with_size(input_spec(body, file), options.size, body)
+    if options.size is not None or local or remote:
+        notes += checks.refuse_size(body, spec, name, options.size, made)
+    trained = "pretrained" if load or options.weights else "random"
+    facts: dict[str, Any] = {"name": name, "source": source, "trained": trained}
+    return TimmModel(body, spec, classes, unnamed=unnamed, notes=notes, **facts)
 
 
-def _refuse_unknown_tag(timm_name: str) -> None:
-    import timm
-    from timm.models import get_pretrained_cfg
-
-    try:
-        get_pretrained_cfg(timm_name)
-    except RuntimeError as error:
-        known = timm.list_pretrained(f"{timm_name.partition('.')[0]}.*")
-        raise InputError(f"no weights named '{timm_name}'.{nearest(timm_name, known)}") from error
-
-
-def _from_artifact(path: Path, pretrained: bool, size: int | None, drop_path: float | None) -> TimmModel:
+def _from_artifact(path: Path, options: _Options) -> TimmModel:
     files = artifacts.read(path)
-    config = files.config
-    head_config = config.get("kdcli_head")
+    config, where = files.config, str(path / artifacts.CONFIG)
+    checks.refuse_configuration(config, where)
+    operations = surgery.read(config, where)
+
+    def made(side: int | None, pretrained: bool = False) -> Any:
+        keywords = {"drop_path_rate": options.drop_path, **fixed_size(config["architecture"], side)}
+        with checks.limited(where, path / artifacts.WEIGHTS, narrowed=len(operations) > 0):
+            body = create(f"{LOCAL}{path}", pretrained, **keywords)
+        return surgery.replay(body, operations, where)
+
     try:
-        fixed = _fixed_size(str(config.get("architecture")), size)
-        body = _create(f"local-dir:{path}", pretrained=False, drop_path_rate=drop_path, **fixed)
+        body = sized(made, str(path), options.size, load=False)
+    except InputError:
+        raise
     except Exception as error:
-        raise InputError(f"{path}: cannot build {config.get('architecture')}: {first_line(error)}") from error
-    head = _head(path, body, head_config, files.tensors(artifacts.HEAD), pretrained) if head_config else None
-    if pretrained:
-        _load_strict(body, files.tensors(), str(path / artifacts.WEIGHTS))
-    spec = _with_size(input_spec(body), size, body)
-    kind = "artifact" if pretrained else "random"
-    source = digest([files.hash, size]) if pretrained else ""
-    task = files.manifest.facts.get("task") or (head.task if head is not None else Head.task)
-    return TimmModel(
-        body, spec, files.classes, name=str(path), head=head, source=source, trained=kind, task=task
-    )
+        raise InputError(f"{path}: cannot build {config['architecture']}: {first_line(error)}") from error
+    spec = _with_size(input_spec(body, where), options.size, body)
+    replaced = bool(operations) and operations[-1]["op"] == surgery.REPLACE_HEAD
+    structure = operations[:-1] if replaced else operations
+    if structure:
+        surgery.settle(body, spec, where)
+    head = None
+    if replaced:
+        head = _head(path, body, operations[-1], files.tensors(artifacts.HEAD), options.pretrained)
+    notes: tuple[str, ...] = ()
+    if options.pretrained:
+        notes = checkpoints.load(body, files.tensors(), str(path / artifacts.WEIGHTS)).notes
+    if options.size is not None:
+        notes += checks.refuse_size(body, spec, str(path), options.size, made)
+    facts: dict[str, Any] = {
+        "name": str(path),
+        "source": digest([files.hash, options.size]) if options.pretrained else "",
+        "trained": "artifact" if options.pretrained else "random",
+        "task": files.manifest.facts.get("task") or (head.task if head is not None else Head.task),
+    }
+    classes = _checked_classes(files, body, head)
+    return TimmModel(body, spec, classes, head=head, operations=structure, notes=notes, **facts)
 
 
 def _head(
@@ -226,25 +235,13 @@ def _head(
     return head
 
 
-def _size_option(timm_name: str, size: int | None) -> dict[str, Any]:
-    """``img_size`` for models whose weights depend on it; convolutional ones take any size."""
-    if size is None:
-        return {}
-    from timm.models._hub import load_model_config_from_hf, load_model_config_from_path
-
-    kind, colon, place = timm_name.partition(":")
-    if colon:
-        read = load_model_config_from_path if kind == "local-dir" else load_model_config_from_hf
-        timm_name = read(place)[1]
-    return _fixed_size(timm_name, size)
-
-
-def _fixed_size(architecture: str, size: int | None) -> dict[str, Any]:
-    """The same by timm's table; the ``fixed_input_size`` that timm writes into config.json may be wrong."""
-    from timm.models import get_pretrained_cfg
-
-    fixed = getattr(get_pretrained_cfg(architecture), "fixed_input_size", False)
-    return {"img_size": size} if fixed and size is not None else {}
+def _checked_classes(files: artifacts.ModelFiles, body: Any, head: Head | None) -> list[str] | None:
+    """The class names of an artifact. Raises InputError where they are not as many as its logits."""
+    linear: Any = None if head is None else head.linear
+    classes, count = files.classes, body.num_classes if linear is None else len(linear.weight)
+    if classes is not None and len(classes) != count:
+        raise InputError(f"{files.path}: its manifest has no {count} class names for its {count} logits.")
+    return classes
 
 
 def _with_size(spec: InputSpec, size: int | None, body: nn.Module) -> InputSpec:
@@ -252,66 +249,39 @@ def _with_size(spec: InputSpec, size: int | None, body: nn.Module) -> InputSpec:
         return spec
     if getattr(getattr(body, "patch_embed", None), "img_size", None) is not None:
         return spec
-    return InputSpec((size, size), spec.mean, spec.std, spec.interpolation, spec.crop, spec.crop_mode)
+    return replace(spec, size=(size, size))
 
 
-def _load_strict(body: Any, tensors: dict[str, Tensor], where: str) -> bool:
-    """Load a state dict with strict keys and shapes; only the classifier may be missing.
+def _trained_classes(body: Any) -> tuple[list[str] | None, int]:
+    """Names of a trained classifier's logits where timm knows them; else None and their number.
 
-    Returns:
-        Whether the classifier, if the model has one, came along.
+    The number is 0 for a backbone without a classifier.
     """
-    convert = getattr(sys.modules[type(body).__module__], "checkpoint_filter_fn", None)
-    own = body.state_dict()
-    fits = set(tensors) == set(own) and all(tensors[n].shape == t.shape for n, t in own.items())
-    if convert is not None and not fits:
-        try:
-            tensors = convert(tensors, body)
-        except Exception as error:  # it meets keys and shapes that it was not written for
-            raise InputError(f"{where} does not fit {type(body).__name__}: {first_line(error)}") from error
-    classifier = body.get_classifier()
-    owned = (
-        {id(t) for t in (*classifier.parameters(), *classifier.buffers())}
-        if isinstance(classifier, nn.Module)
-        else set()
-    )
-    names = {name for name, t in (*body.named_parameters(), *body.named_buffers()) if id(t) in owned}
-    shapes = [n for n in own if n in tensors and tensors[n].shape != own[n].shape]
-    if shapes and set(shapes) <= names:  # another number of classes: take the checkpoint's
-        reset_classifier(body, tensors[sorted(shapes)[0]].shape[0])
-        own, shapes = body.state_dict(), []
-    missing = [n for n in own if n not in tensors and n not in names]
-    unexpected = [n for n in tensors if n not in own]
-    if bad := missing + unexpected + shapes:
-        kind = "misses" if missing else "has the unknown" if unexpected else "has another shape of"
-        raise InputError(
-            f"{where} does not fit {type(body).__name__}: it {kind} {bad[0]} ({len(bad)} differences)."
-        )
-    floating = [n for n, t in tensors.items() if t.is_floating_point() and not torch.isfinite(t).all()]
-    if floating:
-        raise InputError(f"{where} holds NaN or Inf in {floating[0]}.")
-    body.load_state_dict({**own, **tensors}, strict=True)
-    return names <= set(tensors)
-
-
-def _trained_classes(body: Any) -> list[str] | None:
-    """Names of a pretrained classifier's logits, where timm knows them; None for a headless backbone."""
-    count = getattr(body, "num_classes", 0)
-    if not count:
-        return None
-    names = (getattr(body, "pretrained_cfg", None) or {}).get("label_names")
-    if names and len(names) == count:
-        return list(names)
+    count = int(getattr(body, "num_classes", 0) or 0)
+    if names := _label_names(body):
+        return names, 0
     if count == 1000:
         from timm.data import ImageNetInfo
 
         info = ImageNetInfo()
         names = [info.index_to_description(i) for i in range(count)]
-        return [n if names.count(n) == 1 else f"{n} ({i})" for i, n in enumerate(names)]
-    architecture = (getattr(body, "pretrained_cfg", None) or {}).get("architecture") or ""
-    if "clip" in architecture:  # the projection into the space of texts, not a classifier
-        return None
-    return [str(i) for i in range(count)]
+        return [n if names.count(n) == 1 else f"{n} ({i})" for i, n in enumerate(names)], 0
+    if "clip" in str(body.pretrained_cfg.get("architecture")):  # the projection into the space of texts
+        return None, 0
+    return None, count
+
+
+def _label_names(body: Any) -> list[str] | None:
+    """Names in a model's configuration, one for each logit."""
+    names = body.pretrained_cfg.get("label_names") or ()
+    names = list(names.values() if isinstance(names, dict) else names)
+    return names if len(names) == body.num_classes and all(isinstance(n, str) for n in names) else None
+
+
+def _source(weights: str, size: int | None) -> str:
+    """Hash of the user's own weights as they are read."""
+    file, key = artifacts.split_weights(weights)
+    return digest([file_hash(file), size, *([key] if key else [])])
 
 
 def _fingerprint(body: nn.Module) -> list[Any]:

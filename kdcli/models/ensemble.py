@@ -103,11 +103,6 @@ class Ensemble(Model):
         return "kdcli"
 
     @property
-    def outputs(self) -> int:
-        """Number of classes."""
-        return self._members[0].outputs
-
-    @property
     def logit_shape(self) -> tuple[int, ...]:
         """Shape of the logits of one picture, on the finest grid."""
         return max((member.logit_shape for member in self._members), key=math.prod)

@@ -10,7 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -34,10 +34,12 @@ class Model(nn.Module, ABC):
         source: hash of the weights it was built from, for cache keys.
         trained: the state of its weights: ``random``, ``pretrained`` or ``artifact``.
         task: what its logits answer, a name of :data:`kdcli.tasks.TASKS`.
+        unnamed: number of the logits of a trained classifier that knows no names of its classes.
         notes: what was decided while it was built and its user should know, a sentence each.
-    """
 
-    head: Head | None
+    Attributes:
+        head: what stands in the place of its own classifier, if anything does.
+    """
 
     def __init__(
         self,
@@ -48,11 +50,13 @@ class Model(nn.Module, ABC):
         source: str = "",
         trained: str = "random",
         task: str = "classification",
+        unnamed: int = 0,
         notes: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.spec, self.classes, self.name, self.source, self.trained = spec, classes, name, source, trained
-        self.task, self.notes = task, tuple(notes)
+        self.task, self.unnamed, self.notes = task, unnamed, tuple(notes)
+        self.head: Head | None = None
 
     # -- input and call --------------------------------------------------------------------------------------
     @abstractmethod
@@ -107,9 +111,16 @@ class Model(nn.Module, ABC):
         """Who loads its files with the same answers: ``timm``, ``transformers``, or ``kdcli`` alone."""
 
     @property
-    @abstractmethod
     def outputs(self) -> int:
-        """Number of its logits, named or not; 0 without a classifier."""
+        """Number of its logits, named or not; 0 without a trained classifier."""
+        return self.unnamed if self.classes is None else len(self.classes)
+
+    @property
+    def columns(self) -> list[str] | None:
+        """What tells its logits apart in cache keys: names, or numbers where it knows none."""
+        return (
+            [str(i) for i in range(self.unnamed)] if self.classes is None and self.unnamed else self.classes
+        )
 
     @property
     def logit_shape(self) -> tuple[int, ...]:
@@ -201,6 +212,31 @@ class Model(nn.Module, ABC):
     def linear(self) -> Any:
         """The layer that gives the logits. Raises InputError if there is no single linear one."""
         self._refuse("classifier")
+
+    def take_names(self, classes: list[str], order: Literal["names", "same"]) -> None:
+        """Give a classifier that knows no names those of the data, where the user says that they are its own.
+
+        Args:
+            classes: names in the order of the data.
+            order: ``same`` if the user says so.
+
+        Raises:
+            InputError: nobody says so, or there is another number of them.
+        """
+        if self.classes is not None or not self.unnamed:
+            return
+        shown = f"{', '.join(classes[:3])}, …" if len(classes) > 3 else ", ".join(classes)
+        if self.unnamed != len(classes):
+            raise InputError(
+                f"{self.name} knows {self.unnamed} classes and no names of them, the data has {len(classes)} "
+                f"({shown}). Fit a head on this data with kdcli probe first."
+            )
+        if order != "same":
+            raise InputError(
+                f"{self.name} knows no names of its {self.unnamed} classes. If they stand in the order of "
+                f"the data ({shown}), say --set data.class_order=same; else fit a head with kdcli probe."
+            )
+        self.classes = list(classes)
 
     def reorder(self, order: Sequence[int] | None, classes: list[str]) -> None:
         """Put the classifier's rows into the order of ``classes``; ``order[i]`` is the old row of class i."""

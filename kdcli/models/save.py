@@ -11,6 +11,7 @@ from torch import Tensor
 
 from kdcli.artifacts import model as artifacts
 from kdcli.artifacts.store import write_bytes, write_tensors
+from kdcli.models.surgery import FIELD, REPLACE_HEAD
 
 if TYPE_CHECKING:
     from kdcli.models.timm import TimmModel
@@ -42,7 +43,7 @@ def _config(network: TimmModel) -> dict[str, Any]:
 
     spec = network.spec
     data = {
-        "input_size": (3, *spec.size),
+        "input_size": (spec.channels, *spec.size),
         "mean": spec.mean,
         "std": spec.std,
         "interpolation": spec.interpolation,
@@ -56,8 +57,13 @@ def _config(network: TimmModel) -> dict[str, Any]:
         file = Path(folder, "config.json")
         save_config_for_hf(network.body, str(file), model_config=extra, data_config=data)
         config = json.loads(file.read_text())
+    # timm reads the number of classes beside it too, and transformers would be given it twice
+    config.get("model_args", {}).pop("num_classes", None)
+    operations = [dict(operation) for operation in network.operations]
     if network.head is not None:
-        config["kdcli_head"] = network.head.to_json()
+        operations.append({"op": REPLACE_HEAD, **network.head.to_json()})
+    if operations:
+        config[FIELD] = operations
     return config
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from kdcli.artifacts.model import InputSpec
 from kdcli.errors import InputError, nearest
-from kdcli.models import heads
+from kdcli.models import heads, surgery
 from kdcli.models.heads.base import Head
 from kdcli.models.heads.dense import GRIDS, assembled_grid, feature_maps, is_vit
 from kdcli.models.heads.linear import FEATURES, FeatureHead
@@ -22,10 +22,8 @@ from kdcli.models.save import write
 from kdcli.models.taps import Recorder, as_map, block_path
 
 _LAYOUT = torch.channels_last  # a tenth to a third faster for CNNs on a CPU, nothing for ViTs
+_LUMINANCE = (0.299, 0.587, 0.114)  # of red, green and blue: ITU-R BT.601, as Pillow's grey pictures have it
 LAST = 4  # blocks or stages whose outputs a probe may concatenate (DINOv2's largest n)
-
-
-Network = Model  # what rooms outside call any model
 
 
 class TimmModel(Model):
@@ -36,6 +34,7 @@ class TimmModel(Model):
         spec: what it wants to see.
         classes: names of its logits; None for a backbone without a trained classifier.
         head: replaces the timm classifier where given.
+        operations: by which the body differs from its architecture; see :mod:`kdcli.models.surgery`.
         facts: further arguments of :class:`kdcli.models.protocol.Model`, by name.
     """
 
@@ -46,9 +45,11 @@ class TimmModel(Model):
         classes: list[str] | None,
         *,
         head: Head | None = None,
+        operations: Sequence[Mapping[str, Any]] = (),
         **facts: Any,
     ) -> None:
         super().__init__(spec, classes, **facts)
+        self.operations = tuple(operations)
         self.body, self.head = body.to(memory_format=_LAYOUT), head
         self.register_buffer("_mean", torch.tensor(spec.mean).view(1, -1, 1, 1) * 255, persistent=False)
         self.register_buffer("_std", torch.tensor(spec.std).view(1, -1, 1, 1) * 255, persistent=False)
@@ -57,12 +58,16 @@ class TimmModel(Model):
         """Resize and normalise views for this network.
 
         Args:
-            x: uint8 [B, 3, H, W]; float tensors are taken as prepared and returned as they are.
+            x: uint8 [B, 3, H, W]; float tensors are taken as prepared and returned as they are. A network of
+                one channel sees the luminance of either.
         """
-        if x.dtype != torch.uint8:
-            return x
         mean: Any = self._mean
-        x = x.to(mean.dtype)
+        views = x.dtype == torch.uint8
+        x = x.to(mean.dtype) if views else x
+        if self.spec.channels == 1 and x.shape[1] == len(_LUMINANCE):
+            x = (x * x.new_tensor(_LUMINANCE).view(1, -1, 1, 1)).sum(dim=1, keepdim=True)
+        if not views:
+            return x
         if tuple(x.shape[-2:]) != self.spec.size:
             mode = (
                 self.spec.interpolation if self.spec.interpolation in ("bilinear", "bicubic") else "bicubic"
@@ -187,7 +192,11 @@ class TimmModel(Model):
 
     def attach(self, head: Head | None, classes: list[str], task: str) -> None:
         """Make a head the network's; None stands for a fresh classifier of timm's own."""
+        width = surgery.pooled_width(self.body, self.spec) if self.operations else 0
+        self.operations = surgery.without_widths_of_classifier(self.operations, self.body)
         reset_classifier(self.body, len(classes) if head is None else 0)
+        if self.operations:
+            surgery.fit_classifier(self.body, width)
         like = next(self.body.parameters())
         self.head = None if head is None else head.to(device=like.device, dtype=like.dtype)
         self.classes, self.task = list(classes), task
@@ -196,13 +205,6 @@ class TimmModel(Model):
         """Let the head's batch norms see the batches of all processes; CUDA only, torch has none for CPUs."""
         if self.head is not None:
             self.head = nn.SyncBatchNorm.convert_sync_batchnorm(self.head)
-
-    @property
-    def outputs(self) -> int:
-        """Number of its logits, named or not; 0 without a classifier."""
-        if self.head is not None:
-            return len(self.linear.weight)
-        return int(getattr(self.body, "num_classes", 0))
 
     @property
     def logit_shape(self) -> tuple[int, ...]:
@@ -235,7 +237,7 @@ class TimmModel(Model):
     @property
     def layout(self) -> str:
         """``timm`` if plain timm loads the artifact with the same logits, else ``kdcli``."""
-        return "timm" if self.head is None else "kdcli"
+        return "timm" if self.head is None and not self.operations else "kdcli"
 
     def save(self, folder: Path, tensors: dict[str, Tensor] | None = None) -> list[str]:
         """Write it as a model directory; see :mod:`kdcli.models.save`."""

@@ -32,7 +32,7 @@ class ClipEncoder(Model):
 
     def __init__(self, body: nn.Module, spec: InputSpec, **facts: Any) -> None:
         super().__init__(spec, None, **facts)
-        self.body, self.head = body, None
+        self.body = body
 
     def prepare(self, x: Tensor) -> Tensor:
         """Normalise views uint8 [B, 3, S, S] of its own size; float tensors are taken as prepared."""
@@ -95,11 +95,6 @@ class ClipEncoder(Model):
     def layout(self) -> str:
         """``transformers`` loads its files."""
         return "transformers"
-
-    @property
-    def outputs(self) -> int:
-        """0: it has no classifier."""
-        return 0
 
     def feature_names(self) -> list[str]:
         """What CLIP's own projection takes."""

@@ -119,8 +119,8 @@ def parent(role: str, name: str, weights: str | None = None) -> dict[str, str]:
     if models.find(name) is not None:
         return dict(models.parent(role, models.read(name)))
     found = {"role": role, "path": name, "hash": ""}
-    if weights and Path(weights).is_file():
-        found |= {"weights": weights, "hash": manifests.file_hash(Path(weights))}
+    if weights and (file := models.split_weights(weights)[0]).is_file():
+        found |= {"weights": weights, "hash": manifests.file_hash(file)}
     return found
 
 
@@ -161,12 +161,22 @@ def teacher(name: str, task: Task, order: Literal["names", "same"]) -> Model:
     from kdcli.models.build import build
 
     network = build(name)
+    match(network, name, task, order)
+    return network.requires_grad_(False).eval()
+
+
+def match(network: Model, name: str, task: Task, order: Literal["names", "same"]) -> None:
+    """Bring the logits of a network called ``name`` into the order of a task's classes.
+
+    Raises:
+        InputError: it knows other classes, or does another task.
+    """
     if network.task != task.name:
         raise InputError(
             f"{name} does {network.task}, the data is for {task.name}. Probe the teacher on this data first."
         )
+    network.take_names(list(task.classes), order)
     task.match(network, order, name)
-    return network.requires_grad_(False).eval()
 
 
 def split_hash(name: str, split: str) -> str:

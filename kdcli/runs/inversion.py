@@ -236,6 +236,11 @@ def _networks(config: Any) -> dict[str, Model]:
     from kdcli.models.build import build
 
     teacher = build(config.teacher, size=config.resolution)
+    if teacher.unnamed and teacher.classes is None:
+        raise InputError(
+            f"{config.teacher} knows no names of its {teacher.unnamed} classes. Name them first: kdcli probe "
+            "--head keep --data DATA --set data.class_order=same."
+        )
     if teacher.trained == "random" or not teacher.classes:
         raise InputError(f"{config.teacher} has no trained classifier: there is nothing to make pictures of.")
     if "class" not in tasks.entry(teacher.task).provides:

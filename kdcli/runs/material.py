@@ -25,7 +25,7 @@ from kdcli.engine.budget import affordable_views, bytes_per_view, fixed_views
 from kdcli.engine.cache import Caching
 from kdcli.errors import UsageError
 from kdcli.models.branches import Tail
-from kdcli.models.build import build
+from kdcli.models.build import Wanted, build
 from kdcli.models.ensemble import Ensemble
 from kdcli.models.protocol import Model
 from kdcli.runs import frame
@@ -267,9 +267,10 @@ def _pool(lesson: Lesson) -> Pool:
 
 def build_student(config: StudentSection, task: Task) -> Model:
     """The student before training. Raises InputError if it cannot be built."""
+    wanted = Wanted(**task.wanted(config.head), order=config.data.class_order)
     return build(
         str(config.student),
-        **task.wanted(config.head),
+        wanted,
         pretrained=not config.from_scratch,
         weights=config.weights,
         size=config.image_size,

@@ -36,6 +36,13 @@ def network(console: Console, role: str, net: Model) -> None:
     console.note(
         f"{role:8} {net.name}: {millions:.2f} M parameters, {net.trained} weights, {net.spec.size[0]} px"
     )
+    notes(console, net)
+
+
+def notes(console: Console, net: Model) -> None:
+    """What was decided about a network while it was built, a line each."""
+    for note in net.notes:
+        console.note(f"         {note}")
 
 
 def built(console: Console, parties: Mapping[str, nn.Module], networks: Mapping[str, Model]) -> None:

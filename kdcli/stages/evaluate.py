@@ -21,7 +21,7 @@ from kdcli.config import inputs, option, outputs, reading, running
 from kdcli.console import Console
 from kdcli.errors import InputError, UsageError
 from kdcli.report.gates import Gate, judge, parse, refuse_unmeasured
-from kdcli.runs import Result, frame
+from kdcli.runs import Result, frame, show
 from kdcli.sections import DataSection, RunSection
 from kdcli.tasks import figures, task_of
 from kdcli.tasks.settings import EvalOptions, Validation
@@ -87,10 +87,12 @@ class Plan:
         )
         for name, net in self.networks.items():
             console.note(f"measures {name}: {net.spec.size[0]} px, {len(net.classes or [])} classes")
+            show.notes(console, net)
         for line in self.evaluation.describe():
             console.note(line)
         if self.teacher is not None:
             console.note(f"teacher  {self.teacher.name}")
+            show.notes(console, self.teacher)
         console.note(f"writes   {self.target.path}")
 
 

@@ -58,7 +58,7 @@ class Config(RunSection):
     """Fit the best linear head on a frozen backbone: a task-specific teacher."""
 
     teacher: str | None = inputs(None, "Alias, timm name, hf-hub:…, local-dir:… or artifact.", "--teacher")
-    weights: str | None = inputs(None, "Your own checkpoint for it (safetensors or .pth).", "--weights")
+    weights: str | None = inputs(None, "Your own checkpoint for it, FILE or FILE:ENTRY.", "--weights")
     image_size: int | None = inputs(None, "Its input size.", "--image-size", ge=8)
     head: Literal["fit", "keep"] = head_option(
         "fit", "keep: store an already trained classifier as it is.", "--head"
@@ -142,8 +142,10 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
     _refuse_options(config)
     parents = [frame.parent("teacher", str(config.teacher), config.weights)]
     data = frame.labelled(config.data, "train", "validation") if config.head == "fit" else None
-    frame.say(console, data)
-    prints = {"data": data.fingerprint} if data else {}
+    kept = frame.labelled(config.data, "train") if config.head == "keep" and config.data.source else None
+    opened = data or kept
+    frame.say(console, opened)
+    prints = {"data": opened.fingerprint} if opened else {}
     target = frame.target("probe", config, parents, prints)
     if unless_complete and frame.complete(target, config):
         return Result(target.path, frame.summary(target.path))
@@ -161,8 +163,7 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
     if network.trained == "random":
         raise InputError(f"{config.teacher} has random weights: nothing to probe.")
     if data is None or task is None:
-        if network.classes is None:
-            raise InputError(f"{config.teacher} has no trained classifier to keep; fit one with --data.")
+        _settle_names(config, network, kept)
         return Plan(config, target, None, None, network, [], [])
     features = _features(config, network, task.features(network))
     specs = task.heads(config, features)
@@ -182,6 +183,26 @@ def _refuse_options(config: Config) -> None:
         config.head == "keep" or (config.finetune and max(config.processes, world_size()) > 1)
     ):
         raise UsageError("--statistics needs training pictures (no --head keep), and with --finetune no -n.")
+
+
+def _settle_names(config: Config, network: Model, kept: Data | None) -> None:
+    """Names for a classifier that is kept: its own, in the order of the data if there are any, or theirs.
+
+    Raises:
+        InputError: there is no classifier, or nobody says what its classes are called.
+    """
+    from kdcli.tasks import task_of
+
+    if kept is not None:
+        task = task_of(kept, config.data)
+        frame.match(network, str(config.teacher), task, config.data.class_order)
+    elif network.outputs and network.classes is None:
+        raise InputError(
+            f"{config.teacher} knows no names of its {network.outputs} classes. Where they stand in the "
+            "order of some data (folders: sorted by name), say --data DATA --set data.class_order=same."
+        )
+    elif network.classes is None:
+        raise InputError(f"{config.teacher} has no trained classifier to keep; fit one with --data.")
 
 
 def _refuse_taps(config: Config, network: Model) -> None:

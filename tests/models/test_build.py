@@ -17,7 +17,9 @@ from kdcli.artifacts import model as artifacts
 from kdcli.artifacts.manifest import Manifest
 from kdcli.artifacts.store import open_output
 from kdcli.errors import InputError, UsageError
-from kdcli.models.build import ALIASES, build, input_spec
+from kdcli.models.build import ALIASES, Wanted, build, input_spec
+from kdcli.models.checkpoints import load
+from kdcli.models.legacy import read_weights
 from kdcli.models.timm import TimmModel
 
 CLASSES = ["bag", "shoe", "shirt"]
@@ -27,7 +29,7 @@ VIT, RESNET = "test_vit", "test_resnet"
 def tiny(
     name: str = VIT, size: int | None = 64, seed: int = 0, classes: list[str] | None = None
 ) -> TimmModel:
-    return build(name, pretrained=False, size=size, seed=seed, classes=classes or CLASSES).eval()
+    return build(name, Wanted(classes or CLASSES), pretrained=False, size=size, seed=seed).eval()
 
 
 def views(size: int = 64) -> Tensor:
@@ -178,13 +180,13 @@ def test_local_dir_reads_an_artifact_as_plain_timm_does(artifact: Path) -> None:
 
 
 def test_other_classes_get_a_fresh_head_and_the_same_get_the_trained_one(artifact: Path) -> None:
-    kept = build(str(artifact), classes=CLASSES)
+    kept = build(str(artifact), Wanted(CLASSES))
     assert torch.equal(kept.tensor("head.weight"), tiny().tensor("head.weight"))
-    fresh = build(str(artifact), classes=["a", "b"], seed=3)
+    fresh = build(str(artifact), Wanted(["a", "b"]), seed=3)
     assert fresh.classes == ["a", "b"]
     assert logits(fresh).shape == (2, 2)
     assert torch.equal(fresh.tensor("blocks.5.attn.qkv.weight"), kept.tensor("blocks.5.attn.qkv.weight"))
-    renamed = build(str(artifact), classes=[*CLASSES[1:], CLASSES[0]])
+    renamed = build(str(artifact), Wanted([*CLASSES[1:], CLASSES[0]]))
     assert not torch.equal(renamed.tensor("head.weight"), kept.tensor("head.weight"))
 
 
@@ -232,7 +234,7 @@ def test_a_feature_head_round_trips(feature: str, tmp_path: Path) -> None:
     assert found.classes == CLASSES
     assert same_weights(found, network)
     assert torch.equal(logits(found), logits(network))
-    student = build(str(path), classes=["a", "b"])  # its own head goes, timm's is fresh
+    student = build(str(path), Wanted(["a", "b"]))  # its own head goes, timm's is fresh
     assert student.head is None
     assert logits(student).shape == (2, 2)
 
@@ -252,7 +254,7 @@ def test_an_unknown_head_is_refused(tmp_path: Path) -> None:
 
 def lite0(size: int) -> TimmModel:
     """A convolutional network of a real family, at another size than its own."""
-    return build("tf_efficientnet_lite0", pretrained=False, size=size, classes=CLASSES)
+    return build("tf_efficientnet_lite0", Wanted(CLASSES), pretrained=False, size=size)
 
 
 def reset() -> TimmModel:
@@ -368,7 +370,8 @@ def test_weights_of_every_wrapping(kind: str, tmp_path: Path) -> None:
 def test_a_checkpoint_brings_its_own_number_of_classes(tmp_path: Path) -> None:
     torch.save(body_tensors(VIT, num_classes=7), tmp_path / "w.pth")
     network = build(VIT, weights=str(tmp_path / "w.pth"))
-    assert network.classes == [str(i) for i in range(7)]
+    assert network.classes is None
+    assert (network.outputs, network.columns) == (7, [str(i) for i in range(7)])
     assert logits(network).shape == (2, 7)
 
 
@@ -378,7 +381,7 @@ def test_an_encoder_without_classifier_has_no_classes(tmp_path: Path) -> None:
     network = build(VIT, weights=str(tmp_path / "w.pth"))
     assert network.classes is None  # 1000 random logits are no trained classifier
     assert torch.equal(network.tensor("blocks.3.mlp.fc1.weight"), tensors["blocks.3.mlp.fc1.weight"])
-    assert build(VIT, weights=str(tmp_path / "w.pth"), classes=CLASSES).classes == CLASSES
+    assert build(VIT, Wanted(CLASSES), weights=str(tmp_path / "w.pth")).classes == CLASSES
 
 
 def test_official_dinov2_names_and_positions_are_converted(tmp_path: Path) -> None:
@@ -391,19 +394,16 @@ def test_official_dinov2_names_and_positions_are_converted(tmp_path: Path) -> No
     official = {k: v for k, v in tensors.items() if k not in ("reg_token", "pos_embed")}
     official |= {"mask_token": torch.zeros(1, 48), "register_tokens": tensors["reg_token"]}
     official["pos_embed"] = torch.cat([class_position, tensors["pos_embed"]], dim=1)
-    from kdcli.models.build import _load_strict
-
     body = timm.create_model(name, pretrained=False, img_size=70, **options)
     torch.save({"teacher": official}, tmp_path / "dinov2.pth")
-    from kdcli.models.legacy import read_weights
-
-    assert _load_strict(body, read_weights(tmp_path / "dinov2.pth"), "dinov2.pth")
+    official = read_weights(tmp_path / "dinov2.pth").tensors
+    assert load(body, official, "dinov2.pth").classified
     assert torch.equal(body.reg_token, tensors["reg_token"])
     torch.testing.assert_close(body.cls_token, tensors["cls_token"] + class_position)
     assert torch.equal(body.pos_embed, tensors["pos_embed"])
     assert torch.equal(body.blocks[1].ls1.gamma, tensors["blocks.1.ls1.gamma"])
     smaller = timm.create_model(name, pretrained=False, img_size=28, **options)
-    _load_strict(smaller, read_weights(tmp_path / "dinov2.pth"), "dinov2.pth")
+    load(smaller, official, "dinov2.pth")
     assert smaller.pos_embed.shape == (1, 4, 48)
 
 
@@ -447,7 +447,7 @@ def test_building_leaves_the_global_generator_alone(artifact: Path) -> None:
     torch.manual_seed(11)
     state = torch.random.get_rng_state()
     tiny(seed=3)
-    build(str(artifact), classes=["a", "b"])
+    build(str(artifact), Wanted(["a", "b"]))
     assert torch.equal(torch.random.get_rng_state(), state)
 
 

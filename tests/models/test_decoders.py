@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from kdcli.artifacts.manifest import Manifest
 from kdcli.artifacts.store import open_output
 from kdcli.errors import InputError
-from kdcli.models.build import build
+from kdcli.models.build import Wanted, build
 from kdcli.models.ensemble import Ensemble
 from kdcli.models.heads import fresh
 from kdcli.models.heads.decoders import DECODERS, DecodeHead, pyramid, pyramid_widths
@@ -29,7 +29,7 @@ def network(kind: str, name: str = "test_resnet", size: int = 64, width: int | N
     made = build(name, pretrained=False, size=size)
     if width is None:
         return build(
-            name, classes=CLASSES, task="segmentation", head="grid4", kind=kind, pretrained=False, size=size
+            name, Wanted(CLASSES, task="segmentation", head="grid4", kind=kind), pretrained=False, size=size
         ).eval()
     torch.manual_seed(0)
     head = DecodeHead(kind, pyramid_widths(made.body), len(CLASSES), width)
@@ -170,7 +170,7 @@ def test_a_student_keeps_its_head_unless_told_otherwise(tmp_path: Path) -> None:
     folder = str(saved(network("segformer"), tmp_path / "m"))
 
     def student(classes: list[str], kind: str | None) -> Any:
-        return build(folder, classes=classes, task="segmentation", head="grid4", kind=kind).head
+        return build(folder, Wanted(classes, task="segmentation", head="grid4", kind=kind)).head
 
     kept = load_file(tmp_path / "m" / "head.safetensors")["decoder.classifier.weight"]
     for kind in (None, "segformer"):
@@ -182,19 +182,19 @@ def test_a_student_keeps_its_head_unless_told_otherwise(tmp_path: Path) -> None:
     assert (other.kind, other.linear.out_channels) == ("segformer", 2)
     linear = str(
         saved(
-            build("test_vit", classes=CLASSES, task="segmentation", head="grid", pretrained=False),
+            build("test_vit", Wanted(CLASSES, task="segmentation", head="grid"), pretrained=False),
             tmp_path / "l",
         )
     )
     assert (
-        build(linear, classes=CLASSES, task="segmentation", head="grid4", kind="linear").head.feature
+        build(linear, Wanted(CLASSES, task="segmentation", head="grid4", kind="linear")).head.feature
         == "grid"
     )  # type: ignore[union-attr]
     assert (
-        build(linear, classes=CLASSES, task="segmentation", head="grid4", kind="segformer").head.kind
+        build(linear, Wanted(CLASSES, task="segmentation", head="grid4", kind="segformer")).head.kind
         == "segformer"
     )  # type: ignore[union-attr]
-    assert build(folder, classes=CLASSES).task == "classification"
+    assert build(folder, Wanted(CLASSES)).task == "classification"
 
 
 @pytest.mark.parametrize(
@@ -209,8 +209,8 @@ def test_a_head_that_does_not_fit_its_name_is_refused(change: dict[str, Any], tm
         manifest.facts = {"classes": CLASSES}
         names = made.save(output.partial)
         config = json.loads((output.partial / "config.json").read_text())
-        assert config["kdcli_head"] == {"kind": "upernet"}
-        config["kdcli_head"] = change
+        assert config["kdcli_operations"] == [{"op": "replace head", "kind": "upernet"}]
+        config["kdcli_operations"] = [{"op": "replace head", **change}]
         (output.partial / "config.json").write_text(json.dumps(config))
         output.commit(manifest, names)
     with pytest.raises(InputError, match="its head is none that this kdcli knows"):
@@ -246,7 +246,7 @@ def test_classes_taps_and_shared_statistics(kind: str) -> None:
 def test_teachers_of_other_heads_have_a_mean() -> None:
     members = [
         network("segformer"),
-        build("test_vit", classes=CLASSES, task="segmentation", head="grid", size=64, pretrained=False),
+        build("test_vit", Wanted(CLASSES, task="segmentation", head="grid"), size=64, pretrained=False),
     ]
     made = Ensemble([m.eval() for m in members], "logits").eval()
     with torch.no_grad():

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from kdcli.artifacts.manifest import Manifest
 from kdcli.artifacts.store import open_output
 from kdcli.errors import InputError
-from kdcli.models.build import build
+from kdcli.models.build import Wanted, build
 from kdcli.models.ensemble import Ensemble
 from kdcli.models.heads.dense import GRIDS, DenseHead, feature_maps, grid_size, grid_width
 from kdcli.models.timm import TimmModel
@@ -22,8 +22,7 @@ CLASSES = ["sky", "sea", "ship"]
 
 
 def network(name: str = "test_vit", size: int = 64, seed: int = 0, head: str = "grid4") -> TimmModel:
-    wanted = {"task": "segmentation", "head": head}
-    return build(name, classes=CLASSES, **wanted, pretrained=False, size=size, seed=seed).eval()
+    return build(name, Wanted(CLASSES, "segmentation", head), pretrained=False, size=size, seed=seed).eval()
 
 
 def views(size: int = 64) -> torch.Tensor:
@@ -112,11 +111,11 @@ def test_as_files_it_gives_the_same_logits(name: str, tmp_path: Path) -> None:
     assert (again.task, again.classes) == ("segmentation", CLASSES)
     with torch.no_grad():
         assert torch.equal(again(views()), made(views()))
-    same = build(str(tmp_path / "m"), classes=CLASSES, task="segmentation", head="grid")
+    same = build(str(tmp_path / "m"), Wanted(CLASSES, task="segmentation", head="grid"))
     assert same.head.feature == "grid4"  # it keeps its head
-    other = build(str(tmp_path / "m"), classes=["a", "b"], task="segmentation", head="grid")
+    other = build(str(tmp_path / "m"), Wanted(["a", "b"], task="segmentation", head="grid"))
     assert (other.head.feature, other.head.linear.out_channels) == ("grid", 2)
-    classifier = build(str(tmp_path / "m"), classes=CLASSES).eval()
+    classifier = build(str(tmp_path / "m"), Wanted(CLASSES)).eval()
     assert classifier.task == "classification"
     with torch.no_grad():
         assert classifier(views()).shape == (2, 3)

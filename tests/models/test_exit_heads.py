@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from kdcli.artifacts import manifest as manifests
 from kdcli.errors import InputError
 from kdcli.metrics.efficiency import flops
-from kdcli.models.build import build
+from kdcli.models.build import Wanted, build
 from kdcli.models.exits import ExitHead, WithExits, load_exits
 
 CIFAR = [(64, 32, 32), (128, 16, 16), (256, 8, 8)]  # ResNet-18's maps before the last, 512 x 4 x 4
@@ -144,7 +144,7 @@ def test_rows_in_another_order():
 
 def make(name, taps):
     """A toy network and exits on some of its maps, random but fixed."""
-    network = build(name, pretrained=False, size=32, classes=["a", "b", "c"]).eval()
+    network = build(name, Wanted(["a", "b", "c"]), pretrained=False, size=32).eval()
     with torch.no_grad():
         maps = network.call([torch.zeros(1, 3, 32, 32)], [*taps, "map-1"])
     torch.manual_seed(1)

@@ -63,7 +63,7 @@ def test_prefixes_are_stripped_only_where_all_names_have_them(tmp_path: Path) ->
         ]
     ):
         torch.save({"model": given, "step": 5}, tmp_path / f"{i}.pth")
-        assert list(read_weights(tmp_path / f"{i}.pth")) == expected
+        assert list(read_weights(tmp_path / f"{i}.pth").tensors) == expected
 
 
 def test_damaged_files_are_input_errors(tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_damaged_files_are_input_errors(tmp_path: Path) -> None:
     for data in [*cut, *flipped, b"hello", b"{}", bytes(range(256))]:
         (tmp_path / "bad.pth").write_bytes(data)
         try:
-            found = read_weights(tmp_path / "bad.pth")
+            found = read_weights(tmp_path / "bad.pth").tensors
         except InputError:
             refused += 1
         else:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from kdcli.artifacts.model import InputSpec
 from kdcli.engine.graph import Graph
 from kdcli.errors import InputError
-from kdcli.models.build import build
+from kdcli.models.build import Wanted, build
 from kdcli.models.protocol import Model
 from kdcli.words import Call, Term, Turn
 
@@ -19,11 +19,10 @@ from kdcli.words import Call, Term, Turn
 class Toy(Model):
     """Logits of the sum of its inputs, and of a learned picture where it gets none."""
 
-    architecture, layout, outputs = "toy", "kdcli", 2
+    architecture, layout = "toy", "kdcli"
 
     def __init__(self) -> None:
         super().__init__(InputSpec((4, 4)), ["a", "b"], name="toy")
-        self.head = None
         self.picture, self.classifier = nn.Parameter(torch.ones(1, 3, 4, 4)), nn.Linear(48, 2)
 
     def prepare(self, x: Tensor) -> Tensor:
@@ -67,7 +66,7 @@ def test_a_call_hands_a_model_its_inputs(inputs: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize(("count", "inputs"), [(0, ()), (2, ("x", "x2"))])
 def test_a_network_of_one_input_refuses_another_number(count: int, inputs: tuple[str, ...]) -> None:
-    network = build("test_resnet", pretrained=False, size=32, classes=["a", "b"]).eval()
+    network = build("test_resnet", Wanted(["a", "b"]), pretrained=False, size=32).eval()
     term = Term("all", total, ("s.logits",), 1.0)
     turn = Turn("one", ("student",), (Call("s", "student", inputs),), (term,))
     x = torch.zeros(2, 3, 32, 32)

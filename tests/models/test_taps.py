@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from kdcli.errors import InputError
-from kdcli.models.build import build
+from kdcli.models.build import Wanted, build
 from kdcli.models.taps import as_map, grid
 from kdcli.models.timm import TimmModel
 
@@ -15,7 +15,7 @@ KINDS = ["test_vit", "test_vit2", "test_vit3", "test_resnet", "test_efficientnet
 @pytest.fixture(scope="module")
 def networks() -> dict[str, TimmModel]:
     names = [*KINDS, "test_mambaout"]
-    return {n: build(n, pretrained=False, size=64, classes=["a", "b"]).eval() for n in names}
+    return {n: build(n, Wanted(["a", "b"]), pretrained=False, size=64).eval() for n in names}
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from kdcli.artifacts.model import InputSpec
 from kdcli.errors import InputError
-from kdcli.models.build import build
+from kdcli.models.build import Wanted, build
 from kdcli.models.heads import fresh
 from kdcli.models.heads.linear import FEATURES, FeatureHead
 from kdcli.models.timm import TimmModel, classifier
@@ -18,7 +18,7 @@ KINDS = ["test_vit", "test_vit2", "test_resnet", "test_efficientnet", "test_conv
 
 def network(name: str, size: int = 64, classes: int = 5, **options: object) -> TimmModel:
     return build(
-        name, pretrained=False, size=size, classes=[f"c{i}" for i in range(classes)], **options
+        name, Wanted([f"c{i}" for i in range(classes)]), pretrained=False, size=size, **options
     ).eval()  # type: ignore[arg-type]
 
 

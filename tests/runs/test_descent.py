@@ -18,7 +18,7 @@ from kdcli.data.sources import open_train
 from kdcli.data.views import evaluation_view
 from kdcli.engine.runtime import open_runtime
 from kdcli.engine.turn import TurnModule
-from kdcli.errors import Diverged, InputError, Preempted
+from kdcli.errors import Diverged, Preempted
 from kdcli.losses import datafree
 from kdcli.losses.inversion import bn_statistics, image_norm, total_variation
 from kdcli.methods.datafree import InversionSection, resolved

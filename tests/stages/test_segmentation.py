@@ -323,7 +323,9 @@ def test_a_decode_head_is_distilled_and_judged(
     assert {"ce", "kl"} <= set(logged[0])
     manifest = facts(decoded)
     assert (manifest["task"], manifest["layout"]) == ("segmentation", "kdcli")
-    assert json.loads((decoded / "config.json").read_text())["kdcli_head"] == {"kind": "upernet"}
+    assert json.loads((decoded / "config.json").read_text())["kdcli_operations"] == [
+        {"op": "replace head", "kind": "upernet"}
+    ]
     fresh = train(tmp_path / "o", **{"method.name": "supervised", "head": "upernet"})
     before, after = (n.head for n in (fresh.material.networks["student"], build(str(decoded))))
     assert before is not None

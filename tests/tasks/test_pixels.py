@@ -17,7 +17,7 @@ from kdcli.engine.runtime import open_runtime
 from kdcli.engine.turn import TurnModule
 from kdcli.losses.pixels import pixel_cross_entropy, pixel_kl_divergence
 from kdcli.metrics.segmentation import FOLLOWS, segmentation_metrics
-from kdcli.models.build import build
+from kdcli.models.build import Wanted, build
 from kdcli.sections import DataSection, RunSection
 from kdcli.tasks import open_task_data
 from kdcli.tasks.segmentation.pixels import Window, pixel_logits, slid, tallies
@@ -91,7 +91,7 @@ def networks():
     classes = ["0", "1", "2", "3"]
     names = {"a": "test_vit", "b": "test_resnet"}
     return {
-        key: build(name, classes=classes, task="segmentation", head="grid4", pretrained=False, size=32).eval()
+        key: build(name, Wanted(classes, task="segmentation", head="grid4"), pretrained=False, size=32).eval()
         for key, name in names.items()
     }
 

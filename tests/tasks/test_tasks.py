@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from kdcli.errors import UsageError
-from kdcli.models.build import build
+from kdcli.models.build import Wanted, build
 from kdcli.sections import DataSection
 from kdcli.tasks import TASKS, open_task_data, task_of
 
@@ -65,7 +65,7 @@ def test_a_network_and_a_made_up_batch_fit_the_terms(fixture: str, request: pyte
     section = DataSection(source=str(request.getfixturevalue(fixture)))
     data = open_task_data(section, "train")
     task = task_of(data, section)
-    network = build("test_resnet", **task.wanted(None), pretrained=False, size=32).eval()
+    network = build("test_resnet", Wanted(**task.wanted(None)), pretrained=False, size=32).eval()
     assert (network.classes, network.task) == (list(task.classes), task.name)
     example = task.example(3, 32)
     rows = len(example["y"])
