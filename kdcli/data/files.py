@@ -76,7 +76,7 @@ def look(root: Path) -> Found:
             if entry.is_dir(follow_symlinks=False):
                 if _is_passed(entry.name):
                     found.passed.append(entry.path)
-                elif _is_ours(Path(entry.path)):
+                elif manifests.is_ours(entry.path):
                     found.ours.append(entry.path)
                 else:
                     found.folders.append(entry.path)
@@ -193,16 +193,3 @@ def _sort_in(entry: os.DirEntry[str], found: Found) -> None:
 
 def _is_passed(name: str) -> bool:
     return name.startswith((".", "__"))
-
-
-def _is_ours(folder: Path) -> bool:
-    """Whether kdcli wrote a folder: an artifact, an unfinished one, or a folder of nothing else."""
-    if (folder / manifests.NAME).is_file():
-        with suppress(InputError):
-            manifests.read(folder)
-            return True
-    if folder.name.endswith(".partial"):
-        return True
-    inner = _entries(str(folder))
-    folders = all(entry.is_dir(follow_symlinks=False) for entry in inner)
-    return bool(inner) and folders and all(_is_ours(Path(entry.path)) for entry in inner)

@@ -12,12 +12,12 @@ import math
 import re
 import textwrap
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any
 
 from kdcli.errors import UsageError, nearest
-from kdcli.methods.table import ADDITIONS, METHODS, Entry
+from kdcli.methods.table import ADDITIONS, METHODS, Entry, Needs
 from kdcli.words import Recipe
 from kdcli.words.recipes import as_yaml
 
@@ -46,9 +46,15 @@ def entry(name: str) -> Entry:
     return METHODS[name]
 
 
-def fits(entry: Entry, provides: frozenset[str]) -> bool:
-    """Whether a task that ``provides`` what is named in :class:`Entry` has what the method needs."""
-    return entry.needs == "any" or entry.needs in provides
+def fits(needs: Needs, provides: Collection[str]) -> bool:
+    """Whether a task that ``provides`` what is named in :class:`kdcli.tasks.Entry` has what is needed."""
+    return needs == "any" or needs in provides
+
+
+def term_needs(text: str) -> Needs:
+    """What a term of ``--add`` needs of a task; that of a method which fits any task compares classes."""
+    needs = entry(text.partition(",")[0].partition("=")[0].strip()).needs
+    return "class" if needs == "any" else needs
 
 
 def function(name: str) -> Callable[..., Any]:

@@ -6,14 +6,12 @@ Marrie et al. 2024 (arXiv 2402.11305) compare the two as teachers. The head star
 
 from __future__ import annotations
 
-from typing import Any
-
 from kdcli.artifacts.store import Output
 from kdcli.console import Console
 from kdcli.data.samples import Data
 from kdcli.engine.job import Outcome
 from kdcli.engine.loop import train
-from kdcli.engine.runtime import Runtime
+from kdcli.engine.runtime import Runtime, Stop
 from kdcli.methods.supervised import supervised
 from kdcli.models.protocol import Model
 from kdcli.runs.material import Lesson, gather
@@ -29,7 +27,7 @@ def finetune(
     output: Output,
     runtime: Runtime,
     console: Console,
-    stop: Any,
+    stop: Stop | None,
 ) -> Outcome:
     """Train all of ``network``, which has its head, on the labels of ``data``; the best step is kept too.
 

@@ -18,7 +18,7 @@ from kdcli.engine.feed import Loaded
 from kdcli.engine.inference import Measuring
 from kdcli.engine.job import Job
 from kdcli.engine.micro import MicroBatches
-from kdcli.engine.runtime import Runtime
+from kdcli.engine.runtime import Runtime, Stop
 from kdcli.models.protocol import Model
 from kdcli.runs import frame
 from kdcli.runs.material import Lesson, Material
@@ -26,7 +26,11 @@ from kdcli.words.analysis import views_used
 
 
 def training_job(
-    material: Material, parties: Mapping[str, nn.Module], runtime: Runtime, console: Console, stop: Any
+    material: Material,
+    parties: Mapping[str, nn.Module],
+    runtime: Runtime,
+    console: Console,
+    stop: Stop | None,
 ) -> Job:
     """Everything the loop needs; fills the teacher's cache where the material says so.
 

@@ -28,7 +28,9 @@ from kdcli.sections import StudentSection
 
 if TYPE_CHECKING:
     from kdcli.data.samples import Data
+    from kdcli.engine.runtime import Stop
     from kdcli.methods.parts import Part
+    from kdcli.methods.table import Needs
     from kdcli.runs.material import Material
     from kdcli.tasks import Task
     from kdcli.words import Method
@@ -264,15 +266,14 @@ def _objective(
     """
     from kdcli.methods.parts import added
     from kdcli.runs.refusals import refuse_weights
-    from kdcli.tasks import TASKS
     from kdcli.words.analysis import without_zero_terms
 
     task, method = _method(config, data)
     config, choice = recipes.take(config, config.recipe, method.name, method.recipes)
     if choice.applied:
         task, method = _method(config, data)
-    if parts and "class" not in TASKS[task.name].provides:
-        raise UsageError("--add is for classification.")
+    for text in config.terms:
+        _refuse_unfit(f"--add {text}", methods.term_needs(text), task)
     method = without_zero_terms(added(method, parts))
     refuse_weights(method)
     return config, task, method, choice
@@ -280,16 +281,24 @@ def _objective(
 
 def _method(config: Config, data: Data) -> tuple[Task, Method]:
     """The task of the data, and the method for it. Raises UsageError where they do not fit."""
-    from kdcli.tasks import TASKS, task_of
+    from kdcli.tasks import task_of
 
     name = config.method.name
     task = task_of(data, config.data, config.optim, config.views)
-    if not methods.fits(methods.entry(name), TASKS[task.name].provides):
-        raise UsageError(f"{name} is for classification.")
+    _refuse_unfit(f"method {name}", methods.entry(name).needs, task)
     return task, methods.function(name)(task, **_arguments(config))
 
 
-def run(plan: Plan | Chain, console: Console, *, stop: Any = None, command: str = "") -> Result:
+def _refuse_unfit(what: str, needs: Needs, task: Task) -> None:
+    """Raise UsageError where a method, or a term, needs what the answers of a task are not."""
+    from kdcli.tasks import TASKS
+
+    if not methods.fits(needs, TASKS[task.name].provides):
+        able = [name for name, row in TASKS.items() if methods.fits(needs, row.provides)]
+        raise UsageError(f"{what} is for {' and '.join(able)}, and these data are for {task.name}.")
+
+
+def run(plan: Plan | Chain, console: Console, *, stop: Stop | None = None, command: str = "") -> Result:
     """Train, and write the student as a model artifact.
 
     Raises:
@@ -324,7 +333,7 @@ def run(plan: Plan | Chain, console: Console, *, stop: Any = None, command: str 
     return Result(path, frame.summary(path))
 
 
-def _run_chain(chain: Chain, console: Console, stop: Any, command: str) -> Result:
+def _run_chain(chain: Chain, console: Console, stop: Stop | None, command: str) -> Result:
     result = run(chain.first, console, stop=stop, command=command)
     for index in range(chain.index + 1, len(chain.config.via) + 1):
         following = plan(_link(chain.config, index, [str(result.path)]), console)

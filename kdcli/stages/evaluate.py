@@ -28,7 +28,7 @@ from kdcli.tasks.settings import EvalOptions, Validation
 
 if TYPE_CHECKING:
     from kdcli.data.samples import Data, Samples
-    from kdcli.engine.runtime import Runtime
+    from kdcli.engine.runtime import Runtime, Stop
     from kdcli.models.protocol import Model
     from kdcli.tasks import Evaluation
 
@@ -165,7 +165,7 @@ def _options(config: Config) -> EvalOptions:
     )
 
 
-def run(plan: Plan, console: Console, *, stop: Any = None, command: str = "") -> Result:
+def run(plan: Plan, console: Console, *, stop: Stop | None = None, command: str = "") -> Result:
     """Measure, print the table, write ``report.json`` and ``report.html`` as a report artifact."""
     from kdcli.artifacts.store import write_bytes
     from kdcli.engine.runtime import open_runtime, shared_output

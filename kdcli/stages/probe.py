@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from kdcli.data.samples import Data
     from kdcli.engine.grid import HeadResult, HeadSpec
     from kdcli.engine.job import Outcome
-    from kdcli.engine.runtime import Runtime
+    from kdcli.engine.runtime import Runtime, Stop
     from kdcli.models.protocol import Model
     from kdcli.tasks import Task
 
@@ -228,7 +228,7 @@ def _features(config: Config, network: Model, known: list[str]) -> list[str]:
     return wanted
 
 
-def run(plan: Plan, console: Console, *, stop: Any = None, command: str = "") -> Result:
+def run(plan: Plan, console: Console, *, stop: Stop | None = None, command: str = "") -> Result:
     """Extract features, train the grid, and write backbone and winner as a model artifact.
 
     Raises:

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from kdcli.errors import InputError
+
+if TYPE_CHECKING:
+    from kdcli.models.protocol import Model
 
 
 def refuse_one_class(classes: Sequence[str]) -> None:
     """Raise InputError where there is nothing to tell apart."""
     if len(classes) < 2:
         raise InputError(f"the data have one class only ('{classes[0]}'); a classifier needs two.")
+
+
+def bring_into_order(
+    network: Model, classes: Sequence[str], order: Literal["names", "same"], who: str
+) -> None:
+    """Put a network's logits into the order of ``classes``; see :func:`permutation`."""
+    network.reorder(permutation(classes, network.classes, order, who), list(classes))
 
 
 def permutation(

@@ -1,58 +1,18 @@
 """SIGKILL at random moments: no committed step is lost, nothing visible is corrupt, the end is bit-equal."""
 
 import json
-import os
 import random
-import signal
 import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from test_resume import finished, make_plan
-from toolbox import QUIET
+from toolbox import QUIET, Child
 
 from kdcli.artifacts import manifest as manifests
 from kdcli.artifacts.store import Output
 from kdcli.stages import distill
-
-
-class Child:
-    """A forked process that runs a function; libraries are loaded already, so a life costs milliseconds."""
-
-    def __init__(self, function: Callable[[Callable[[int], None]], None]) -> None:
-        self._read, write = os.pipe()
-        self.pid = os.fork()
-        if self.pid == 0:
-            code = 1
-            try:
-                os.close(self._read)
-                function(lambda step: os.write(write, f"{step}\n".encode()) and None)
-                code = 0
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                os._exit(code)
-        os.close(write)
-
-    def wait(self, seconds: float) -> int | None:
-        """Exit code, or None if it was killed after ``seconds``."""
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            if pid:
-                return os.waitstatus_to_exitcode(status)
-            time.sleep(0.002)
-        os.kill(self.pid, signal.SIGKILL)
-        _, status = os.waitpid(self.pid, 0)
-        code = os.waitstatus_to_exitcode(status)
-        return None if code == -signal.SIGKILL else code
-
-    def steps(self) -> list[int]:
-        """Steps whose commit the child reported."""
-        with os.fdopen(self._read) as stream:
-            return [int(line) for line in stream.read().split()]
 
 
 def reporting(plan: distill.Plan) -> Callable[[Callable[[int], None]], None]:

@@ -317,7 +317,7 @@ def test_a_term_is_one_alone_and_in_its_method(name: str) -> None:
 
 def test_which_methods_fit_a_task() -> None:
     fitting = {
-        provides: {name for name, row in methods.METHODS.items() if methods.fits(row, frozenset(provides))}
+        provides: {name for name, row in methods.METHODS.items() if methods.fits(row.needs, provides)}
         for provides in ((), ("picture",), ("picture", "class"))
     }
     assert fitting[()] == {"supervised", "kd", "task-specific"}

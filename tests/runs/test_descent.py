@@ -8,8 +8,7 @@ from functools import partial
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_kills import Child
-from toolbox import QUIET, StopAfter, inversion_plan, rows, synthetic
+from toolbox import QUIET, Child, StopAfter, inversion_plan, rows, synthetic
 from torch import nn
 from torch.nn import functional as F
 

@@ -383,6 +383,17 @@ def test_what_an_upernet_head_refuses(
         train(tmp_path / "o", **alone, **more)
 
 
+@pytest.mark.parametrize("term", ["kd=1", "rkd=1,student=stage4", "dkd"])
+def test_terms_of_whole_pictures_are_refused_by_what_they_need(
+    term: str, probed: Path, train: Callable[..., distill.Plan], tmp_path: Path
+) -> None:
+    message = f"--add {term} is for classification, and these data are for segmentation"
+    with pytest.raises(UsageError, match=message):
+        train(tmp_path / "o", **{"method.name": "kd", "teacher": [str(probed)], "terms": [term]})
+    with pytest.raises(UsageError, match="method dkd is for classification, and these data are for"):
+        train(tmp_path / "o", **{"method.name": "dkd", "teacher": [str(probed)]})
+
+
 def test_classification_has_no_choice_of_heads(
     pictures: Path, train: Callable[..., distill.Plan], tmp_path: Path
 ) -> None:

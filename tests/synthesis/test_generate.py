@@ -6,8 +6,7 @@ from contextlib import suppress
 
 import pytest
 import torch
-from test_kills import Child
-from toolbox import QUIET, facts, synthesis_plan, synthetic
+from toolbox import QUIET, Child, facts, synthesis_plan, synthetic
 
 from kdcli.artifacts import dataset
 from kdcli.artifacts import manifest as manifests

@@ -10,7 +10,7 @@ import numpy as np
 
 from kdcli.artifacts import model as artifacts
 from kdcli.errors import UsageError
-from kdcli.tasks.matching import permutation, refuse_one_class
+from kdcli.tasks.matching import bring_into_order, refuse_one_class
 from kdcli.words import Term
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class Classification:
     # -- fitting and measuring: see kdcli.tasks.Task
     def match(self, network: Model, order: Literal["names", "same"], who: str) -> None:
         """Put a network's logits into the order of the classes, by their names."""
-        network.reorder(permutation(self.classes, network.classes, order, who), list(self.classes))
+        bring_into_order(network, self.classes, order, who)
 
     def features(self, network: Model) -> list[str]:
         """DINOv2's four on a ViT, pooled stages on others."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from kdcli.errors import UsageError
-from kdcli.tasks.matching import permutation, refuse_one_class
+from kdcli.tasks.matching import bring_into_order, refuse_one_class
 from kdcli.words import Term
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ class Segmentation:
     # -- fitting and measuring: see kdcli.tasks.Task
     def match(self, network: Model, order: Literal["names", "same"], who: str) -> None:
         """Put a network's logits into the order of the classes, by their names."""
-        network.reorder(permutation(self.classes, network.classes, order, who), list(self.classes))
+        bring_into_order(network, self.classes, order, who)
 
     def features(self, network: Model) -> list[str]:
         """Grids of the last n ∈ {1, 4} blocks or stages."""
