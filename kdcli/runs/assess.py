@@ -13,14 +13,14 @@ from torch import Tensor
 from kdcli.console import Console
 from kdcli.data.samples import Samples
 from kdcli.engine import inference
-from kdcli.tasks.segmentation import pixels
 from kdcli.engine.runtime import Runtime
 from kdcli.metrics.efficiency import flops, latency, parameters, peak_memory, throughput
 from kdcli.metrics.segmentation import FOLLOWS, class_iou, segmentation_metrics
 from kdcli.models.timm import Network
+from kdcli.tasks import Task
 from kdcli.tasks.classification import exits
 from kdcli.tasks.classification.exits import Exits
-from kdcli.tasks import Task
+from kdcli.tasks.segmentation import pixels
 
 
 @dataclass(frozen=True)

@@ -13,15 +13,15 @@ from kdcli.data.cache import Store
 from kdcli.data.samples import Data, Samples
 from kdcli.data.views import EvaluationCut, TrainingView, WholeCut
 from kdcli.engine.cache import Filling
-from kdcli.tasks.segmentation.solver import DenseResult, Part, train_dense_heads
 from kdcli.engine.features import cached_features, live_features
 from kdcli.engine.heads import HeadResult, HeadSpec, train_heads, train_heads_live
 from kdcli.engine.lbfgs import lbfgs_path
-from kdcli.synthesis.records import record
 from kdcli.engine.runtime import Runtime
 from kdcli.models.timm import Network
 from kdcli.runs import frame
 from kdcli.synthesis.lopes import Records
+from kdcli.synthesis.records import record
+from kdcli.tasks.segmentation.solver import DenseResult, Part, train_dense_heads
 
 
 @dataclass(frozen=True)

@@ -13,17 +13,16 @@ from kdcli.artifacts.manifest import Manifest
 from kdcli.console import Console
 from kdcli.errors import InputError, UsageError
 from kdcli.launch import world_size
-from kdcli.runs import Result
-from kdcli.runs import frame, shards, show
+from kdcli.runs import Result, frame, shards, show
 from kdcli.synthesis.settings import InversionSection, refuse_unheeded, resolved
 
 if TYPE_CHECKING:
     from kdcli.artifacts.store import Output
-    from kdcli.synthesis.making import Make
     from kdcli.engine.runtime import Runtime
     from kdcli.models.timm import Network
     from kdcli.synthesis.draws import Draw
     from kdcli.synthesis.lopes import Records
+    from kdcli.synthesis.making import Make
     from kdcli.words import Phase
 
 _SHEET_PICTURES = 64
@@ -127,8 +126,8 @@ class Plan:
     def _generated(self, output: Output, runtime: Runtime, console: Console, stop: Any) -> Make:
         """Trains the generator, or goes on with it."""
         from kdcli.artifacts.store import write_tensors
-        from kdcli.synthesis import generator as engine
         from kdcli.engine.runtime import watching
+        from kdcli.synthesis import generator as engine
 
         teacher, (phase,), seed = self.networks["teacher"].to(runtime.device), self.phases, self.config.seed
         generator = engine.initial(self.section, teacher.spec.size[0], seed).to(runtime.device)
@@ -142,8 +141,8 @@ class Plan:
     def _optimised(self, output: Output, runtime: Runtime, console: Console, stop: Any) -> Make:
         from torch import nn
 
-        from kdcli.synthesis.inversion import Inversion, from_teacher
         from kdcli.models.pictures import Renormalised
+        from kdcli.synthesis.inversion import Inversion, from_teacher
 
         parties: dict[str, nn.Module] = {k: v.to(runtime.device) for k, v in self.networks.items()}
         parties["half"] = nn.AvgPool2d(2)

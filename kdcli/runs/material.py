@@ -24,9 +24,16 @@ from kdcli.models.branches import Tail
 from kdcli.models.build import build
 from kdcli.models.ensemble import Ensemble
 from kdcli.models.timm import Network
-from kdcli.sections import StudentSection
 from kdcli.runs import frame
-from kdcli.runs.refusals import (refuse_options, refuse_pyramid_pooling, refuse_to_split, refuse_unlike_inputs, warn_of_points, warn_of_signs)
+from kdcli.runs.refusals import (
+    refuse_options,
+    refuse_pyramid_pooling,
+    refuse_to_split,
+    refuse_unlike_inputs,
+    warn_of_points,
+    warn_of_signs,
+)
+from kdcli.sections import StudentSection
 from kdcli.tasks import Task
 from kdcli.words import Method
 from kdcli.words.analysis import calls_made, is_cacheable, needs_labels, taps_used

@@ -10,17 +10,16 @@ from kdcli import synthesis
 from kdcli.artifacts.manifest import Manifest, digest
 from kdcli.console import Console
 from kdcli.errors import InputError, UsageError
-from kdcli.runs import Result
-from kdcli.runs import frame, shards
+from kdcli.runs import Result, frame, shards
 from kdcli.synthesis.sampling import resolved
 from kdcli.synthesis.settings import refuse_unheeded
 
 if TYPE_CHECKING:
     from kdcli.artifacts.store import Output
     from kdcli.data.samples import Data, Samples
-    from kdcli.synthesis.making import Make
     from kdcli.engine.runtime import Runtime
     from kdcli.synthesis.draws import Draw
+    from kdcli.synthesis.making import Make
     from kdcli.synthesis.weights import Weights
 
 _SHEET_ROWS = 8

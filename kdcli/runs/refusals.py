@@ -15,8 +15,8 @@ from kdcli.launch import world_size
 from kdcli.losses import features
 from kdcli.models.adapters import Regressor
 from kdcli.models.timm import Network
-from kdcli.sections import OptimSection, StudentSection
 from kdcli.runs import frame
+from kdcli.sections import OptimSection, StudentSection
 from kdcli.tasks import Task
 from kdcli.words import Method
 from kdcli.words.analysis import reads_labels, split_reference

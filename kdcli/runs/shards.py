@@ -14,9 +14,8 @@ from kdcli.artifacts.files import write_bytes
 from kdcli.artifacts.manifest import Manifest
 from kdcli.console import Console
 from kdcli.errors import InputError
+from kdcli.runs import Result, frame
 from kdcli.sections import RunSection
-from kdcli.runs import Result
-from kdcli.runs import frame
 
 if TYPE_CHECKING:
     from kdcli.artifacts.store import Output

@@ -17,9 +17,9 @@ from kdcli.engine.cache import Filling, fill_calls
 from kdcli.engine.job import Job
 from kdcli.engine.runtime import Runtime
 from kdcli.models.timm import Network
-from kdcli.sections import StudentSection
 from kdcli.runs import assess, frame
 from kdcli.runs.material import Material
+from kdcli.sections import StudentSection
 from kdcli.tasks import Task
 from kdcli.words import Method
 
