@@ -21,8 +21,10 @@ from kdcli.words.analysis import without_zero_terms
 HERE = Path(__file__).resolve().parent
 PAGE, COSTS = HERE / "methods.md", HERE / "results" / "benchmark_methods.json"
 TASK = Classification(tuple(f"class {i}" for i in range(10)))
-NO_PARAMETERS = "\n\nParameters (--set method.NAME=VALUE):"
-COLUMNS = ("method", "paper", "terms and weights", "trained", "phases", "teacher", "cost of a step")
+COLUMNS = (
+    *("method", "paper", "terms and weights", "trained", "phases", "teacher", "recipe"),
+    "cost of a step",
+)
 
 
 def terms(method: Method) -> str:
@@ -61,8 +63,9 @@ def row(name: str, costs: dict[str, Any]) -> str:
     entry = methods.entry(name)
     method = without_zero_terms(methods.function(name)(TASK))
     teacher = "the student's architecture" if entry.twin else "yes" if entry.teacher else "no"
+    recipes = ", ".join(recipe.name for recipe in method.recipes) or "-"
     cells = (f"[{name}](#{name})", entry.paper, terms(method), trained(method), phases(method), teacher)
-    return f"| {' | '.join((*cells, cost(costs.get(name))))} |"
+    return f"| {' | '.join((*cells, recipes, cost(costs.get(name))))} |"
 
 
 def measured(report: dict[str, Any]) -> str:
@@ -86,8 +89,10 @@ def page() -> Iterator[str]:
     yield (
         "Written by `uv run examples/methods.py > examples/methods.md` from the code; a test keeps it so. "
         "`kdcli distill --method NAME --help` says the same of one method. Weights are defaults; terms that "
-        "weigh 0 are left out. How to add a method: [new_method.md](new_method.md). Terms that `--add` puts "
-        f"beside any method's: {', '.join(f'`{name}`' for name in methods.ADDITIONS)}."
+        "weigh 0 are left out. Recipes are published trainings: `--recipe paper` is the first, others go by "
+        "name, and below stands where they are from. How to add a method: [new_method.md](new_method.md). "
+        f"Terms that `--add` puts beside any method's: "
+        f"{', '.join(f'`{name}`' for name in methods.ADDITIONS)}."
     )
     yield ""
     yield f"| {' | '.join(COLUMNS)} |"
@@ -100,7 +105,7 @@ def page() -> Iterator[str]:
         yield ""
         yield f"## {name}"
         yield ""
-        yield methods.describe(name).strip().removesuffix(NO_PARAMETERS)
+        yield methods.describe(name)
 
 
 def main() -> int:

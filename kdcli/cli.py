@@ -16,6 +16,7 @@ import traceback
 import typing
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, TextIO
 
 import typer
@@ -150,9 +151,12 @@ def _execute(
 ) -> int:
     from kdcli import methods
     from kdcli.config import resolve
+    from kdcli.runs import places
 
     given, piped = _from_pipe(given)
     config = resolve(stage.Config, file=common["config_file"], sets=common["sets"] or (), options=given)
+    for place in places.around(Path(config.out)) if config.out and common["config_file"] else ():
+        places.refuse_overlap(place, "--config", common["config_file"])
     if hasattr(config, "method"):  # an unknown one is refused here, before torch is imported
         methods.entry(config.method.name)
     first = not is_worker() or rank() == 0

@@ -1,8 +1,8 @@
 """Configuration: pydantic sections whose fields declare their option, their panel, whether they are runtime.
 
-Precedence: stage default < method default < YAML < ``--set`` < option. Unknown keys are refused with the
-nearest name. *Identity* fields make a run what it is; *runtime* fields (workers, tracking, …) may differ on
-resume.
+Precedence: stage default < recipe < YAML < ``--set`` < option, and a configuration knows which of them gave
+each value. Unknown keys are refused with the nearest name. *Identity* fields make a run what it is; *runtime*
+fields (workers, tracking, …) may differ on resume.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from kdcli.errors import UsageError, nearest
 
@@ -55,6 +55,15 @@ inputs, method_option, head_option, reading, training, outputs, running = (
 )
 
 
+class Written(dict[str, str]):
+    """Where the user wrote each value, by dotted name; no part of what a configuration is."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Written)
+
+    __hash__ = None
+
+
 class Section(BaseModel):
     """A group of fields; a bare value (``data: cars/`` in YAML) stands for its ``principal`` field.
 
@@ -68,6 +77,7 @@ class Section(BaseModel):
     )
     principal: typing.ClassVar[str | None] = None
     flags: typing.ClassVar[bool] = True
+    _written: Written = PrivateAttr(default_factory=Written)
 
 
 C = TypeVar("C", bound=Section)
@@ -109,26 +119,55 @@ def resolve(
         for name, field in kind.model_fields.items()
         if isinstance(field.default, Section)
     }
-    written: dict[str, str] = {}  # dotted name -> how the user wrote it, for messages
+    origins = Written()
+    shown: dict[str, str] = {}  # dotted name -> how the user wrote it, for messages
 
-    def put(name: str, value: Any, where: str) -> None:
+    def put(name: str, value: Any, origin: str, where: str) -> None:
         dotted = _put(merged, kind, name, value)
-        written[dotted] = f"{where}{name}"
+        origins[dotted], shown[dotted] = origin, where
 
     if file is not None:
         for name, value in _flatten(kind, _load_yaml(Path(file)), str(file)):
-            put(name, value, f"{file}: ")
+            put(name, value, str(file), f"{file}: {name}")
     for text in sets:
         name, equals, value = text.partition("=")
         if not equals:
             raise UsageError(f"--set takes KEY=VALUE, got '{text}'.")
-        put(name.strip(), _yaml_value(value), "--set ")
+        put(name.strip(), _yaml_value(value), "--set", f"--set {name.strip()}")
     for name, value in (options or {}).items():
-        written[_put(merged, kind, name, value)] = (flags.get(name) or name).split(",")[-1]
+        flag = (flags.get(name) or name).split(",")[-1]
+        put(name, value, flag, flag)
     try:
-        return kind.model_validate(merged)
+        config = kind.model_validate(merged)
     except ValidationError as error:
-        raise UsageError(_explain(kind, error, written)) from None
+        raise UsageError(_explain(kind, error, shown)) from None
+    config._written = origins
+    return config
+
+
+def origins(config: Section) -> Mapping[str, str]:
+    """Where the user wrote each value, by dotted name: a file, ``--set``, an option; others are defaults."""
+    return dict(config._written)
+
+
+def beneath(config: C, values: Mapping[str, Any]) -> tuple[C, dict[str, Any]]:
+    """Put ``values`` (by dotted name) in the place of defaults, beneath all that the user wrote.
+
+    Returns the new configuration, which knows what the user wrote of the old one, and the values that hold.
+
+    Raises:
+        UsageError: an unknown key, a value of the wrong type or out of range.
+    """
+    kind, merged = type(config), config.model_dump()
+    held = {name: value for name, value in values.items() if name not in config._written}
+    for name, value in held.items():
+        _put(merged, kind, name, value)
+    try:
+        found = kind.model_validate(merged)
+    except ValidationError as error:
+        raise UsageError(_explain(kind, error, {})) from None
+    found._written = Written(config._written)
+    return found, held
 
 
 @cache

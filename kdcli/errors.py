@@ -67,7 +67,7 @@ DISK_FAULTS = frozenset(
     getattr(errno, name)
     for name in (
         *("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "EIO", "ESTALE", "ENOLCK"),
-        *("ENOTDIR", "ENAMETOOLONG", "ELOOP", "EMFILE", "ENFILE", "EOPNOTSUPP"),
+        *("ENOTDIR", "ENAMETOOLONG", "ELOOP", "EMFILE", "ENFILE", "EOPNOTSUPP", "EBUSY"),
     )
 )
 

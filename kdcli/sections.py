@@ -33,9 +33,7 @@ class DataSection(SourceSection):
     split_seed: int = option(0, "Seed of the carving, independent of --seed.")
     group_by: str | None = option(None, "Column whose equal values stay in one split.")
     label_column: str | None = option(None, "Column of the labels (found by type).")
-    task: Literal["auto", "classification", "segmentation"] = option(
-        "auto", "What is learned; auto: segmentation where there is a mask column."
-    )
+    task: str = option("auto", "What is learned, by its name; auto: by the columns that the data have.")
     mask_column: str | None = option(None, "Column of the masks (found by name).")
     class_names: list[str] | None = option(None, "Names of the masks' classes, by number (default: numbers).")
     void: int = option(255, "Value of the masks' pixels that belong to no class.", ge=0, le=255)
@@ -124,7 +122,7 @@ class TrainingData(DataSection):
 
     extra: list[str] = inputs([], "More pictures, or -, for the teacher term only (repeatable).", "--extra")
     extra_ratio: float | None = reading(
-        None, "Extra pictures per real one in a batch (default: as many as there are).", "--extra-ratio", ge=0
+        None, "Extra pictures per real one (default: as many as there are).", "--extra-ratio", ge=0
     )
 
 

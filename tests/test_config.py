@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from kdcli.config import Section, identity, leaves, option, resolve
+from kdcli.config import Section, beneath, identity, leaves, option, origins, resolve
 from kdcli.errors import UsageError
 from kdcli.sections import RunSection
 from kdcli.stages import distill, evaluate, probe
@@ -89,6 +89,53 @@ def test_a_stages_default_of_a_section_survives_other_keys_of_it() -> None:
     assert resolve(probe.Config).views.count == "1"
     assert resolve(probe.Config, sets=["views.size=32"]).views.count == "1"
     assert resolve(probe.Config, options={"views.count": "3"}).views.count == "3"
+
+
+def test_a_configuration_knows_where_the_user_wrote_each_value(tmp_path: Path) -> None:
+    file = written(tmp_path, "data: cars/\noptim:\n  lr: 3\n  epochs: 2\n  opt: sgd\n")
+    config = resolve(
+        distill.Config,
+        file=file,
+        sets=["optim.epochs=3", " method =kd", "method.ce=1"],
+        options={"optim.lr": "5", "processes": "2", "views.size": 32},
+    )
+    found = origins(config)
+    assert found == {
+        "data.source": str(file),
+        "optim.opt": str(file),
+        "optim.epochs": "--set",
+        "method.name": "--set",
+        "method.ce": "--set",
+        "optim.lr": "--lr",
+        "processes": "--num-processes",
+        "views.size": "views.size",
+    }
+    assert origins(config.model_copy(update={"seed": 3})) == found
+    assert origins(distill.Config()) == {}
+    assert "written" not in json.dumps([config.model_dump(), identity(config)])
+    assert config == resolve(distill.Config, options={**{k: reached(config, k) for k in found}})
+
+
+def reached(config: Any, dotted: str) -> Any:
+    for part in dotted.split("."):
+        config = getattr(config, part)
+    return config
+
+
+def test_what_lies_beneath_the_user_replaces_defaults_alone() -> None:
+    config = resolve(distill.Config, sets=["optim.lr=1", "optim.momentum=0.9"])
+    values = {"optim.lr": 2, "optim.momentum": 0.5, "optim.clip_grad": None, "method.beta": 3}
+    found, held = beneath(config, values)
+    assert held == {"optim.clip_grad": None, "method.beta": 3}
+    assert (found.optim.lr, found.optim.momentum, found.optim.clip_grad) == (1, 0.9, None)
+    assert found.method.model_extra == {"beta": 3}
+    assert (config.optim.clip_grad, config.method.model_extra) == (1.0, {})
+    assert origins(found) == origins(config)
+    assert beneath(found, values)[0] == found
+    with pytest.raises(UsageError, match=r"unknown key 'optim\.clip'\. Did you mean 'optim\.clip_grad'"):
+        beneath(config, {"optim.clip": None})
+    with pytest.raises(UsageError, match=r"optim\.epochs: input should be greater than 0, got -1"):
+        beneath(config, {"optim.epochs": -1})
 
 
 @pytest.mark.parametrize("kind", STAGES)

@@ -14,6 +14,7 @@ import pytest
 
 from kdcli.config import leaves
 from kdcli.stages import STAGES
+from kdcli.tasks import TASKS
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "kdcli").rglob("*.py"))
@@ -154,6 +155,36 @@ def test_the_one_torch_load_reads_weights_only() -> None:
     assert all(call.get("weights_only") == "True" for call in calls)
 
 
+# Attributes of timm's networks: known where models are made, and nowhere else.
+TIMM = {
+    *("forward_features", "forward_head", "forward_intermediates", "feature_info", "num_features"),
+    *("get_classifier", "reset_classifier", "no_weight_decay", "group_matcher", "set_input_size"),
+    *("pretrained_cfg", "default_cfg", "patch_embed", "blocks", "cls_token", "num_prefix_tokens"),
+    "output_fmt",
+}
+MODELS = {f"kdcli/models/{name}.py" for name in ("timm", "taps", "build", "surgery", "branches", "checks")}
+
+
+def test_only_models_know_what_is_inside_a_network_of_timm() -> None:
+    def named(tree: ast.AST) -> set[str]:
+        """Names read as attributes, or asked for by ``getattr`` and its like."""
+        attributes = {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute)}
+        return attributes | {
+            n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and n.value in TIMM
+        }
+
+    users, holders = {}, set()
+    for file in FILES:
+        path, found = file.relative_to(ROOT).as_posix(), named(ast.parse(file.read_text()))
+        if found & TIMM:
+            users[path] = found & TIMM
+        if "body" in found and not path.startswith("kdcli/models/"):
+            holders.add(path)
+    assert "kdcli/models/timm.py" in users
+    wrong = {p: n for p, n in users.items() if p not in MODELS and not p.startswith("kdcli/models/heads/")}
+    assert (wrong, holders) == ({}, set())
+
+
 # -- the surface ---------------------------------------------------------------------------------------------
 
 RUN = "--out --overwrite --cache --seed -n,--num-processes --device --precision --workers --track"
@@ -165,8 +196,8 @@ OPTIONS = {
     "--strengths --pad-tokens --guidance --steps --scheduler --resolution --per-image --count --shard "
     "--batch-size",
     "distill": f"{RUN} {DATA} --views --extra --extra-ratio --teacher --via --student --weights "
-    "--from-scratch --image-size --method --add --alpha --temperature --opt --lr --weight-decay --epochs "
-    "--max-steps --batch-size --auto-batch",
+    "--from-scratch --image-size --method --recipe --add --alpha --temperature --opt --lr --weight-decay "
+    "--epochs --max-steps --batch-size --auto-batch",
     "eval": f"{RUN} {DATA} --teacher --split --require --cost --batch-size",
 }
 OPTIMISER = (
@@ -199,10 +230,10 @@ KEYS = {
         "sampling": "strengths pad_tokens guidance steps scheduler",
         "inversion": "batch steps half_steps lr betas schedule warmup start jitter flip clip label "
         "statistics first_statistics tv_l2 tv_l1 l2 l2_over competition latent one_hot entropy activation "
-        "min_count small_classes",
+        "base reduction min_count small_classes",
     },
     "distill": {
-        "": f"{RUN_KEYS} teacher teacher_mean via terms student weights from_scratch image_size head "
+        "": f"{RUN_KEYS} teacher teacher_mean via recipe terms student weights from_scratch image_size head "
         "drop_path evaluate_every evaluate_steps save_steps save_minutes log_every",
         "data": f"extra extra_ratio {DATA_KEYS}",
         "views": VIEW_KEYS,
@@ -236,6 +267,78 @@ def test_every_field_says_what_it_is(name: str) -> None:
     config = importlib.import_module(STAGES[name][0]).Config
     silent = [dotted for dotted, field, _ in leaves(config) if len(field.description or "") < 5]
     assert silent == []
+
+
+# -- tasks ---------------------------------------------------------------------------------------------------
+
+TASK_NAMES = {*TASKS, "multi-label", "detection"}
+
+# What still asks which task it is, by file: shrinks only.
+BRANCHES = {
+    "kdcli/runs/assess.py": 1,
+    "kdcli/runs/inversion.py": 1,
+    "kdcli/stages/evaluate.py": 2,
+    "kdcli/stages/probe.py": 4,
+}
+
+
+def branches_by_task(tree: ast.Module, heads: set[str]) -> Iterator[ast.AST]:
+    """Where a task's name is compared, matched, looked up or a key, or the class of a head is asked for."""
+
+    def named(*nodes: ast.AST | None) -> bool:
+        constants = [n for node in nodes if node for n in ast.walk(node) if isinstance(n, ast.Constant)]
+        return not TASK_NAMES.isdisjoint(n.value for n in constants if isinstance(n.value, str))
+
+    for node in ast.walk(tree):
+        match node:
+            case ast.Compare(left=left, comparators=others):
+                found = named(left, *others)
+            case ast.Dict(keys=keys):
+                found = named(*keys)
+            case ast.Subscript(slice=key) | ast.MatchValue(value=key):
+                found = named(key)
+            case ast.Call(func=ast.Attribute(attr="get" | "startswith" | "endswith"), args=arguments):
+                found = named(*arguments)
+            case ast.Call(func=ast.Name(id="isinstance" | "issubclass"), args=[_, kind]):
+                names = {n.id for n in ast.walk(kind) if isinstance(n, ast.Name)}
+                names |= {n.attr for n in ast.walk(kind) if isinstance(n, ast.Attribute)}
+                found = not heads.isdisjoint(names)
+            case _:
+                continue
+        if found:
+            yield node
+
+
+def test_only_tasks_ask_which_task_it_is() -> None:
+    """A new task is one folder: nothing outside ``tasks`` goes by a task's name or a head's class."""
+    rooms = {file: file.relative_to(ROOT).as_posix() for file in FILES}
+    heads = {
+        node.name
+        for file, name in rooms.items()
+        if name.startswith("kdcli/models/heads/")
+        for node in ast.parse(file.read_text()).body
+        if isinstance(node, ast.ClassDef)
+    }
+    assert {"Head", "FeatureHead", "DenseHead", "DecodeHead"} <= heads
+    found = {
+        name: len([*branches_by_task(ast.parse(file.read_text()), heads)])
+        for file, name in rooms.items()
+        if not name.startswith(("kdcli/tasks/", "kdcli/models/heads/"))
+    }
+    assert {name: count for name, count in found.items() if count} == BRANCHES
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        *("if task.name == 'segmentation': pass", "if 'classification' != name: pass"),
+        *("if task in ('segmentation', 'other'): pass", "table = {'classification': 1}"),
+        *("table['multi-label']", "table.get('segmentation')", "isinstance(x, (A, heads.DenseHead))"),
+        "match name:\n    case 'segmentation' | 'detection': pass",
+    ],
+)
+def test_a_branch_by_task_is_found(code: str) -> None:
+    assert [*branches_by_task(ast.parse(code), {"DenseHead"})]
 
 
 # -- files ---------------------------------------------------------------------------------------------------
@@ -286,7 +389,8 @@ def test_no_work_is_left_in_notes() -> None:
     "module",
     [
         *("kdcli.methods", "kdcli.words", "kdcli.stages", "kdcli.cli", "kdcli.artifacts.manifest"),
-        *("kdcli.synthesis", "kdcli.synthesis.sampling", "kdcli.synthesis.settings"),
+        *("kdcli.synthesis", "kdcli.synthesis.sampling", "kdcli.methods.datafree", "kdcli.tasks"),
+        *(entry.reader.partition(":")[0] for entry in TASKS.values()),
     ],
 )
 def test_tables_and_words_import_without_torch(module: str) -> None:
@@ -299,7 +403,21 @@ def test_every_method_and_mixer_of_the_tables_exists() -> None:
     from kdcli.methods import METHODS
     from kdcli.synthesis import MIXERS
 
-    for name, entry in (*METHODS.items(), *MIXERS.items()):
-        module, _, function = entry.target.partition(":")
+    targets = [(name, entry.target) for name, entry in (*METHODS.items(), *MIXERS.items())]
+    targets += [(name, part) for name, entry in METHODS.items() for part in entry.parts]
+    for name, target in targets:
+        module, _, function = target.partition(":")
         tree = ast.parse((ROOT / Path(*module.split("."))).with_suffix(".py").read_text())
         assert function in {n.name for n in tree.body if isinstance(n, ast.FunctionDef)}, name
+
+
+def test_every_class_of_the_table_of_tasks_exists() -> None:
+    for name, entry in TASKS.items():
+        kinds = []
+        for target in (entry.target, entry.reader):
+            module, _, kind = target.partition(":")
+            kinds.append(getattr(importlib.import_module(module), kind))
+        assert kinds[1].task == name
+        assert entry.provides <= {"picture", "class"}
+        assert set(entry.options) <= set(DATA_KEYS.split())
+    assert kinds[1].claims(None, None)  # the last one takes what is left

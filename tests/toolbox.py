@@ -156,12 +156,11 @@ def model_with_exits(out: Path, network: Any, exits: Any, command: str = "distil
     from kdcli.artifacts.manifest import Manifest
     from kdcli.artifacts.store import open_output
     from kdcli.models.exits import save_exits
-    from kdcli.models.save import save
 
     identity = {"made": out.name}
     with open_output(out, identity) as output:
         assert output is not None
-        names = [*save(network, output.partial), *save_exits(output.partial, exits)]
+        names = [*network.save(output.partial), *save_exits(output.partial, exits)]
         manifest = Manifest("model", command, identity, [], facts={"classes": network.classes, **more})
         output.commit(manifest, names)
     return out

@@ -74,11 +74,9 @@ class Arms:
         parties = material.assembly.parties
         for party in parties.values():
             party.to(runtime.device)
-        job = training_job(
-            plan.config, material, plan.method, parties, plan.task, plan.data, runtime, QUIET, None
-        )
-        batches = list(job.loader([material.order.keys(k) for k in range(self.steps)]))
-        return replace(job, loader=lambda keys: iter(batches), evaluate=None)
+        job = training_job(material, parties, runtime, QUIET, None)
+        read = list(job.batches.read(0, self.steps, runtime))
+        return replace(job, batches=replace(job.batches, loader=lambda keys: iter(read)), evaluate=None)
 
     def run(self, name: str) -> float:
         """Seconds of the steps of one run, as the loop has them."""

@@ -9,12 +9,12 @@ import errno
 import os
 import re
 import shutil
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kdcli.artifacts import marks
 from kdcli.errors import from_os_error
 
 if TYPE_CHECKING:
@@ -99,13 +99,9 @@ def sync_tree(root: Path, skip: str = "") -> None:
 def remove(path: Path) -> None:
     """Delete a path; renamed to a trash name first, so that nothing half-deleted keeps its name."""
     if os.path.lexists(path):
-        trash = _trash_name(path)
+        trash = marks.trash_name(path)
         os.rename(path, trash)
         discard(trash)
-
-
-def _trash_name(path: Path) -> Path:
-    return path.with_name(f"{path.name}.trash-{time.time_ns()}")
 
 
 def discard(trash: Path) -> None:
@@ -121,7 +117,7 @@ def replace(new: Path, final: Path) -> None:
     """Rename ``new`` to ``final``; what stood there is deleted once ``new`` has its place, else put back."""
     old = None
     if os.path.lexists(final):
-        old = _trash_name(final)
+        old = marks.trash_name(final)
         os.rename(final, old)
     try:
         os.rename(new, final)
@@ -137,8 +133,7 @@ def replace(new: Path, final: Path) -> None:
 
 def trash_of(folder: Path, name: str | None = None) -> list[Path]:
     """Trash that an interrupted deletion of ``name`` (None: of anything) left in ``folder``."""
-    pattern = re.compile((".*" if name is None else re.escape(name)) + r"\.trash-\d+", re.DOTALL)
     try:
-        return [folder / entry for entry in os.listdir(folder) if pattern.fullmatch(entry)]
+        return [folder / entry for entry in os.listdir(folder) if marks.is_trash(entry, name)]
     except OSError:
         return []

@@ -1,4 +1,8 @@
-"""One writer per output: a lock file inside ``OUT.partial``, so that it leaves with the rename."""
+"""One writer per output: a lock file inside ``OUT.partial``, so that it leaves with the rename.
+
+Its first line is the mark of :mod:`kdcli.artifacts.marks`, written and synced before anything else is, so a
+directory of that name without it is a user's, or was made by kdcli 0.1, and is left as it is.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +15,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from kdcli.artifacts import marks
 from kdcli.artifacts.files import remove
+from kdcli.artifacts.marks import LOCK
 from kdcli.errors import EnvironmentFault, InputError
 
-LOCK = ".lock"
 IDENTITY = "identity.json"
 BOOKKEEPING = {LOCK, IDENTITY, f"{IDENTITY}.partial"}
+_REMEDY = "Move it away, or choose another --out"
 _ORPHANS_S = 10.0  # loader workers of a killed run notice within 5 s, and hold its lock until then
 
 
@@ -37,9 +43,9 @@ def locked(path: Path, partial: Path) -> Iterator[None]:
             _take(fd, path)
             if not _stands_at(fd, lock):
                 continue  # the holder renamed or removed the directory while we waited
+            _refuse_foreign(partial, set(os.listdir(partial)), os.pread(fd, marks.LINE, 0))
             owner = os.getpid()
-            os.ftruncate(fd, 0)
-            os.pwrite(fd, f"process {owner} on {socket.gethostname()}".encode(), 0)
+            _sign(fd)
             yield
             return
         finally:
@@ -51,16 +57,27 @@ def locked(path: Path, partial: Path) -> Iterator[None]:
             os.close(fd)
 
 
+@contextmanager
+def unless_held(partial: Path) -> Iterator[bool]:
+    """Whether no process holds the lock of an unfinished output; if so, this one does in the block."""
+    fd = os.open(partial / LOCK, os.O_RDWR | os.O_NOFOLLOW)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            free = _stands_at(fd, partial / LOCK)
+        except BlockingIOError:
+            free = False
+        yield free
+    finally:
+        os.close(fd)
+
+
 def _open(partial: Path) -> int | None:
     """Descriptor of the lock file, made if need be; None if the directory went away meanwhile."""
     try:
         _make(partial)
-        if _is_foreign(partial):
-            raise InputError(
-                f"{partial} is needed for the unfinished output, and holds something else. Move it away, or "
-                "choose another --out."
-            )
-        return os.open(partial / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+        _look(partial)
+        return os.open(partial / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     except (FileNotFoundError, FileExistsError, NotADirectoryError) as error:
         if os.path.lexists(partial) and not partial.is_dir():
             raise InputError(f"{partial} is not a directory. Choose another --out.") from error
@@ -83,17 +100,43 @@ def _make(partial: Path) -> None:
         raise
 
 
-def _is_foreign(partial: Path) -> bool:
-    """Whether the directory holds files, and none that a writer leaves.
+def _look(partial: Path) -> None:
+    """Raise InputError for what is not ours to write into, before anything is made in it.
 
-    A writer renames it and drops the lock at the end, so only a directory that still has its name counts.
+    A writer renames the directory and drops the lock at the end, so only what still has its name counts.
     """
+    if partial.is_symlink() or os.path.ismount(partial):
+        kind = "link" if partial.is_symlink() else "mount point"
+        raise InputError(f"{partial} is needed for the unfinished output, and is a {kind}. {_REMEDY}.")
     folder = os.open(partial, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        found = os.listdir(folder)
-        return bool(found) and not BOOKKEEPING & set(found) and _stands_at(folder, partial)
+        found, text = set(os.listdir(folder)), marks.lock_text(partial, folder)
+        if _stands_at(folder, partial):
+            _refuse_foreign(partial, found, text)
     finally:
         os.close(folder)
+
+
+def _refuse_foreign(partial: Path, found: set[str], text: bytes | None) -> None:
+    """Raise InputError unless a directory of these names, with this lock, is ours or empty."""
+    if marks.is_marked(text) or not found or (found == {LOCK} and marks.is_begun(text)):
+        return
+    if IDENTITY in found and marks.is_begun(text):
+        raise InputError(
+            f"{partial} was begun by kdcli 0.1, whose unfinished outputs are not continued. Delete it, or "
+            "choose another --out."
+        )
+    raise InputError(f"{partial} is needed for the unfinished output, and holds something else. {_REMEDY}.")
+
+
+def _sign(fd: int) -> None:
+    """Write the mark, where there is none, and who holds the lock."""
+    if not marks.is_marked(os.pread(fd, len(marks.MARK), 0)):
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, marks.MARK, 0)
+        os.fsync(fd)
+    os.ftruncate(fd, len(marks.MARK))
+    os.pwrite(fd, f"process {os.getpid()} on {socket.gethostname()}".encode(), len(marks.MARK))
 
 
 def _take(fd: int, path: Path) -> None:
@@ -102,7 +145,7 @@ def _take(fd: int, path: Path) -> None:
         try:
             return fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = os.pread(fd, 200, 0).decode(errors="replace")
+            holder = marks.holder(os.pread(fd, marks.LINE, 0))
             if not _gone(holder) or time.monotonic() > deadline:
                 raise EnvironmentFault(
                     f"{path} is being written by {holder or 'another process'}. Wait for it, or choose "

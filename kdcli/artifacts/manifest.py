@@ -6,17 +6,21 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from kdcli.artifacts import marks
+from kdcli.artifacts.reading import read_bytes, refuse_irregular
+from kdcli.artifacts.shapes import malformed
 from kdcli.errors import InputError
 
 SCHEMA = 1
 NAME = "kdcli.json"
 _CHUNK = 1 << 20
+_NESTED = 3  # runs/cache/KEY/segment-… is the deepest
 
 
 @dataclass
@@ -67,31 +71,9 @@ class Manifest:
             raise InputError(
                 f"{path} has manifest schema {schema!r}, this kdcli reads {SCHEMA}. Update kdcli."
             )
-        malformed = [name for name, well_formed in _SHAPES.items() if not well_formed(fixed[name])]
-        if malformed:
-            raise InputError(f"{path} is damaged: its {malformed[0]} is malformed. Make the artifact again.")
+        if fault := malformed({**data, **fixed}):
+            raise InputError(f"{path} is damaged: its {fault}. Make the artifact again.")
         return cls(schema=schema, facts=data, **fixed)
-
-
-def _is_file_entry(entry: Any) -> bool:
-    return (
-        isinstance(entry, dict)
-        and isinstance(entry.get("sha256"), str)
-        and type(entry.get("size")) is int  # True is an int too
-    )
-
-
-def _is_parent(entry: Any) -> bool:
-    return isinstance(entry, dict) and all(isinstance(value, str) for value in entry.values())
-
-
-_SHAPES: dict[str, Callable[[Any], bool]] = {
-    "kind": lambda value: isinstance(value, str),
-    "stage": lambda value: isinstance(value, str),
-    "identity": lambda value: isinstance(value, dict),
-    "parents": lambda value: isinstance(value, list) and all(map(_is_parent, value)),
-    "files": lambda value: isinstance(value, dict) and all(map(_is_file_entry, value.values())),
-}
 
 
 def digest(value: Any) -> str:
@@ -101,7 +83,8 @@ def digest(value: Any) -> str:
 
 
 def file_hash(path: Path) -> str:
-    """Sha256 (hex) of a file, read in pieces."""
+    """Sha256 (hex) of a regular file, read in pieces; raises InputError for another, OSError for none."""
+    refuse_irregular(path)
     sha = hashlib.sha256()
     with open(path, "rb") as stream:
         while piece := stream.read(_CHUNK):
@@ -132,7 +115,7 @@ def read(path: Path | str) -> Manifest:
     root = Path(path)
     file = root / NAME
     try:
-        text = file.read_text(encoding="utf-8")
+        text = read_bytes(file).decode("utf-8")
     except FileNotFoundError:
         refuse_half_written(root)
         if not root.exists():
@@ -152,6 +135,85 @@ def refuse_half_written(path: Path) -> None:
             f"{path} is half-written: the run that writes it has not finished. Run the same command again "
             "to continue it."
         )
+
+
+def is_ours(path: Path | str) -> bool:
+    """Whether a directory is kdcli's own, so that its pictures are no data of the user's.
+
+    That is an artifact, an unfinished one, a cache, what a deletion left, or a folder (``runs/``) that holds
+    such directories and nothing else. Ask it of what lies below the data, not of the data themselves, which
+    may be a dataset artifact. It looks at one directory and opens a few small files.
+    """
+    folder = Path(path)
+    return carries_mark(folder) or bool(_own(folder, _NESTED))
+
+
+def carries_mark(folder: Path) -> bool:
+    """Whether a directory is an artifact, an unfinished one, a cache, or what a deletion left."""
+    try:
+        text = marks.lock_text(folder)
+    except (OSError, ValueError):
+        return False
+    begun = folder.name.endswith(".partial") and marks.is_begun(text)
+    marked = begun or marks.is_marked(text) or marks.is_trash(folder.name)
+    return folder.is_dir() if marked else is_artifact(folder)
+
+
+def is_artifact(folder: Path) -> bool:
+    """Whether a directory holds a manifest that can be read."""
+    if not os.path.lexists(folder / NAME):
+        return False
+    try:
+        read(folder)
+    except InputError:
+        return False
+    return True
+
+
+def _own(folder: Path, depth: int) -> int | None:
+    """How many directories of kdcli's own a folder holds; None where it holds something else.
+
+    Empty folders are nothing, and a lock that 0.1 left in a cache is none of the user's.
+    """
+    count = 0
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name == marks.LOCK and marks.is_begun(marks.lock_text(folder)):
+                    continue
+                if not depth or not entry.is_dir(follow_symlinks=False):
+                    return None
+                inner = 1 if carries_mark(Path(entry.path)) else _own(Path(entry.path), depth - 1)
+                if inner is None:
+                    return None
+                count += inner
+    except (OSError, ValueError):
+        return None
+    return count
+
+
+def strangers(root: Path, manifest: Manifest) -> Iterator[str]:
+    """What lies in an artifact's directory and is not named by its manifest: its writer left none of it.
+
+    Raises OSError for a directory that cannot be listed.
+    """
+    named = {PurePosixPath(name).as_posix() for name in manifest.files} | {NAME}
+    text = marks.lock_text(root)
+    if marks.is_marked(text) or marks.is_begun(text):
+        named.add(marks.LOCK)
+    folders = {parent.as_posix() for name in named for parent in PurePosixPath(name).parents}
+    for place, below, files in os.walk(root, onerror=_refuse):
+        at = Path(place).relative_to(root)
+        for name in files:
+            if (at / name).as_posix() not in named:
+                yield (at / name).as_posix()
+        for name in below:
+            if (at / name).as_posix() not in folders or Path(place, name).is_symlink():
+                yield f"{(at / name).as_posix()}/"
+
+
+def _refuse(error: OSError) -> None:
+    raise error
 
 
 def verify(path: Path | str, manifest: Manifest, names: Iterable[str] | None = None) -> None:

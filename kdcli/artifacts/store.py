@@ -11,34 +11,25 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from kdcli.artifacts import leftovers
 from kdcli.artifacts import manifest as manifests
-from kdcli.artifacts.files import (
-    discard,
-    remove,
-    replace,
-    sync,
-    sync_tree,
-    trash_of,
-    write_bytes,
-    write_tensors,
-)
+from kdcli.artifacts.files import remove, replace, sync, sync_tree, write_bytes, write_tensors
+from kdcli.artifacts.leftovers import HASHES, STATE
 from kdcli.artifacts.lock import IDENTITY, LOCK, locked
 from kdcli.artifacts.manifest import Manifest
+from kdcli.artifacts.marks import is_trash
+from kdcli.artifacts.reading import read_object
 from kdcli.errors import DISK_FAULTS, EnvironmentFault, InputError, Preempted, from_os_error
 
 __all__ = ["Output", "open_output", "remove", "write_bytes", "write_tensors"]
 
-_STATE = re.compile(r"state-(\d{12})")
-_STATE_DRAFT = re.compile(_STATE.pattern + r"\.partial")
-_HASHES = "hashes.json"
 _PREEMPTED = "preempted"
-_SAFETENSORS_DRAFT = re.compile(r"\.tmp\w{6}")  # safetensors writes through such a file, a crash leaves it
+_REMEDY = "Move it away, or choose another --out"
 
 
 class Output:
@@ -55,7 +46,7 @@ class Output:
     # -- running state ---------------------------------------------------------------------------------------
     def states(self) -> list[tuple[int, Path]]:
         """Committed states, oldest first, as (step, directory)."""
-        found = [(int(m[1]), p) for p in self.partial.iterdir() if (m := _STATE.fullmatch(p.name))]
+        found = [(int(m[1]), p) for p in self.partial.iterdir() if (m := STATE.fullmatch(p.name))]
         return sorted(found)
 
     @contextmanager
@@ -68,7 +59,7 @@ class Output:
         yield draft
         sync(self.partial)  # files written beside the state are part of it
         hashes = {p.name: manifests.file_hash(p) for p in sorted(draft.iterdir())}
-        write_bytes(draft / _HASHES, json.dumps(hashes).encode())
+        write_bytes(draft / HASHES, json.dumps(hashes).encode())
         sync_tree(draft)
         replace(draft, final)
         for older, path in self.states():
@@ -81,7 +72,7 @@ class Output:
         if not states:
             return None
         step, path = states[-1]
-        if damage := _damage(path):
+        if damage := leftovers.damage(path):
             raise InputError(f"the running state {path} is damaged ({damage}). Start anew with --overwrite.")
         return step, path
 
@@ -106,9 +97,8 @@ class Output:
 
     def publish(self, manifest: Manifest) -> None:
         """Make the finished partial directory, whose manifest is ``manifest``, visible as ``path``."""
-        replaceable = self._replace and (self.path / manifests.NAME).exists()
-        if os.path.lexists(self.path) and not replaceable:
-            raise InputError(f"{self.path} appeared while this run was writing it. Choose another --out.")
+        if os.path.lexists(self.path):
+            self._refuse_to_replace()
         kept = {PurePosixPath(name).parts[0] for name in manifest.files} | {manifests.NAME, LOCK}
         for entry in sorted(self.partial.iterdir()):
             if entry.name not in kept:
@@ -118,18 +108,16 @@ class Output:
         with suppress(OSError):  # the artifact is whole, with or without it
             os.unlink(self.path / LOCK)
 
-
-def _damage(state: Path) -> str:
-    """What is wrong with a state's directory, empty if its files are those that were committed."""
-    try:
-        hashes = json.loads((state / _HASHES).read_text(encoding="utf-8"))
-        names = {p.name for p in state.iterdir()} - {_HASHES}
-        if not isinstance(hashes, dict) or set(hashes) != names:
-            return f"its files are not those that {_HASHES} names"
-        wrong = [name for name, sha in hashes.items() if manifests.file_hash(state / name) != sha]
-    except (OSError, ValueError, RecursionError) as error:
-        return str(error)
-    return f"{wrong[0]} differs from its hash" if wrong else ""
+    def _refuse_to_replace(self) -> None:
+        """Raise InputError for what came to stand at the output's place while the run was under way."""
+        remedy = "Move it away and run the same command again: its work is kept"
+        if not self._replace or not os.path.lexists(self.path / manifests.NAME):
+            raise InputError(f"{self.path} appeared while this run was writing it. {remedy}.")
+        try:
+            refuse_foreign(self.path, overwrite=True)
+        except InputError as error:
+            write_bytes(self.partial / _PREEMPTED, b"")  # with --overwrite it would begin anew
+            raise InputError(f"{error} {remedy}.") from error
 
 
 def _files(path: Path) -> list[Path]:
@@ -153,15 +141,15 @@ def open_output(
         EnvironmentFault: another process is writing it, or the disk refuses (exit 4).
     """
     path = Path(os.path.abspath(path))
-    if not path.name or "\x00" in str(path) or path.name.endswith(".partial"):
+    if not path.name or "\x00" in str(path) or path.name.endswith(".partial") or is_trash(path.name):
         raise InputError(f"{str(path)!r} cannot name an artifact. Choose another --out.")
     partial = path.with_name(path.name + ".partial")
     try:
         while True:
-            if complete(path, identity, overwrite=overwrite):
-                if trash_of(path.parent, path.name):  # a run was killed while it deleted what it had replaced
+            if not overwrite and complete(path, identity):
+                if leftovers.are_left(path):
                     with suppress(EnvironmentFault, InputError, OSError), locked(path, partial):
-                        _sweep(path, partial)
+                        leftovers.sweep(path, partial)
                 yield None
                 return
             _make_folder(path.parent)
@@ -169,12 +157,13 @@ def open_output(
                 output = Output(path, partial, replace=overwrite)
                 if not os.path.lexists(path) and _finish(output, overwrite):
                     continue  # the directory became the artifact, with the lock in it
-                _sweep(path, partial)
-                if complete(path, identity, overwrite=overwrite):  # finished while we waited for the lock
+                done = complete(path, identity, overwrite=overwrite)  # perhaps while we waited for the lock
+                leftovers.sweep(path, partial)
+                if done:
                     yield None
                     return
                 if overwrite and not _was_preempted(partial, identity):
-                    _empty(partial)
+                    leftovers.empty(partial)
                 _claim(partial, identity)
                 try:
                     yield output
@@ -196,15 +185,41 @@ def complete(path: Path, identity: Mapping[str, Any], *, overwrite: bool = False
     Raises:
         InputError: something else stands there.
     """
-    if not os.path.lexists(path):
+    manifest = refuse_foreign(path, overwrite=overwrite)
+    if manifest is None or overwrite:
         return False
-    if not (path / manifests.NAME).exists():
-        remedy = "--overwrite will not delete it" if overwrite else "Choose another --out"
-        raise InputError(f"{path} exists and is not a kdcli artifact. {remedy}.")
-    if overwrite:
-        return False
-    _refuse_other(manifests.read(path).identity, identity, path)
+    _refuse_other(manifest.identity, identity, path)
     return True
+
+
+def refuse_foreign(path: Path, *, overwrite: bool = False) -> Manifest | None:
+    """The manifest of the artifact that stands at ``path``, None if nothing does.
+
+    Args:
+        path: where an artifact is to stand.
+        overwrite: whether what stands there is to be deleted.
+
+    Raises:
+        InputError: something else stands there; or, where it is to be deleted, files that its manifest does
+            not name are among it.
+    """
+    if not os.path.lexists(path):
+        return None
+    remedy = f"--overwrite will not delete it. {_REMEDY}" if overwrite else "Choose another --out"
+    try:
+        manifest = manifests.read(path)
+    except InputError as error:
+        why = f": {error}" if os.path.lexists(path / manifests.NAME) else "."
+        raise InputError(f"{path} exists and is not a kdcli artifact{why} {remedy}.") from error
+    if overwrite and os.path.ismount(path):
+        raise InputError(f"{path} is a mount point, which cannot be replaced. Choose another --out.")
+    with suppress(FileNotFoundError):  # another run replaces it just now: its lock will be met
+        for stranger in manifests.strangers(path, manifest) if overwrite else ():
+            raise InputError(
+                f"{path} holds {stranger}, which its manifest does not name: --overwrite will not delete it. "
+                f"{_REMEDY}."
+            )
+    return manifest
 
 
 def _plain(identity: Mapping[str, Any]) -> dict[str, Any]:
@@ -236,12 +251,12 @@ def _claim(partial: Path, identity: Mapping[str, Any]) -> None:
     file = partial / IDENTITY
     if file.exists():
         try:
-            old = dict(json.loads(file.read_text(encoding="utf-8")))
-        except (ValueError, TypeError, RecursionError) as error:
+            old = read_object(file)
+        except InputError as error:
             raise InputError(f"{file} is damaged ({error}). Start anew with --overwrite.") from error
         _refuse_other(old, identity, partial)
         return
-    _empty(partial)
+    leftovers.empty(partial)
     draft = partial / f"{IDENTITY}.partial"
     write_bytes(draft, json.dumps(_plain(identity)).encode())
     os.rename(draft, file)
@@ -256,8 +271,8 @@ def _was_preempted(partial: Path, identity: Mapping[str, Any]) -> bool:
     """
     try:
         os.unlink(partial / _PREEMPTED)
-        return json.loads((partial / IDENTITY).read_text(encoding="utf-8")) == _plain(identity)
-    except (FileNotFoundError, ValueError, RecursionError):
+        return read_object(partial / IDENTITY) == _plain(identity)
+    except (FileNotFoundError, InputError):
         return False
 
 
@@ -277,32 +292,3 @@ def _finish(output: Output, overwrite: bool) -> bool:
         raise InputError(f"{error} Start anew with --overwrite.") from error
     output.publish(manifest)
     return True
-
-
-def _empty(partial: Path) -> None:
-    """Delete all but the lock; what makes it resumable goes first, so that no half of it is ever resumed."""
-    first = (IDENTITY, manifests.NAME)
-    for entry in sorted(partial.iterdir(), key=lambda p: (p.name not in first, p.name)):
-        if entry.name != LOCK:
-            remove(entry)
-
-
-def _sweep(path: Path, partial: Path) -> None:
-    """Tidy up what an interrupted run left; the lock on ``path`` is held."""
-    for trash in (
-        *trash_of(path.parent, path.name),
-        *trash_of(path.parent, partial.name),
-        *trash_of(partial),
-    ):
-        with suppress(OSError):
-            discard(trash)
-    for draft in list(partial.rglob(".tmp*")):
-        if _SAFETENSORS_DRAFT.fullmatch(draft.name):
-            draft.unlink()
-    for draft in partial.iterdir():
-        if _STATE_DRAFT.fullmatch(draft.name):
-            final = draft.with_suffix("")
-            if final.exists() or _damage(draft):
-                remove(draft)
-            else:  # whole, and cut off before its rename: it may have taken the place of a state of that step
-                replace(draft, final)

@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -37,10 +37,16 @@ class _Views(Dataset):
     """Decodes and cuts views; a cache adds the teacher's columns for the same (sample, view)."""
 
     def __init__(
-        self, pool: Pool, cut: Callable[..., Any], max_pixels: int, columns: Any = None, masks: bool = False
+        self,
+        pool: Pool,
+        cut: Callable[..., Any],
+        max_pixels: int,
+        columns: Any = None,
+        targets: bool = False,
+        others: Mapping[str, Callable[..., torch.Tensor]] | None = None,
     ) -> None:
         self.pool, self.cut, self.max_pixels, self.columns = pool, cut, max_pixels, columns
-        self.masks = masks
+        self.targets, self.others = targets, others or {}
         self.ids, self.labels = pool.ids, pool.labels
 
     def __getitems__(self, keys: list[Key]) -> list[Any]:
@@ -51,8 +57,10 @@ class _Views(Dataset):
                 "y": torch.from_numpy(self.labels[[index for index, _ in keys]]),
                 "index": torch.tensor([index for index, _ in keys]),
             }
-            if self.masks:
-                batch["mask"] = torch.stack([mask for _, mask in views])
+            if self.targets:
+                batch |= self.pool.columns([index for index, _ in keys], [moved for _, moved, _ in views])
+            for place, name in enumerate(self.others):
+                batch[name] = torch.stack([others[place] for *_, others in views])
             if self.columns is not None:
                 batch |= self.columns.read([(int(self.ids[index]), view) for index, view in keys])
             return [batch]
@@ -65,14 +73,16 @@ class _Views(Dataset):
     def __getitem__(self, key: Key) -> Any:
         return self.__getitems__([key])[0]
 
-    def _view(self, index: int, view: int) -> tuple[torch.Tensor, ...]:
-        """The picture's view and, where wanted, its mask's."""
+    def _view(self, index: int, view: int) -> tuple[torch.Tensor, Any, list[torch.Tensor]]:
+        """The picture's view and, where wanted, what is cut with it and the picture's other views."""
         part, place = self.pool.locate(index)
         try:
             picture, number = part.picture(place, self.max_pixels), int(self.ids[index])
-            if not self.masks:
-                return (self.cut(picture, view, number),)
-            return self.cut(picture, view, number, part.mask(place, picture.size, self.max_pixels))
+            others = [cut(picture, view, number) for cut in self.others.values()]
+            beside = part.beside(place, picture.size, self.max_pixels) if self.targets else None
+            if beside is None:
+                return self.cut(picture, view, number), None, others
+            return *self.cut(picture, view, number, beside), others
         except KdcliError:
             raise
         except Exception as error:  # a bug of ours or of an augmentation: say where it can be seen again
@@ -95,7 +105,19 @@ def _one_thread(_: int) -> None:
 
 
 class Loader:
-    """Iterates batches of keys through loader processes; every loader fault is a clear error."""
+    """Iterates batches of keys through loader processes; every loader fault is a clear error.
+
+    Args:
+        pool: the samples.
+        cut: makes a view of a picture, of its number and of the sample's id, and where something is cut with
+            the picture also of that.
+        max_pixels: of a picture.
+        workers: loader processes.
+        timeout: seconds without a batch after which the loader hangs.
+        columns: a cache that is read beside the pictures.
+        pin: whether batches stand in pinned memory.
+        targets: whether the pool's targets are read beside the pictures, class numbers apart.
+    """
 
     def __init__(
         self,
@@ -107,15 +129,16 @@ class Loader:
         timeout: float = 300,
         columns: Any = None,
         pin: bool = False,
-        masks: bool = False,
+        targets: bool = False,
+        others: Mapping[str, Callable[..., torch.Tensor]] | None = None,
     ) -> None:
-        self._dataset = _Views(pool, cut, max_pixels, columns, masks)
+        self._dataset = _Views(pool, cut, max_pixels, columns, targets, others)
         self._workers, self._timeout, self._pin = workers, timeout, pin
 
-    def __call__(self, keys: Sequence[list[Key]] | Iterator[list[Key]]) -> Iterator[dict[str, torch.Tensor]]:
+    def __call__(self, keys: Sequence[list[Key]] | Iterator[list[Key]]) -> Iterator[dict[str, Any]]:
         """Yield ``x`` uint8 [B,3,S,S], ``y`` int64 [B], ``index`` [B] and cache columns per list of keys.
 
-        With ``masks`` also ``mask`` uint8 [B,S,S].
+        With ``targets`` also what they add; with ``others``, by name, also what they cut.
 
         Raises:
             BadImageError, InputError: a picture that cannot be read, with its row.
@@ -178,7 +201,7 @@ class Loader:
                     ) from None
 
 
-def _checked(batch: Any) -> dict[str, torch.Tensor]:
+def _checked(batch: Any) -> dict[str, Any]:
     if isinstance(batch, _Fault):
         raise batch.error
     return batch
@@ -219,5 +242,5 @@ def evaluation_loader(
 
 
 def training_loader(pool: Pool, view: TrainingView, **options: Any) -> Loader:
-    """Loader of training views, with masks where a source has them."""
-    return Loader(pool, view, masks=pool.masked, **options)
+    """Loader of training views, with all that is to be learned of them."""
+    return Loader(pool, view, targets=True, **options)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -177,13 +177,21 @@ def _index(ids: np.ndarray, views: np.ndarray) -> dict[int, tuple[np.ndarray, np
 
 
 class Columns:
-    """Columns that several caches add to a batch, named ``call.tap``."""
+    """Columns that several caches add to a batch, named ``call.tap``.
 
-    def __init__(self, caches: dict[str, Cache]) -> None:
-        self.caches = caches
+    Args:
+        caches: by call.
+        plain: calls whose cache holds one view of each sample, the un-augmented one.
+    """
+
+    def __init__(self, caches: dict[str, Cache], plain: Collection[str] = ()) -> None:
+        self.caches, self.plain = caches, plain
 
     def read(self, pairs: Sequence[Pair]) -> dict[str, Tensor]:
         """All columns for the pairs."""
-        return {
-            f"{call}.{tap}": t for call, cache in self.caches.items() for tap, t in cache.read(pairs).items()
-        }
+        found: dict[str, Tensor] = {}
+        only = [(sample_id, 0) for sample_id, _ in pairs]
+        for call, cache in self.caches.items():
+            taps = cache.read(only if call in self.plain else pairs)
+            found |= {f"{call}.{tap}": tensor for tap, tensor in taps.items()}
+        return found

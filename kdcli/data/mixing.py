@@ -1,5 +1,7 @@
 """Mixup and CutMix on views, before any party sees them: all parties see the same mixed picture.
 
+What becomes of a mixed picture's target is the task's to say (:class:`kdcli.data.targets.TargetColumns`).
+
 Pairs are (i, B−1−i) within a micro-batch, one λ per micro-batch, as timm's batch mode does it. A row counts
 as labelled when both of its pictures are.
 """
@@ -11,25 +13,20 @@ import math
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 
-def mixed(
-    x: Tensor, y: Tensor, classes: int, *, mixup: float, cutmix: float, seed: int
-) -> tuple[Tensor, Tensor, Tensor]:
+def mixed(x: Tensor, *, mixup: float, cutmix: float, seed: int) -> tuple[Tensor, float]:
     """Mix a micro-batch.
 
     Args:
         x: uint8 [B, 3, H, W].
-        y: int64 [B], -1 for unlabelled.
-        classes: C.
         mixup: alpha of Beta for mixup (Zhang et al. 2018), 0 for never.
         cutmix: alpha of Beta for CutMix (Yun et al. 2019), 0 for never; with both, each is used half of the
             time.
         seed: of λ and the box.
 
     Returns:
-        Mixed views (uint8), targets [B, C], and the mask [B] of rows whose two labels are known.
+        Mixed views (uint8), and λ: how much of each is its own picture.
     """
     rng = np.random.default_rng(seed)
     cut = cutmix > 0 and (mixup <= 0 or rng.random() < 0.5)
@@ -48,8 +45,12 @@ def mixed(
         lam = 1 - (bottom - top) * (right - left) / (height * width)
     else:
         x = (lam * x.float() + (1 - lam) * other.float()).round().to(torch.uint8)
-    hot = F.one_hot(y.clamp(min=0), classes).float()
-    return x, lam * hot + (1 - lam) * hot.flip(0), both_labelled(y >= 0)
+    return x, lam
+
+
+def averaged(rows: Tensor, share: float) -> Tensor:
+    """Targets [B, …] of mixed views, of the pictures' own: ``share`` of each, the rest of its partner's."""
+    return share * rows + (1 - share) * rows.flip(0)
 
 
 def both_labelled(labelled: Tensor) -> Tensor:

@@ -8,10 +8,14 @@ dropped or repeated.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from kdcli.data.samples import Samples
 from kdcli.seeds import seed_of
@@ -47,15 +51,46 @@ class Pool:
         """[N] int64, -1 for unlabelled."""
         return np.concatenate([p.labels for p in self.parts])
 
-    @property
-    def masked(self) -> bool:
-        """Whether any part has masks."""
-        return any(p.mask_column is not None for p in self.parts)
-
     def locate(self, index: int) -> tuple[Samples, int]:
         """The part that holds sample ``index`` and its place there."""
         part = int(np.searchsorted(self.ends, index, side="right"))
         return self.parts[part], index - (int(self.ends[part - 1]) if part else 0)
+
+    def columns(self, indices: Sequence[int], moved: Sequence[Any]) -> dict[str, Any]:
+        """What the targets add to a batch; see :meth:`kdcli.data.targets.Targets.columns`."""
+        rows = np.asarray(indices)
+        part = np.searchsorted(self.ends, rows, side="right")
+        found, order = [], []
+        for number in np.unique(part).tolist():
+            at = np.flatnonzero(part == number).tolist()
+            places = rows[at] - (self.ends[number - 1] if number else 0)
+            found.append(self.parts[number].targets.columns(places, [moved[i] for i in at]))
+            order += at
+        if len(found) == 1:
+            return found[0]
+        back = np.argsort(order).tolist()
+        return {name: _in_order([columns[name] for columns in found], back) for name in found[0]}
+
+
+def _in_order(parts: list[Any], back: list[int]) -> Any:
+    """Rows of a column, laid end to end by parts, as they stand in the batch."""
+    if isinstance(parts[0], Tensor):
+        return torch.cat(parts)[back]
+    rows = [row for part in parts for row in part]
+    return [rows[i] for i in back]
+
+
+@dataclass(frozen=True)
+class Share:
+    """Samples that fill a fixed part of every batch; all others fill the rest.
+
+    Attributes:
+        first: [N] which samples.
+        part: of a batch, above 0 and at most 1.
+    """
+
+    first: np.ndarray
+    part: float
 
 
 class Order:
@@ -66,9 +101,7 @@ class Order:
         batch_size: global batch.
         seed: of the order.
         views: number of fixed views, or None for a new view each epoch (live).
-        labelled_fraction: share of labelled samples in each batch; None to draw all alike.
-        extra_ratio: extra samples per real one in each batch; None to draw all alike.
-        real: how many samples at the beginning are real; None where none are extra.
+        share: what fills a part of every batch; None to draw all alike.
         balance: draw classes evenly, with replacement; unlabelled samples keep their share.
     """
 
@@ -78,22 +111,17 @@ class Order:
         batch_size: int,
         seed: int,
         views: int | None,
-        labelled_fraction: float | None = None,
+        share: Share | None = None,
         balance: bool = False,
-        *,
-        extra_ratio: float | None = None,
-        real: int | None = None,
     ) -> None:
         self.labels, self.batch_size, self.seed = labels, batch_size, seed
         self.views, self.balance = views, balance
-        everything, first, share = np.arange(len(labels)), labels >= 0, labelled_fraction
-        if extra_ratio is not None:
-            first, share = everything < (len(labels) if real is None else real), 1 / (1 + extra_ratio)
+        everything = np.arange(len(labels))
         self.streams = [everything]
         self.share = Fraction(1)  # of the first stream; the second has the rest
-        if share is not None and first.any() and not first.all():
-            self.share = Fraction(share).limit_denominator(1_000_000)
-            both = [everything[first], everything[~first]]
+        if share is not None and share.first.any() and not share.first.all():
+            self.share = Fraction(share.part).limit_denominator(1_000_000)
+            both = [everything[share.first], everything[~share.first]]
             self.streams = both if self.share < 1 else both[:1]
         self._permutations: dict[tuple[int, int], np.ndarray] = {}
 
@@ -133,13 +161,16 @@ class Order:
         return self._permutations[number, epoch]
 
     def used(self, steps: int) -> np.ndarray:
-        """[views, N] mask of the fixed views that the first ``steps`` batches hold."""
-        assert self.views is not None
-        mask = np.zeros((self.views, len(self.labels)), bool)
+        """[views, N] mask of the fixed views that the first ``steps`` batches hold.
+
+        Where views are live it has one row: the samples.
+        """
+        views = self.views or 1
+        mask = np.zeros((views, len(self.labels)), bool)
         for number, rows in enumerate(self.streams):
             left = self._taken(steps, number)
             for epoch in range(math.ceil(left / len(rows))):
-                mask[epoch % self.views, rows[self._permutation(number, epoch)[:left]]] = True
+                mask[epoch % views, rows[self._permutation(number, epoch)[:left]]] = True
                 left -= len(rows)
                 if mask[:, rows].all():
                     break

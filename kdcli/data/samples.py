@@ -1,4 +1,4 @@
-"""Samples of one split: pictures as stored bytes, labels, and ids that follow the picture, not its place.
+"""Samples of one split: pictures as stored bytes, targets, and ids that follow the picture, not its place.
 
 A sample id is the first 64 bits of sha256(stored bytes, occurrence number), so the same picture has the same
 id in any subset and subsets share a cache. Splits are carved by hash of the picture, independent of order and
@@ -17,11 +17,9 @@ from typing import Any
 import numpy as np
 
 from kdcli.artifacts.manifest import digest
-from kdcli.data.images import decode, decode_indices, upright_size
-from kdcli.data.masks import VOID
+from kdcli.data.images import decode, upright_size
+from kdcli.data.targets import UNLABELLED, Targets
 from kdcli.errors import BadImageError, InputError
-
-UNLABELLED = -1
 
 
 @dataclass(frozen=True)
@@ -36,11 +34,8 @@ class Samples:
         rows: [N] row of each sample in ``table``.
         ids: [N] uint64 sample ids, unique.
         pictures: [N] uint64 hash of the stored bytes (equal for duplicates).
-        labels: [N] int64 class numbers, -1 for unlabelled.
+        targets: what is known of the N pictures.
         groups: [N] values that stay together when splitting, or None.
-        mask_column: name of the column of masks, or None.
-        masks: [N] uint64 hash of each mask's stored bytes, 0 where there is none; None without masks.
-        void: the masks' value for pixels of no class.
     """
 
     name: str
@@ -50,19 +45,25 @@ class Samples:
     rows: np.ndarray
     ids: np.ndarray
     pictures: np.ndarray
-    labels: np.ndarray
+    targets: Targets
     groups: np.ndarray | None = None
-    mask_column: str | None = None
-    masks: np.ndarray | None = None
-    void: int = VOID
 
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def labels(self) -> np.ndarray:
+        """[N] int64 class numbers, or strata; -1 for unlabelled."""
+        return self.targets.labels
+
+    def where(self, index: int) -> str:
+        """Split and row of sample ``index``, for messages."""
+        return f"{self.name} row {int(self.rows[index])}"
+
     def data(self, index: int) -> bytes:
         """Stored bytes of sample ``index``. Raises InputError for a cell that names a foreign file or URL."""
-        row = int(self.rows[index])
-        return cell_bytes(self.table[row][self.column], self.root, f"{self.name} row {row}")
+        cell = self.table[int(self.rows[index])][self.column]
+        return cell_bytes(cell, self.root, self.where(index))
 
     def picture(self, index: int, max_pixels: int) -> Any:
         """The decoded RGB picture. Raises BadImageError naming the row."""
@@ -71,8 +72,7 @@ class Samples:
             return decode(data, max_pixels=max_pixels)
         except BadImageError as error:
             raise BadImageError(
-                f"{self.name} row {int(self.rows[index])}: {error} Mend the picture, or run with "
-                "--on-bad-image skip."
+                f"{self.where(index)}: {error} Mend the picture, or run with --on-bad-image skip."
             ) from error
 
     def size(self, index: int, max_pixels: int) -> tuple[int, int]:
@@ -80,34 +80,11 @@ class Samples:
         try:
             return upright_size(self.data(index), max_pixels=max_pixels)
         except BadImageError as error:
-            raise BadImageError(f"{self.name} row {int(self.rows[index])}: {error}") from error
+            raise BadImageError(f"{self.where(index)}: {error}") from error
 
-    def mask(self, index: int, size: tuple[int, int], max_pixels: int) -> np.ndarray:
-        """Class numbers uint8 [H, W] of a picture of ``size`` (width, height), ``VOID`` where void.
-
-        All zeros for an unlabelled picture, whose pixels all enter the teacher's term.
-
-        Raises:
-            BadImageError: it cannot be decoded, or holds no class numbers.
-            InputError: it has another size.
-        """
-        if self.mask_column is None or self.labels[index] == UNLABELLED:
-            return np.zeros(size[::-1], np.uint8)
-        row = int(self.rows[index])
-        where = f"{self.name} row {row}"
-        data = cell_bytes(self.table[row][self.mask_column], self.root, where)
-        try:
-            mask = decode_indices(data, max_pixels=max_pixels)
-        except BadImageError as error:
-            raise BadImageError(f"{where}: its mask: {error}") from error
-        if mask.shape != size[::-1]:
-            raise InputError(
-                f"{where}: its mask has {mask.shape[1]} x {mask.shape[0]} pixels, its picture "
-                f"{size[0]} x {size[1]}."
-            )
-        if self.void != VOID:
-            mask = np.where(mask == self.void, np.uint8(VOID), mask)
-        return mask
+    def beside(self, index: int, size: tuple[int, int], max_pixels: int) -> Any:
+        """What is cut together with a picture of ``size`` (width, height); see :meth:`Targets.read`."""
+        return self.targets.read(index, size, max_pixels, self.where(index))
 
     def take(self, keep: np.ndarray, name: str | None = None) -> Samples:
         """The samples selected by a mask or index array."""
@@ -117,10 +94,13 @@ class Samples:
             rows=self.rows[keep],
             ids=self.ids[keep],
             pictures=self.pictures[keep],
-            labels=self.labels[keep],
+            targets=self.targets.take(keep),
             groups=None if self.groups is None else self.groups[keep],
-            masks=None if self.masks is None else self.masks[keep],
         )
+
+    def unlabelled(self, like: Targets) -> Samples:
+        """The same pictures beside targets of the kind of ``like``, of which nothing is known."""
+        return replace(self, targets=like.blank(len(self)))
 
     def without(self, others: Samples) -> Samples:
         """The labelled samples whose pictures are not among those of ``others``."""
@@ -128,13 +108,13 @@ class Samples:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the multiset of (picture, label, mask), whatever their order."""
-        masks = () if self.masks is None else (self.masks,)
-        order = np.lexsort((*masks, self.labels, self.pictures))
+        """Hash of the multiset of (picture, label, what else is known), whatever their order."""
+        more = self.targets.hashes
+        order = np.lexsort((*more, self.labels, self.pictures))
         sha = hashlib.sha256(self.pictures[order].tobytes())
         sha.update(self.labels[order].astype(np.int64).tobytes())
-        for mask in masks:
-            sha.update(mask[order].tobytes())
+        for hashes in more:
+            sha.update(hashes[order].tobytes())
         return sha.hexdigest()[:32]
 
     def labelled(self) -> np.ndarray:
@@ -235,12 +215,12 @@ def _units(samples: Samples) -> np.ndarray:
 
 def hide_labels(samples: Samples, per_class: int, seed: int) -> Samples:
     """Keep ``per_class`` labels of each class, chosen by hash of the picture; hide the rest."""
-    labels = samples.labels.copy()
-    for label in np.unique(labels[samples.labelled()]):
-        indices = np.flatnonzero(samples.labels == label)
+    rest: list[int] = []
+    for label in np.unique(samples.labels[samples.labelled()]):
+        indices = np.flatnonzero(samples.labels == label).tolist()
         ranked = sorted(indices, key=lambda i: _rank(int(samples.ids[i]), seed))
-        labels[ranked[per_class:]] = UNLABELLED
-    return replace(samples, labels=labels)
+        rest += ranked[per_class:]
+    return replace(samples, targets=samples.targets.hidden(np.array(rest, np.int64)))
 
 
 @dataclass(frozen=True)
@@ -253,7 +233,7 @@ class Data:
         splits: ``train``, ``validation``, ``test`` as far as they exist.
         licence: what the data says of itself.
         skipped: ids (hex) of corrupt pictures left out.
-        task: what its labels are for, a key of :data:`kdcli.tasks.TASKS`.
+        task: what its labels are for, a key of :data:`kdcli.tasks.TASKS`; empty where none are read.
     """
 
     source: str
@@ -261,7 +241,7 @@ class Data:
     splits: dict[str, Samples]
     licence: str = ""
     skipped: tuple[str, ...] = ()
-    task: str = "classification"
+    task: str = ""
 
     def split(self, name: str) -> Samples:
         """The split ``name``; raises InputError listing those that exist."""

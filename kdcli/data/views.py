@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
 import torch
+from torch.utils._pytree import tree_map
 
 from kdcli.artifacts.model import InputSpec
 from kdcli.errors import UsageError
@@ -48,32 +49,34 @@ class TrainingView:
             "seed": self.seed,
         }
 
-    def __call__(self, picture: Any, view: int, sample_id: int, mask: Any = None) -> Any:
+    def __call__(self, picture: Any, view: int, sample_id: int, beside: Any = None) -> Any:
         """The view number ``view`` of an RGB picture: uint8 [3, size, size].
 
-        With a ``mask`` uint8 [H, W] of the picture's size also its view, uint8 [size, size]: the same crop
-        and flips, nearest neighbours. The picture's pixels are those without a mask.
+        Args:
+            picture: to be cut.
+            view: its number.
+            sample_id: of the picture.
+            beside: what is cut with it, the same crop and flips: ``tv_tensors`` (of a mask, nearest
+                neighbours), in lists and dictionaries or alone. With it, the answer is the view and what
+                became of this; the picture's pixels are those without it.
 
         Raises:
-            UsageError: a policy, which moves the picture alone, beside a mask.
+            UsageError: a policy, which moves the picture alone, and something beside it.
         """
         if self._transforms is None:
             self._transforms = self._build()
         moved, painted = self._transforms
-        if mask is not None and self.section.auto_augment:
-            raise UsageError("views.auto_augment moves the picture without its mask.")
+        if beside is not None and self.section.auto_augment:
+            raise UsageError("views.auto_augment moves the picture without its mask or boxes.")
         # torchvision draws from torch alone, timm's policies from random and numpy too
         scope = seeded if self.section.auto_augment else torch_seeded
         with scope(seed_of(self.seed, view, sample_id)):
-            if mask is None:
-                return painted(moved(picture))
-            from torchvision.tv_tensors import Mask
-
-            picture, mask = moved(picture, Mask(mask[None]))
-            return painted(picture), mask[0].as_subclass(torch.Tensor)
+            cut, followed = moved(picture, beside)
+            x = painted(cut)
+        return x if beside is None else (x, followed)
 
     def _build(self) -> tuple[Callable[..., Any], Callable[[Any], Any]]:
-        """What moves pixels, mask and all, and what then changes the picture alone."""
+        """What moves pixels and all that belongs to them, and what then changes the picture alone."""
         from torchvision.transforms import InterpolationMode, v2
 
         s, modes = self.section, InterpolationMode
@@ -132,7 +135,7 @@ class EvaluationCut:
 
 
 class WholeCut:
-    """The whole picture and its mask, squashed to a network's input: for tasks that judge every pixel."""
+    """The whole picture and what belongs to it, squashed to a network's input; places are judged on it."""
 
     def __init__(self, spec: InputSpec) -> None:
         self.spec = replace(spec, crop=1.0, crop_mode="squash")
@@ -141,13 +144,26 @@ class WholeCut:
         """What decides its pixels."""
         return {"evaluation": self.spec.to_json()}
 
-    def __call__(self, picture: Any, view: int, sample_id: int, mask: Any = None) -> Any:
-        """The view of an RGB picture: uint8 [3, H, W]; with a mask [h, w] also its view, uint8 [H, W]."""
+    def __call__(self, picture: Any, view: int, sample_id: int, beside: Any = None) -> Any:
+        """The view of an RGB picture: uint8 [3, H, W]; with ``beside`` also what became of that.
+
+        See :meth:`TrainingView.__call__`.
+        """
         x = evaluation_view(picture, self.spec)
-        if mask is None:
-            return x
-        tensor = torch.from_numpy(mask)[None, None].float()
-        return x, torch.nn.functional.interpolate(tensor, self.spec.size, mode="nearest-exact")[0, 0].byte()
+        return x if beside is None else (x, tree_map(partial(_squashed, size=self.spec.size), beside))
+
+
+def _squashed(part: Any, size: tuple[int, int]) -> Any:
+    """A tensor that belongs to a picture, brought to ``size``; others, and what is none, stay as they are."""
+    from torchvision import tv_tensors
+    from torchvision.transforms.v2 import InterpolationMode, functional
+
+    if isinstance(part, tv_tensors.Mask):  # nearest-exact, where resize() would take nearest
+        values = functional.resize_image(
+            part.as_subclass(torch.Tensor)[None], list(size), InterpolationMode.NEAREST_EXACT
+        )
+        return tv_tensors.wrap(values[0], like=part)
+    return functional.resize(part, list(size)) if isinstance(part, tv_tensors.TVTensor) else part
 
 
 def evaluation_view(picture: Any, spec: InputSpec) -> torch.Tensor:

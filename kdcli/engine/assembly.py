@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from kdcli.engine.dry import dry_edits, dry_step, kind_of
 from kdcli.engine.graph import Graph
-from kdcli.engine.turn import TurnModule
+from kdcli.engine.states import States
 from kdcli.errors import InputError
 from kdcli.seeds import seed_of
 from kdcli.words import Method, Turn
-from kdcli.words.analysis import split_reference
+from kdcli.words.analysis import split_reference, states_of
+from kdcli.words.checks import refuse_faulty
 
-_BUILDING = 11  # keeps the seeds of built parties apart from others made of the same numbers
+_BUILDING, _STATES = (
+    11,
+    13,
+)  # keep the seeds of built parties and states apart from others of the same numbers
 
 
 @dataclass(frozen=True)
@@ -28,70 +33,92 @@ class Assembly:
         shapes: of one row of every tap that a term reads, by reference; those of lists are left out.
         rows: of a call's output over those of the batch, by turn and call, where it was run.
         signed: references of the taps that had negative values.
+        states: first tensors by state and name.
     """
 
     parties: dict[str, nn.Module]
     shapes: dict[str, tuple[int, ...]]
     rows: dict[tuple[str, str], float]
     signed: set[str] = field(default_factory=set)
+    states: States = field(default_factory=dict)
 
 
-def assemble(
-    method: Method, networks: Mapping[str, nn.Module], batch: dict[str, Tensor], seed: int
-) -> Assembly:
-    """Build the parties that read shapes, then run every turn once in eval mode, without gradient.
+def assemble(method: Method, networks: Mapping[str, nn.Module], batch: dict[str, Any], seed: int) -> Assembly:
+    """Build parties and states that read shapes, then run every turn once in eval mode, without gradient.
 
     Args:
         method: its parties and turns.
-        networks: the parties that have a source, by name.
+        networks: the parties that have a source, by name; frozen ones are frozen here.
         batch: a few rows with all columns; one named like a tap (``t.logits``) spares the call.
-        seed: of the built parties' weights.
+        seed: of the built parties' weights, and of what states draw.
 
     Raises:
+        UsageError: a method that would not be done as it is written.
         InputError: a tap that a network has not, tensors that do not fit together, in the words of the term.
     """
+    refuse_faulty(method)
     parties = dict(networks)
+    found = Assembly(parties, {}, {})
     for network in parties.values():
         network.eval()
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for index, party in enumerate(method.parties):
             if party.build is not None:
-                shapes = [_shape(method, parties, reference, batch) for reference in party.reads]
-                torch.manual_seed(seed_of(seed, index, _BUILDING) >> 1)
-                try:
-                    parties[party.name] = party.build(*shapes).eval()
-                except ValueError as error:
-                    raise InputError(f"method {method.name}: {party.name}: {error}") from error
-        found = Assembly(parties, {}, {})
+                who = f"method {method.name}: {party.name}", seed_of(seed, index, _BUILDING)
+                parties[party.name] = _built(party.build, party.reads, who, method, found, batch).eval()
+            if party.role == "frozen" and party.name in parties:
+                parties[party.name].requires_grad_(False)
+        for index, (name, state) in enumerate(states_of(method).items()):
+            who = f"method {method.name}: state {name}", seed_of(seed, index, _STATES)
+            found.states[name] = _built(state.build, state.reads, who, method, found, batch)
         for turn in method.turns:
-            _dry_step(method, turn, parties, batch, found)
+            where = f"method {method.name}"
+            values = dry_step(where, turn, parties, found.states, batch)
+            dry_edits(where, turn, parties, found.states)
+            _note(turn, values, len(batch["y"]), found)
     return found
 
 
+def _built(
+    build: Callable[..., Any],
+    reads: Sequence[str],
+    who: tuple[str, int],
+    method: Method,
+    found: Assembly,
+    batch: dict[str, Any],
+) -> Any:
+    """A party or a state made to fit the shapes of what it reads; ``who`` names it, and seeds it."""
+    name, seed = who
+    shapes = [_shape(method, found.parties, reference, batch, name) for reference in reads]
+    torch.manual_seed(seed >> 1)
+    try:
+        return build(*shapes)
+    except ValueError as error:
+        raise InputError(f"{name}: {error}") from error
+
+
 def _shape(
-    method: Method, parties: Mapping[str, nn.Module], reference: str, batch: dict[str, Tensor]
+    method: Method, parties: Mapping[str, nn.Module], reference: str, batch: dict[str, Any], name: str
 ) -> tuple[int, ...]:
-    """The shape of one row of a column, or of a tap in the first turn that has the call."""
-    _, call, _, tap = split_reference(reference)
+    """The shape of one row of a column, or of a tap in the first turn that has the call.
+
+    A parameter has no rows: its whole shape.
+    """
+    _, call, kind, tap = split_reference(reference)
     if not call:
         return tuple(batch[tap].shape[1:])
     turn = next(t for t in method.turns if call in {c.name for c in t.calls})
     graph = Graph(turn, parties.__getitem__)
     graph.taps[call] = (tap,)
-    return tuple(graph.value(reference, dict(batch)).shape[1:])
+    value = graph.value(reference, dict(batch))
+    if not isinstance(value, Tensor):
+        raise InputError(f"{name} wants the shape of '{reference}', which is {kind_of(value)}.")
+    return tuple(value.shape if kind == ":" else value.shape[1:])
 
 
-def _dry_step(
-    method: Method, turn: Turn, parties: Mapping[str, nn.Module], batch: dict[str, Tensor], found: Assembly
-) -> None:
-    module = TurnModule(turn, parties, shared=False).eval()
-    values: dict[str, Any] = dict(batch)
-    for term in turn.terms:
-        try:
-            module.term(term, values, torch.ones(2))
-        except (ValueError, RuntimeError, TypeError, AttributeError, IndexError) as error:
-            raise InputError(f"method {method.name}: {term.name}: {error}.") from error
+def _note(turn: Turn, values: dict[str, Any], rows: int, found: Assembly) -> None:
+    """Keep what a dry step has shown of the taps."""
     tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
     read = {reference.removeprefix("~") for term in turn.terms for reference in term.args}
     found.shapes.update({name: tuple(tensors[name].shape[1:]) for name in read & tensors.keys()})
@@ -99,4 +126,4 @@ def _dry_step(
     for name, tensor in tensors.items():
         call = split_reference(name)[1]
         if call:
-            found.rows[turn.name, call] = len(tensor) / len(batch["y"])
+            found.rows[turn.name, call] = len(tensor) / rows

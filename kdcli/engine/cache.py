@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,11 +28,11 @@ from kdcli.console import Console
 from kdcli.data.batches import Loader
 from kdcli.data.cache import SEGMENT, Cache, Columns, Store
 from kdcli.data.order import Key, Pool
-from kdcli.data.views import TrainingView
-from kdcli.engine.runtime import Runtime, watching
+from kdcli.data.other_views import PLAIN
+from kdcli.engine.runtime import Runtime, Stop, watching
 from kdcli.errors import Preempted
 from kdcli.metrics.efficiency import evaluating
-from kdcli.models.timm import Network
+from kdcli.models.protocol import Model
 from kdcli.words import Method
 from kdcli.words.analysis import taps_used
 
@@ -55,7 +55,7 @@ class Request:
         store: how outputs are kept.
     """
 
-    network: Network
+    network: Model
     taps: tuple[str, ...]
     compute: Callable[[Tensor], dict[str, Tensor]]
     cut: Callable[..., Tensor]
@@ -100,7 +100,7 @@ class Filling:
     max_pixels: int
     workers: int = 0
     timeout: float = 300
-    stop: Any = None
+    stop: Stop | None = None
 
     @property
     def reading(self) -> dict[str, Any]:
@@ -212,7 +212,7 @@ class _Writer:
 
 
 @contextmanager
-def _turn(folder: Path, runtime: Runtime, console: Console, stop: Any) -> Iterator[None]:
+def _turn(folder: Path, runtime: Runtime, console: Console, stop: Stop | None) -> Iterator[None]:
     """One job fills a cache at a time; the first process takes the lock, the others wait for it."""
     lock = None
     try:
@@ -237,31 +237,52 @@ def _turn(folder: Path, runtime: Runtime, console: Console, stop: Any) -> Iterat
             os.close(lock)
 
 
+@dataclass(frozen=True)
+class Caching:
+    """What of frozen parties a run reads from caches.
+
+    Attributes:
+        calls: that caches answer, with the column that each reads: ``x``, the fixed views, or ``x@plain``.
+        cuts: of those columns.
+        used: [views, N] masks of them: the views of the pool's samples that the run holds.
+    """
+
+    calls: Mapping[str, str] = field(default_factory=dict)
+    cuts: Mapping[str, Any] = field(default_factory=dict)
+    used: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def rows(self, method: Method, party: str) -> int:
+        """Pictures that fill the caches of a party."""
+        columns = {
+            self.calls[c.name]
+            for t in method.turns
+            for c in t.calls
+            if c.party == party and c.name in self.calls
+        }
+        return sum(int(self.used[column].sum()) for column in columns)
+
+
 def fill_calls(
     root: Path,
     method: Method,
     parties: Mapping[str, Any],
     pool: Pool,
-    view: TrainingView,
-    used: np.ndarray,
+    caching: Caching,
     store: Store,
     filling: Filling,
 ) -> Columns:
-    """Cached outputs of every call of a frozen party of a method, as columns named ``call.tap``.
-
-    ``used`` [views, N] says which views of the pool's samples the run holds.
-    """
-    frozen: dict[str, Network] = {p.name: parties[p.name] for p in method.parties if p.role == "frozen"}
+    """Cached outputs of calls of frozen parties of a method, as columns named ``call.tap``."""
     caches = {}
     for turn in method.turns:
         taps = taps_used(turn)
-        for call in (c for c in turn.calls if c.party in frozen and taps[c.name]):
-            network, names = frozen[call.party], taps[call.name]
+        for call in (c for c in turn.calls if c.name in caching.calls and taps[c.name]):
+            network, names, column = parties[call.party], taps[call.name], caching.calls[call.name]
+            cut, used = caching.cuts[column], caching.used[column]
             compute = partial(_tapped, network, names)
-            request = Request(network, names, compute, view, view.recipe(), len(used), store)
+            request = Request(network, names, compute, cut, cut.recipe(), len(used), store)
             caches[call.name] = fill(root, request, pool, filling, f"outputs of {call.party}", used)
-    return Columns(caches)
+    return Columns(caches, [name for name, column in caching.calls.items() if column == PLAIN])
 
 
-def _tapped(network: Network, names: tuple[str, ...], x: Tensor) -> dict[str, Tensor]:
-    return network.taps(x, names)
+def _tapped(network: Model, names: tuple[str, ...], x: Tensor) -> dict[str, Tensor]:
+    return network.call([x], names)

@@ -17,12 +17,13 @@ from kdcli.data.views import TrainingView
 from kdcli.engine.cache import Filling, Request, fill
 from kdcli.errors import UsageError
 from kdcli.metrics.efficiency import evaluating
-from kdcli.models.timm import FEATURES, Network
+from kdcli.models.heads import FEATURES
+from kdcli.models.protocol import Model
 
 
 def cached_features(
     root: Path,
-    network: Network,
+    network: Model,
     names: Sequence[str],
     samples: Samples,
     cut: Any,
@@ -58,7 +59,7 @@ def cached_features(
 
 
 def live_features(
-    network: Network,
+    network: Model,
     names: Sequence[str],
     samples: Samples,
     view: TrainingView,

@@ -13,11 +13,11 @@ from kdcli.data.samples import Samples
 from kdcli.engine.runtime import Runtime
 from kdcli.metrics.efficiency import evaluating
 from kdcli.models.exits import WithExits
-from kdcli.models.timm import Network
+from kdcli.models.protocol import Model
 
 
 def outputs(
-    network: Network | WithExits,
+    network: Model | WithExits,
     samples: Samples,
     runtime: Runtime,
     *,

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 
-from kdcli.data.batches import Loader
-from kdcli.data.order import Order
 from kdcli.engine import state
+from kdcli.engine.feed import Batches
+from kdcli.engine.states import States
 from kdcli.sections import OptimSection
 from kdcli.words import Method
 
@@ -23,40 +23,51 @@ class Job:
     Attributes:
         method: as pruned by the plan.
         parties: its networks by name, on the device.
-        order: which samples each step holds.
-        loader: makes batches of keys.
+        batches: what each step learns from.
         optim: optimiser, schedule, batch.
         steps: in all.
         schedule_steps: that the schedules are made for; more where a run is truncated.
-        classes: number of classes, for mixed targets.
         evaluate: metrics of the exported network, or None without a validation split.
         selection: the metric that chooses the best step.
         evaluate_every: steps between evaluations.
-        row_weight: [C] factors of the supervised loss per class, or None.
+        rate: learning rate of step k of a phase of n, in place of the section's schedule.
+        after: called after the optimisers' steps; it may change what they trained.
+        looks: whether every step waits for its loss, so that the state before a bad one can be kept; else
+            only steps that are logged do.
         save_steps: commit state every so many steps; None to go by time.
         save_minutes: commit state so often.
+        save_ends: whether the state at the end of a phase is committed.
         log_every: steps between rows of the log.
         track: receives each log row.
+        states: first tensors of what derives and edits update, by state and name.
         seed: of everything random.
+        label: of the progress that is shown; empty for none.
+        remedy: what a message advises where the loss is no number.
     """
 
     method: Method
     parties: dict[str, nn.Module]
-    order: Order
-    loader: Loader
+    batches: Batches
     optim: OptimSection
     steps: int
     schedule_steps: int
-    classes: int
     seed: int
     evaluate: Callable[[nn.Module], dict[str, float]] | None = None
     selection: str = "top1"
     evaluate_every: float = math.inf
-    row_weight: Tensor | None = None
+    rate: Callable[[int, int], float] | None = None
+    after: Callable[[], None] | None = None
+    looks: bool = True
     save_steps: int | None = None
     save_minutes: float = 5.0
+    save_ends: bool = True
     log_every: int = 10
     track: Callable[[dict[str, Any]], None] | None = None
+    states: States = field(default_factory=dict)
+    label: str = "train"
+    remedy: str = (
+        "Lower --lr, raise optim.warmup or clip with optim.clip_grad, and start anew with --overwrite."
+    )
 
 
 @dataclass

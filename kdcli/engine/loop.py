@@ -1,8 +1,9 @@
 """The one training loop, on accelerate.
 
-Order in a step: turns in order; inside a turn micro-batches; backward → unscale → clip → step → EMA; then
-the log row, the evaluation, the commit. Everything random in step k is seeded by (seed, k, rank), so a run
-stopped anywhere and resumed makes the same steps bit for bit.
+Order in a step: turns in order; inside a turn micro-batches (forward, states updated, backward) → unscale →
+edit gradients → clip → step → edit weights; then EMA, the log row, the evaluation, the commit. Everything
+random in step k is seeded by (seed, k, rank), so a run stopped anywhere and resumed makes the same steps bit
+for bit.
 """
 
 from __future__ import annotations
@@ -10,8 +11,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from contextlib import AbstractContextManager
 from itertools import product
 from typing import Any
 
@@ -21,15 +21,16 @@ from torch import Tensor, nn
 from kdcli.artifacts.model import read_tensors
 from kdcli.artifacts.store import Output, remove, write_tensors
 from kdcli.console import Console, Progress
-from kdcli.data.order import Key
 from kdcli.engine import state
+from kdcli.engine.edits import Edits
 from kdcli.engine.job import Job, Outcome
 from kdcli.engine.memory import micro_batches_that_fit
-from kdcli.engine.micro import MicroBatches
-from kdcli.engine.optim import build_optimizer, build_schedule
-from kdcli.engine.runtime import Runtime, watching
+from kdcli.engine.optim import Rates, build_optimizer, build_schedule, section_of
+from kdcli.engine.runtime import Runtime, Stop, watching
+from kdcli.engine.states import copied, held, put_back
 from kdcli.engine.turn import TurnModule
 from kdcli.errors import Diverged, Preempted
+from kdcli.sections import OptimSection
 from kdcli.seeds import seed_of
 from kdcli.words import Span, Turn
 
@@ -37,7 +38,7 @@ LOG = "metrics.jsonl"
 _OVERFLOWS = 25
 
 
-def train(job: Job, output: Output, runtime: Runtime, console: Console, stop: Any = None) -> Outcome:
+def train(job: Job, output: Output, runtime: Runtime, console: Console, stop: Stop | None = None) -> Outcome:
     """Run all phases of a method, resuming from the last committed state of ``output``.
 
     Raises:
@@ -51,7 +52,9 @@ def train(job: Job, output: Output, runtime: Runtime, console: Console, stop: An
 class _Run:
     """The loop's variables; one object per run."""
 
-    def __init__(self, job: Job, output: Output, runtime: Runtime, console: Console, stop: Any) -> None:
+    def __init__(
+        self, job: Job, output: Output, runtime: Runtime, console: Console, stop: Stop | None
+    ) -> None:
         self.job, self.output, self.runtime, self.console, self.stop = job, output, runtime, console, stop
         names = (job.method.export, *job.method.beside)
         self.kept = nn.ModuleDict({name: job.parties[name] for name in names})  # what is written
@@ -59,7 +62,10 @@ class _Run:
         self.progress = state.Progress()
         self.found = output.last_state()
         self.saved_at = time.monotonic()
-        self.micro = MicroBatches(job.order, job.optim, job.classes, job.row_weight, job.seed)
+        self.states = copied(job.states, runtime.device)
+        self.before = held(self.states)  # a turn
+        self.batches = job.batches
+        self.looks = True  # at the loss of this step
 
     def _build_ema(self) -> Any:
         if not self.job.optim.ema:
@@ -82,37 +88,55 @@ class _Run:
 
     def _phase(self, span: Span) -> None:
         phase, begin, end = span.phase, span.begin, span.end
-        job, prepare = self.job, self.runtime.accelerator.prepare
+        job, prepare, shared = self.job, self.runtime.prepare, self.runtime.world_size > 1
         trained = {name for turn in phase.turns for name in turn.trains}
-        modules = {turn.name: TurnModule(turn, job.parties, trained) for turn in phase.turns}
-        optims = {turn.name: job.optim.model_copy(update=turn.optim) for turn in phase.turns}
-        self.optimizers = {name: build_optimizer(m.trained, optims[name]) for name, m in modules.items()}
+        modules = {
+            turn.name: TurnModule(turn, job.parties, trained, states=self.states, shared=shared)
+            for turn in phase.turns
+        }
+        self.optims = {turn.name: section_of(turn, job.optim) for turn in phase.turns}
+        self.edits = {turn.name: Edits(turn, job.parties, self.states) for turn in phase.turns}
+        self.optimizers = {
+            turn.name: build_optimizer(modules[turn.name].trained, self.optims[turn.name], turn.groups)
+            for turn in phase.turns
+        }
         self.schedules = {
-            name: build_schedule(o, optims[name], span.length, job.order.steps_per_epoch)
-            for name, o in self.optimizers.items()
+            name: self._schedule(o, self.optims[name], span.length) for name, o in self.optimizers.items()
         }
         self.trained = {p.name: job.parties[p.name] for p in job.method.parties if p.role == "trained"}
         self.scaler = self.runtime.accelerator.scaler
         self._restore(begin)
         prepared = {name: prepare(m) for name, m in modules.items()}
-        self.steppers = {name: prepare(o) for name, o in self.optimizers.items()}
+        # Where the state is, it stays: to place it, accelerate would load it anew, each tensor retyped.
+        self.steppers = {n: prepare(o, device_placement=[False]) for n, o in self.optimizers.items()}
         with (
             state.Log(self.output.partial / LOG, self.progress.log_bytes, self.runtime.main) as self.log,
-            self.console.progress("train", job.steps, "steps", start=self.progress.step) as bar,
+            self._bar() as bar,
         ):
             if self.progress.step < end:
                 self._steps(span, prepared, bar)
-            if self.found is None or self.found[0] < end:
+            if job.save_ends and (self.found is None or self.found[0] < end):
                 self._commit()
-        self.runtime.accelerator.free_memory()
+            self.progress.log_bytes = self.log.length
+        self.runtime.release()
         del prepared
+
+    def _schedule(self, optimizer: Any, optim: OptimSection, length: int) -> Any:
+        if self.job.rate is not None:
+            return Rates(optimizer, self.job.rate, length)
+        return build_schedule(optimizer, optim, length, self.batches.steps_per_epoch)
+
+    def _bar(self) -> AbstractContextManager[Progress | None]:
+        if not self.job.label:
+            return contextlib.nullcontext()
+        return self.console.progress(self.job.label, self.job.steps, "steps", start=self.progress.step)
 
     def _restore(self, begin: int) -> None:
         if self.found is None or self.found[0] < begin:
             return
         ema = self.ema.module if self.ema else None
         mine = self.optimizers if self.found[0] > begin or not begin else {}  # else another phase's were kept
-        self.progress = state.load(self.found[1], self.trained, mine, ema, self.scaler)
+        self.progress = state.load(self.found[1], self.trained, mine, ema, self.scaler, self.states)
         if self.runtime.main:
             for file in self.output.partial.glob("best-*.safetensors"):
                 if not self.progress.best or file.name != self.progress.best["file"]:
@@ -120,40 +144,46 @@ class _Run:
         self.console.note(f"continuing at step {self.progress.step:,} of {self.job.steps:,}")
 
     # -- steps -----------------------------------------------------------------------------------------------
-    def _steps(self, span: Span, prepared: dict[str, Any], bar: Progress) -> None:
+    def _steps(self, span: Span, prepared: dict[str, Any], bar: Progress | None) -> None:
         job, end = self.job, span.end
         first = self.progress.step
         clock = time.monotonic()
         self._commit_if_due(first)  # a signal during start-up
         if job.optim.auto_batch:
             self._split_to_fit(prepared, first)
-        for step, batch in zip(range(first, end), job.loader(self._my_keys(first, end))):
+        for step, batch in zip(range(first, end), self.batches.read(first, end, self.runtime)):
             torch.manual_seed(seed_of(job.seed, step, self.runtime.rank) >> 1)
-            micro = self.micro(batch, step, self.runtime)
+            micro = self.batches.parts(batch, step, self.runtime)
+            logs = (step + 1) % job.log_every == 0 or step + 1 == end
+            self.looks = job.looks or logs
             row: dict[str, float] = {}
             for turn in span.phase.turns:
                 row |= self._turn(turn, prepared[turn.name].train(), micro, step - span.begin, span.length)
+            if job.after is not None:
+                job.after()
             if self.ema and any(name in self.kept for turn in span.phase.turns for name in turn.trains):
                 self.ema.update(self.kept)
             self.progress.step = step + 1
             now = time.monotonic()
             self.progress.seconds, clock = self.progress.seconds + now - clock, now
-            if (step + 1) % job.log_every == 0 or step + 1 == end:
-                self._record(
-                    {"step": step + 1, "epoch": round((step + 1) / job.order.steps_per_epoch, 4), **row}
-                )
+            if logs:
+                self._record({"step": step + 1, **self._epoch(step + 1), **row})
             if self._evaluation_due(step) and span.phase is job.method.phases[-1]:
                 self._evaluate()
-            bar.update(step + 1, loss=row["loss"], **self._shown())
+            if bar is not None and self.looks:
+                bar.update(step + 1, loss=row["loss"], **self._shown())
             self._commit_if_due(step + 1)
+
+    def _epoch(self, step: int) -> dict[str, float]:
+        per = self.batches.steps_per_epoch
+        return {"epoch": round(step / per, 4)} if math.isfinite(per) else {}
 
     def _split_to_fit(self, prepared: dict[str, Any], step: int) -> None:
         """Choose the number of micro-batches by trial; a resumed run keeps what it found first."""
-        job, batch = self.job, next(iter(self.job.loader(self._my_keys(step, step + 1))))
+        job, batch = self.job, next(self.batches.read(step, step + 1, self.runtime))
 
         def trial(accumulate: int) -> None:
-            self._split(accumulate)
-            part, share = self.micro(batch, step, self.runtime)[0]
+            part, share = self.batches.split(accumulate).parts(batch, step, self.runtime)[0]
             try:
                 for module, done in product(prepared.values(), (0.0, 1.0)):  # schedules may begin or end at 0
                     with self.runtime.accelerator.no_sync(module):
@@ -168,24 +198,16 @@ class _Run:
             if found > job.optim.accumulate:
                 self.console.note(f"each batch is split into {found} to fit into memory")
             self.progress.accumulate = found
-        self._split(self.progress.accumulate)
-
-    def _split(self, accumulate: int) -> None:
-        optim = self.job.optim.model_copy(update={"accumulate": accumulate})
-        self.micro = replace(self.micro, optim=optim)
-
-    def _my_keys(self, first: int, end: int) -> Iterator[list[Key]]:
-        per = self.job.optim.batch_size // self.runtime.world_size
-        start = per * self.runtime.rank
-        return _Lazy(lambda: (self.job.order.keys(k)[start : start + per] for k in range(first, end)))  # type: ignore[return-value]
+        self.batches = self.batches.split(self.progress.accumulate)
 
     def _turn(self, turn: Turn, module: Any, micro: list[Any], step: int, steps: int) -> dict[str, float]:
         """One backward and one optimiser step, number ``step`` of the phase's ``steps``.
 
-        Returns the terms averaged over processes.
+        Returns the terms averaged over processes, where this step looks at them.
         """
-        accelerator, job, done = self.runtime.accelerator, self.job, step / steps
-        optimizer = self.steppers[turn.name]
+        accelerator, done = self.runtime.accelerator, step / steps
+        optimizer, edits, section = self.steppers[turn.name], self.edits[turn.name], self.optims[turn.name]
+        self.before = held(self.states)
         self.schedules[turn.name].step(step)
         lr = max(g["lr"] for g in optimizer.param_groups)
         totals: dict[str, Tensor] = {}
@@ -197,14 +219,23 @@ class _Run:
             for key, value in terms.items():
                 totals[key] = totals.get(key, 0) + value.detach().float()
         parameters = [p for p in module.parameters() if p.requires_grad and p.grad is not None]
-        accelerator.unscale_gradients(optimizer.optimizer)
+        accelerator.unscale_gradients(self.optimizers[turn.name])
+        edits.of_gradients()
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        if job.optim.clip_grad:
-            torch.nn.utils.clip_grads_with_norm_(parameters, job.optim.clip_grad, norm)
-        values = self.runtime.mean(torch.stack([*totals.values(), norm.float()])).tolist()
-        self._refuse_nonfinite(values[0], values[-1], self.progress.step, optimizer)
+        if section.clip_grad:
+            torch.nn.utils.clip_grads_with_norm_(parameters, section.clip_grad, norm)
+        values = []
+        if self.looks:
+            values = self.runtime.mean(torch.stack([*totals.values(), norm.float()])).tolist()
+            self._refuse_nonfinite(values[0], values[-1], self.progress.step, optimizer)
         optimizer.step()
         optimizer.zero_grad()
+        if getattr(optimizer, "step_was_skipped", False):  # an overflow leaves nothing in states either
+            put_back(self.states, self.before)
+        else:
+            edits.of_weights()
+        if not self.looks:
+            return {}
         prefix = "" if len(self.steppers) == 1 else f"{turn.name}/"
         weights = {f"weight/{t.name}": t.weight(done) for t in turn.terms if callable(t.weight)}
         return {f"{prefix}{k}": v for k, v in [*zip(totals, values), *weights.items()]} | {
@@ -221,15 +252,15 @@ class _Run:
             self.progress.skipped += 1
             if self.progress.skipped < _OVERFLOWS:
                 return
-        optimizer.zero_grad()
-        self._commit()
-        indices = [index for index, _ in self.job.order.keys(step)[:4]]
         what = "loss" if not math.isfinite(loss) else "gradient"
-        raise Diverged(
-            f"the {what} became {loss if what == 'loss' else norm} in step {step + 1} (samples {indices} "
-            f"and others of its batch). The state after step {step} is kept. Lower --lr, raise optim.warmup "
-            "or clip with optim.clip_grad, and start anew with --overwrite."
-        )
+        where, kept = f"by step {step + 1}", ""
+        if self.job.looks:  # else an earlier step, which nobody looked at, may have spoilt the state
+            optimizer.zero_grad()
+            self._commit()
+            where, kept = f"in step {step + 1}", f" The state after step {step} is kept."
+        named = " ".join(filter(None, (where, self.batches.names(step))))
+        value = loss if what == "loss" else norm
+        raise Diverged(f"the {what} became {value} {named}.{kept} {self.job.remedy}")
 
     # -- evaluation, log, commits ----------------------------------------------------------------------------
     def _evaluation_due(self, step: int) -> bool:
@@ -284,7 +315,7 @@ class _Run:
             self.progress.log_bytes = self.log.sync()
             ema = self.ema.module if self.ema else None
             optimizers = dict(self.optimizers.items())
-            state.save(self.output, self.progress, self.trained, optimizers, ema, self.scaler)
+            state.save(self.output, self.progress, self.trained, optimizers, ema, self.scaler, self.states)
             for file in self.output.partial.glob("best-*.safetensors"):
                 if not self.progress.best or file.name != self.progress.best["file"]:
                     remove(file)
@@ -301,13 +332,3 @@ class _Run:
         beside = {name: (best or last)[name] for name in self.job.method.beside}
         rate = self.progress.step / max(self.progress.seconds, 1e-9)
         return Outcome(self.progress, last[export], best.get(export), beside, rate=rate)
-
-
-class _Lazy:
-    """An iterable made anew each time; loaders iterate their batches once per pass."""
-
-    def __init__(self, make: Callable[[], Iterator[Any]]) -> None:
-        self._make = make
-
-    def __iter__(self) -> Iterator[Any]:
-        return self._make()

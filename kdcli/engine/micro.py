@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from kdcli.data.mixing import both_labelled, mixed
 from kdcli.data.order import Order
+from kdcli.data.targets import TargetColumns
 from kdcli.engine.runtime import Runtime
+from kdcli.engine.values import each
 from kdcli.sections import OptimSection
 from kdcli.seeds import seed_of
 
@@ -23,15 +26,13 @@ class MicroBatches:
     Attributes:
         order: which samples each step holds.
         optim: batch size, accumulation, mixing.
-        classes: C, for mixed targets.
-        row_weight: [C] factors of the supervised loss per class, or None.
+        targets: makes the columns that losses read.
         seed: of mixing.
     """
 
     order: Order
     optim: OptimSection
-    classes: int
-    row_weight: Tensor | None
+    targets: TargetColumns
     seed: int
 
     @property
@@ -40,12 +41,12 @@ class MicroBatches:
         return bool(self.optim.mixup or self.optim.cutmix)
 
     def __call__(
-        self, batch: dict[str, Tensor], step: int, runtime: Runtime
-    ) -> list[tuple[dict[str, Tensor], Tensor]]:
+        self, batch: dict[str, Any], step: int, runtime: Runtime
+    ) -> list[tuple[dict[str, Any], Tensor]]:
         """Columns and shares of each micro-batch.
 
         Args:
-            batch: this process's columns, [B / processes, …].
+            batch: this process's columns, [B / processes, …], or lists with an entry per row.
             step: for seeds and for the rows of the global batch.
             runtime: device, rank and number of processes.
 
@@ -58,25 +59,18 @@ class MicroBatches:
         parts = []
         for i in range(self.optim.accumulate):
             rows = slice(i * size, (i + 1) * size)
-            part = {name: c[rows].to(runtime.device, non_blocking=True) for name, c in batch.items()}
-            part |= self._targets(part, seed_of(self.seed, step, runtime.rank, i, _MIXING))
+            part = {name: _moved(column[rows], runtime) for name, column in batch.items()}
+            part |= self._columns(part, seed_of(self.seed, step, runtime.rank, i, _MIXING))
             counts = [size / self.optim.batch_size, float(part["labelled"].sum()) / labelled_in_all]
             parts.append((part, torch.tensor(counts, device=runtime.device) * runtime.world_size))
         return parts
 
-    def _targets(self, part: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
+    def _columns(self, part: dict[str, Any], seed: int) -> dict[str, Any]:
         """Columns that losses read: mixed views where asked for, targets, and which rows have them."""
-        x, y = part["x"], part["y"]
-        columns = {"target": y, "labelled": y >= 0}
-        if self.mixes:
-            x, target, labelled = mixed(
-                x, y, self.classes, mixup=self.optim.mixup, cutmix=self.optim.cutmix, seed=seed
-            )
-            columns = {"x": x, "target": target, "labelled": labelled}
-        if self.row_weight is not None:
-            weight = self.row_weight.to(y.device)
-            columns["row_weight"] = columns["target"] @ weight if self.mixes else weight[y.clamp(min=0)]
-        return columns
+        if not self.mixes:
+            return self.targets.plain(part)
+        x, share = mixed(part["x"], mixup=self.optim.mixup, cutmix=self.optim.cutmix, seed=seed)
+        return {"x": x, **self.targets.mixed(part, share)}
 
     def _labelled_in(self, step: int, size: int) -> int:
         """Labelled rows of the global batch, known to every process without asking the others."""
@@ -84,3 +78,8 @@ class MicroBatches:
             return self.order.labelled_in(step)
         labels = torch.tensor([self.order.labels[index] >= 0 for index, _ in self.order.keys(step)])
         return int(sum(both_labelled(part).sum() for part in labels.split(size)))
+
+
+def _moved(rows: Any, runtime: Runtime) -> Any:
+    """Rows on the device: a tensor, or a list with an entry, of tensors, for each."""
+    return each(rows, lambda tensor: tensor.to(runtime.device, non_blocking=True))

@@ -3,31 +3,96 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from pydantic import ValidationError
 from torch import nn
 
 from kdcli.errors import UsageError, nearest
-from kdcli.models.timm import Network
+from kdcli.models.protocol import Model
 from kdcli.sections import OptimSection
+from kdcli.words import Turn
+
+# Beginnings of names that timm has and a run cannot take, each with the reason.
+REFUSED = {
+    "adahessian": "it needs second derivatives, which no step here makes",
+    "bnb": "it needs bitsandbytes on CUDA, whose packed state a stopped run could not put back",
+    "fused": "it needs NVIDIA's apex, which kdcli does not install",
+    "kron": "it draws from a generator of its own, which a stopped run could not put back, and compiles for "
+    "half a minute at every start",
+}
 
 
 def known_optimizer(name: str) -> None:
-    """Raise UsageError for an optimiser that timm has not."""
+    """Raise UsageError for an optimiser that timm has not, or that a run cannot take."""
     from timm.optim import list_optimizers
 
-    if name.lower() not in list_optimizers():
-        raise UsageError(f"timm has no optimiser '{name}'.{nearest(name, list_optimizers())}")
+    for start, why in REFUSED.items():
+        if name.lower().startswith(start):
+            raise UsageError(f"optimiser {name}: {why}. Take another, for example adamw.")
+    known = [other for other in list_optimizers() if not other.startswith(tuple(REFUSED))]
+    if name.lower() not in known:
+        raise UsageError(f"timm has no optimiser '{name}'.{nearest(name, known)}")
 
 
-def build_optimizer(module: nn.Module, section: OptimSection) -> Any:
-    """timm's optimiser over the parameters that need a gradient. Raises UsageError for an unknown name."""
+# Fields of the optimiser section that one turn, and one party within it, can have of its own. The others are
+# of the run: batches, length, averaging, mixing.
+TURN = (
+    *("opt", "lr", "weight_decay", "momentum", "betas", "layer_decay", "clip_grad"),
+    *("schedule", "warmup", "min_lr", "milestones", "decay_epochs", "decay_rate"),
+)
+PARTY = ("lr", "weight_decay", "layer_decay")
+
+
+def section_of(turn: Turn, section: OptimSection) -> OptimSection:
+    """The optimiser section as a turn has it.
+
+    Raises:
+        UsageError: a field that a turn, or a party's group in it, cannot have, or a value out of range.
+    """
+    found = _with(section, turn.optim, TURN, f"turn {turn.name}")
+    known_optimizer(found.opt)
+    for party, fields in turn.groups.items():
+        _with(found, fields, PARTY, f"turn {turn.name}, group of {party}")
+    return found
+
+
+def _with(section: OptimSection, fields: Mapping[str, Any], known: Sequence[str], where: str) -> OptimSection:
+    for name in fields:
+        if name in known:
+            continue
+        if name in OptimSection.model_fields:
+            raise UsageError(
+                f"{where}: optim.{name} is the run's, not its own. Its own can be: {', '.join(known)}."
+            )
+        raise UsageError(f"{where}: no field '{name}' of the optimiser.{nearest(name, known)}")
+    try:
+        return OptimSection.model_validate({**section.model_dump(), **fields})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UsageError(f"{where}: optim.{'.'.join(map(str, first['loc']))}: {first['msg']}.") from error
+
+
+def build_optimizer(
+    module: nn.Module, section: OptimSection, groups: Mapping[str, Mapping[str, Any]] | None = None
+) -> Any:
+    """timm's optimiser over the parameters that need a gradient.
+
+    Args:
+        module: what is trained.
+        section: how.
+        groups: by name of a child of the module, the fields of ``PARTY`` that it has of its own.
+
+    Raises:
+        UsageError: an unknown name.
+    """
     from timm.optim import create_optimizer_v2
 
     known_optimizer(section.opt)
     extra = {"betas": section.betas} if section.betas else {}
     return create_optimizer_v2(
-        _groups(module, section),
+        _groups_by_role(module, section, groups) if groups else _groups(module, section),
         opt=section.opt,
         lr=section.lr,
         weight_decay=0.0,  # the groups have their own
@@ -36,38 +101,40 @@ def build_optimizer(module: nn.Module, section: OptimSection) -> Any:
     )
 
 
-def _groups(module: nn.Module, section: OptimSection) -> list[dict[str, Any]]:
-    """Parameters by weight decay and, with ``layer_decay``, by the block of the network that they are in.
+def _groups_by_role(
+    module: nn.Module, section: OptimSection, own: Mapping[str, Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Groups of the children that have nothing of their own, then of those that have.
 
-    timm knows what its models decay and where their blocks are, and not those of a module that holds one. A
-    head of ours stands above the last block; what is in no network learns at the full rate.
+    The schedule sets every rate, times the group's ``lr_scale``: so one of its own keeps its ratio.
     """
-    from timm.optim import param_groups_layer_decay, param_groups_weight_decay
+    rest = nn.ModuleDict({name: child for name, child in module.named_children() if name not in own})
+    found = _groups(rest, section) if len(rest) else []
+    for name, fields in own.items():
+        ours = section.model_copy(update=dict(fields))
+        ratio = ours.lr / section.lr
+        part = _groups(nn.ModuleDict({name: module.get_submodule(name)}), ours)
+        found += [{**group, "lr_scale": group.get("lr_scale", 1.0) * ratio} for group in part]
+    return found
+
+
+def _groups(module: nn.Module, section: OptimSection) -> list[dict[str, Any]]:
+    """Parameters by weight decay and, with ``layer_decay``, by the layer of the model that they are in.
+
+    A model knows what it decays and where its layers are. What is in no model learns at the full rate.
+    """
+    from timm.optim import param_groups_weight_decay
 
     decay = section.weight_decay
-    networks = {name: part for name, part in module.named_modules() if isinstance(part, Network)}
-    spared = {f"{name}.body.{own}".lstrip(".") for name, net in networks.items() for own in _undecayed(net)}
+    models = {name: part for name, part in module.named_modules() if isinstance(part, Model)}
+    spared = {f"{name}.{own}".lstrip(".") for name, model in models.items() for own in model.undecayed()}
     groups = param_groups_weight_decay(module, decay, no_weight_decay_list=spared)
     if section.layer_decay is None:
         return groups
-    found: list[dict[str, Any]] = []
-    for network in networks.values():
-        blocks = param_groups_layer_decay(
-            network.body,
-            decay,
-            no_weight_decay_list=_undecayed(network),
-            layer_decay=section.layer_decay,
-        )
-        scale = 1.0 if network.head is None else section.layer_decay
-        found += [{**group, "lr_scale": group["lr_scale"] * scale} for group in blocks]
+    found = [g for model in models.values() for g in model.layer_groups(decay, section.layer_decay)]
     seen = {parameter for group in found for parameter in group["params"]}
     rest = [{**group, "params": [p for p in group["params"] if p not in seen]} for group in groups]
     return [*found, *(group for group in rest if group["params"])]
-
-
-def _undecayed(network: Network) -> set[str]:
-    """What timm's model never decays beside biases and norms: position embeddings, class tokens."""
-    return set(getattr(network.body, "no_weight_decay", set)())
 
 
 def build_schedule(optimizer: Any, section: OptimSection, steps: int, steps_per_epoch: float) -> Any:
@@ -90,3 +157,15 @@ def build_schedule(optimizer: Any, section: OptimSection, steps: int, steps_per_
         cooldown_epochs=0,
     )
     return schedule
+
+
+class Rates:
+    """A schedule that is a function: of step k of a phase, and of the phase's length."""
+
+    def __init__(self, optimizer: Any, rate: Callable[[int, int], float], length: int) -> None:
+        self._optimizer, self._rate, self._length = optimizer, rate, length
+
+    def step(self, step: int) -> None:
+        """Set the learning rate of a step."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._rate(step, self._length)

@@ -6,15 +6,26 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdcli import errors
 from kdcli.artifacts.store import Output, open_output
 from kdcli.errors import EnvironmentFault, KdcliError
 from kdcli.sections import RunSection
+
+
+class Stop(Protocol):
+    """Says whether a signal asked to stop: what has begun is finished, kept, and left off there.
+
+    One with a method ``watching`` is told, as a context, where somebody looks at it (see :func:`watching`).
+    """
+
+    @property
+    def requested(self) -> str | None:
+        """Name of the signal that came, else None."""
 
 
 class Runtime:
@@ -37,6 +48,18 @@ class Runtime:
     def main(self) -> bool:
         """Whether this process writes."""
         return self.rank == 0
+
+    def prepare(self, part: Any, **how: Any) -> Any:
+        """A turn or an optimiser as the processes use it together (accelerate's ``prepare``)."""
+        return self.accelerator.prepare(part, **how)
+
+    def release(self) -> None:
+        """Let go of all that was prepared."""
+        self.accelerator.free_memory()
+
+    def alone(self) -> Runtime:
+        """This process for itself: work of its own, in which it waits for no other."""
+        return _Alone(self)
 
     def largest(self, values: list[float]) -> list[float]:
         """Elementwise maximum over all processes."""
@@ -67,6 +90,42 @@ class Runtime:
         """Facts for the manifest."""
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
         return {"device": name, "threads": torch.get_num_threads(), "world_size": self.world_size}
+
+
+class _Alone(Runtime):
+    """One process of a job on work that no other shares: device and precision are the job's.
+
+    It is the first process of one. Nothing is wrapped, and nothing is gathered, so processes may be at
+    different steps.
+    """
+
+    def __init__(self, job: Runtime) -> None:
+        super().__init__(job.accelerator)
+        self.rank, self.world_size = 0, 1
+
+    def prepare(self, part: Any, **how: Any) -> Any:
+        """A module runs in the job's precision; an optimiser is as it is."""
+        if isinstance(part, nn.Module) and self.accelerator.mixed_precision != "no":
+            return _Autocast(part, self.accelerator)
+        return part
+
+    def release(self) -> None:
+        """Nothing is kept."""
+
+    def barrier(self) -> None:
+        """Nobody is waited for."""
+
+
+class _Autocast(nn.Module):
+    """A module that runs in a precision."""
+
+    def __init__(self, module: nn.Module, accelerator: Any) -> None:
+        super().__init__()
+        self.module, self._accelerator = module, accelerator
+
+    def forward(self, *inputs: Any) -> Any:
+        with self._accelerator.autocast():
+            return self.module(*inputs)
 
 
 def open_runtime(config: RunSection, *, find_unused: bool = False) -> Runtime:
@@ -108,9 +167,10 @@ def open_runtime(config: RunSection, *, find_unused: bool = False) -> Runtime:
     return Runtime(accelerator)
 
 
-def watching(stop: Any) -> AbstractContextManager[None]:
+def watching(stop: Stop | None) -> AbstractContextManager[None]:
     """A block in which a signal is noted for ``stop`` instead of ending the process."""
-    return stop.watching() if hasattr(stop, "watching") else nullcontext()
+    watch = getattr(stop, "watching", None)
+    return nullcontext() if watch is None else watch()
 
 
 def _parse(device: str) -> str:

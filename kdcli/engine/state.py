@@ -1,23 +1,27 @@
-"""Running state as safetensors and JSON: weights, optimiser, scaler, EMA, best so far, length of the log."""
+"""Running state as safetensors and JSON: weights, optimiser, scaler, EMA, states, best, length of the log."""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from kdcli.artifacts.model import read_tensors
 from kdcli.artifacts.store import Output, write_bytes, write_tensors
+from kdcli.engine.states import States
 from kdcli.errors import InputError
 
-WEIGHTS, OPTIMIZER, EMA, PROGRESS = (
+WEIGHTS, OPTIMIZER, EMA, STATES, PROGRESS = (
     "weights.safetensors",
     "optimizer.safetensors",
     "ema.safetensors",
+    "states.safetensors",
     "progress.json",
 )
 
@@ -52,6 +56,7 @@ def save(
     optimizers: dict[str, Any],
     ema: nn.Module | None,
     scaler: Any,
+    states: States | None = None,
 ) -> None:
     """Commit the state of ``progress.step`` steps."""
     with output.new_state(progress.step) as folder:
@@ -61,7 +66,15 @@ def save(
         write_tensors(folder / OPTIMIZER, tensors)
         if ema is not None:
             write_tensors(folder / EMA, ema.state_dict())
-        facts = {**vars(progress), "optimizers": plain, "scaler": scaler.state_dict() if scaler else None}
+        held = {f"{state}/{name}": t for state, own in (states or {}).items() for name, t in own.items()}
+        if held:
+            write_tensors(folder / STATES, held)
+        facts = {
+            **vars(progress),
+            "optimizers": plain,
+            "scaler": scaler.state_dict() if scaler else None,
+            "states": strides(held),
+        }
         write_bytes(folder / PROGRESS, json.dumps(facts).encode())
 
 
@@ -71,8 +84,13 @@ def load(
     optimizers: dict[str, Any],
     ema: nn.Module | None,
     scaler: Any,
+    states: States | None = None,
 ) -> Progress:
-    """Restore a committed state into modules and optimisers; raises InputError where it does not fit."""
+    """Restore a committed state into modules, optimisers and states.
+
+    Raises:
+        InputError: it does not fit.
+    """
     facts = json.loads((folder / PROGRESS).read_text())
     weights = read_tensors(folder / WEIGHTS)
     try:
@@ -88,51 +106,90 @@ def load(
     _restore_optimizers(optimizers, read_tensors(folder / OPTIMIZER), facts.pop("optimizers"))
     if scaler_state := facts.pop("scaler"):
         scaler.load_state_dict(scaler_state)
+    laid = facts.pop("states", {})
+    if states:
+        for key, tensor in strided(read_tensors(folder / STATES), laid).items():
+            state, name = key.split("/", 1)
+            states[state][name] = tensor.to(states[state][name].device)
     return Progress(**facts)
 
 
 def _flatten_optimizers(optimizers: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors named ``turn/group/parameter/name``, with no parameter for those of a group, and what is plain.
+
+    Plain are, by turn, all other values, the strides of tensors that a file would lose, and which tensors
+    stay on the host where their parameters do not (counts of steps).
+    """
     tensors: dict[str, Tensor] = {}
     plain: dict[str, Any] = {}
     for turn, optimizer in optimizers.items():
-        state = optimizer.state_dict()
-        values: dict[str, Any] = {}
-        for index, entries in state["state"].items():
-            for name, value in entries.items():
-                if isinstance(value, Tensor):
-                    tensors[f"{turn}/{index}/{name}"] = value
-                else:
-                    values[f"{index}/{name}"] = value
-        groups = [
-            {k: v for k, v in g.items() if k != "params" and _jsonable(v)} for g in state["param_groups"]
-        ]
-        plain[turn] = {"values": values, "groups": groups}
+        kept: dict[str, Any] = {}
+        for g, group in enumerate(optimizer.param_groups):
+            kept |= {f"{g}//{name}": value for name, value in group.items() if _changes(name, value)}
+            for p, parameter in enumerate(group["params"]):
+                entries = optimizer.state.get(parameter, {})
+                kept |= {f"{g}/{p}/{name}": value for name, value in entries.items()}
+        own = {key: value for key, value in kept.items() if isinstance(value, Tensor)}
+        device = _device(optimizer)
+        plain[turn] = {
+            "values": {key: value for key, value in kept.items() if key not in own},
+            "strides": strides(own),
+            "host": [key for key, tensor in own.items() if tensor.device != device],
+        }
+        tensors |= {f"{turn}/{key}": tensor for key, tensor in own.items()}
     return tensors, plain
 
 
 def _restore_optimizers(
     optimizers: dict[str, Any], tensors: dict[str, Tensor], plain: dict[str, Any]
 ) -> None:
+    """Put back what was flattened, as it was.
+
+    ``load_state_dict`` would make every tensor one of its parameter's type.
+    """
     for turn, optimizer in optimizers.items():
-        state = optimizer.state_dict()
-        entries: dict[int, dict[str, Any]] = {}
-        for key, tensor in tensors.items():
-            owner, index, name = key.split("/", 2)
-            if owner == turn:
-                entries.setdefault(int(index), {})[name] = tensor
-        for key, value in plain[turn]["values"].items():
-            index, name = key.split("/", 1)
-            entries.setdefault(int(index), {})[name] = value
-        for group, saved in zip(state["param_groups"], plain[turn]["groups"]):
-            for key, value in saved.items():
-                group[key] = tuple(value) if isinstance(group.get(key), tuple) else value
-        optimizer.load_state_dict({"state": entries, "param_groups": state["param_groups"]})
+        facts, groups, prefix = plain[turn], optimizer.param_groups, f"{turn}/"
+        own = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
+        device = _device(optimizer)
+        own = {key: t if key in facts["host"] else t.to(device) for key, t in own.items()}
+        optimizer.state.clear()
+        for key, value in [*facts["values"].items(), *strided(own, facts["strides"]).items()]:
+            g, p, name = key.split("/", 2)
+            group = groups[int(g)]
+            entry = optimizer.state[group["params"][int(p)]] if p else group
+            entry[name] = tuple(value) if isinstance(entry.get(name), tuple) else value
 
 
-def _jsonable(value: Any) -> bool:
-    return isinstance(value, (int, float, str, bool, type(None))) or (
-        isinstance(value, (list, tuple)) and all(_jsonable(v) for v in value)
-    )
+def _changes(name: str, value: Any) -> bool:
+    """Whether a group's field may be another one after a step: a type or a function is as it was made."""
+    return name != "params" and not isinstance(value, torch.dtype) and not callable(value)
+
+
+def _device(optimizer: Any) -> torch.device:
+    return next(p.device for group in optimizer.param_groups for p in group["params"])
+
+
+def strides(tensors: Mapping[str, Tensor]) -> dict[str, list[int]]:
+    """Strides of the tensors that have others than those which a file gives them.
+
+    A CNN in channels-last layout has such weights, gradients and moments, and a sum over the same numbers in
+    another order is another sum. (``is_contiguous`` is no measure: it overlooks sides of length 1.)
+    """
+    return {
+        name: list(tensor.stride())
+        for name, tensor in tensors.items()
+        if tensor.stride() != torch.empty(tensor.shape, device="meta").stride()
+    }
+
+
+def strided(tensors: Mapping[str, Tensor], found: Mapping[str, list[int]]) -> dict[str, Tensor]:
+    """The tensors with the strides that they had; those that share memory with themselves stay copies."""
+    return {
+        name: torch.empty_strided(t.shape, found[name], dtype=t.dtype, device=t.device).copy_(t)
+        if name in found and 0 not in found[name]
+        else t
+        for name, t in tensors.items()
+    }
 
 
 def clone_to_cpu(module: nn.Module) -> dict[str, Tensor]:
@@ -164,6 +221,11 @@ class Log:
         if self._writes:
             self._file.write(json.dumps(row).encode() + b"\n")
             self._file.flush()
+
+    @property
+    def length(self) -> int:
+        """Bytes of all rows, where they are written."""
+        return self._file.tell() if self._writes else 0
 
     def sync(self) -> int:
         """Make all rows durable; returns the length."""

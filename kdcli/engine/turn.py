@@ -3,7 +3,8 @@
 ``forward`` reads what the terms need from the turn's graph and returns the terms and their scalar, so that
 accelerate can prepare the turn as it stands. The gradient of a step does not depend on how many processes
 share the batch: means over rows divide by the global count of rows, and relations between rows see the rows
-of all processes. Micro-batches share means over rows too; a relation sees one of them.
+of all processes, or those that are selected of them. Micro-batches share means over rows too; a relation sees
+one of them, and so does what updates a state.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdcli.engine.graph import Graph, each, needs_gradient
+from kdcli.engine.graph import Graph
+from kdcli.engine.states import States
+from kdcli.engine.values import gathered, needs_gradient, selected, tensors, world_size
 from kdcli.words import Term, Turn
-from kdcli.words.analysis import split_reference
 
 
 class TurnModule(nn.Module):
@@ -28,6 +30,7 @@ class TurnModule(nn.Module):
         trained_elsewhere: names of held ones that another turn trains: they are called in the mode that
             they are trained in. All others that are held stay in eval mode.
         shared: whether the processes share each batch; else every one of them has a batch of its own.
+        states: of the derives, by name; what they make of them replaces them after a forward in training.
     """
 
     def __init__(
@@ -37,15 +40,18 @@ class TurnModule(nn.Module):
         trained_elsewhere: Collection[str] = (),
         *,
         shared: bool = True,
+        states: States | None = None,
     ) -> None:
         super().__init__()
-        self._world = _world_size() if shared else 1
+        self._world = world_size() if shared else 1
         self.turn = turn
         self.trained = nn.ModuleDict({name: parties[name] for name in turn.trains})
         # Held in a tuple, so outside the module tree: neither wrapped, saved nor moved.
         self._held = ({c.party: parties[c.party] for c in turn.calls if c.party not in turn.trains},)
         self._elsewhere = trained_elsewhere
-        self._graph = (Graph(turn, self.party),)
+        self._states = states or {}
+        self._graph = (Graph(turn, self.party, self._states, self._world),)
+        self._standing = tuple(derive.out for derive in turn.derives if derive.state is not None)
         self.train(self.training)
 
     def party(self, name: str) -> nn.Module:
@@ -66,44 +72,53 @@ class TurnModule(nn.Module):
             ``loss``, and each term under its name (unweighted, with its share), all scalars.
         """
         values: dict[str, Any] = dict(batch)
+        self._graph[0].updates = {}  # of a forward that was broken off
         results: dict[str, Tensor] = {}
         loss = share.new_zeros(())
         for term in self.turn.terms:
             weight = term.weight(done) if callable(term.weight) else term.weight
-            value = self.term(term, values, share) if weight else share.new_zeros(())
+            value = self.term(term, values, share) if weight or term.watched else share.new_zeros(())
             loss = loss + weight * value
             results[term.name] = value.detach()
         if torch.is_grad_enabled() and not loss.requires_grad:  # nothing weighs anything now
             loss = loss + 0.0 * sum(p.sum() for p in self.trained.parameters() if p.requires_grad)
+        if self._standing:
+            self._update(values)
         return {"loss": loss, **results}
+
+    def _update(self, values: dict[str, Any]) -> None:
+        """Replace what derives update of their states, those that no term has read too."""
+        for out in self._standing:
+            self.value(out, values)
+        if self.training:
+            for state, new in self._graph[0].updates.items():
+                self._states[state].update(new)
+
+    def value(self, reference: str, values: dict[str, Any]) -> Any:
+        """What a reference names; ``values`` grow by what it needed."""
+        return self._graph[0].value(reference, values)
+
+    def has_rows(self, reference: str) -> bool:
+        """Whether what a reference names has rows of the batch."""
+        return self._graph[0].rows[reference]
 
     def term(self, term: Term, values: dict[str, Any], share: Tensor) -> Tensor:
         """One term with its share; ``values`` grow by what it needed."""
-        arguments = [self._graph[0].value(a, values) for a in term.args]
+        arguments = self._graph[0].arguments(term.args, term.scope, values)
         if term.rows is None:
-            if term.scope == "batch":
-                return self._related(term, arguments) * share[0]
             return term.loss(*arguments, **term.keywords) * share[0]
-        mask = values[term.rows]
-        if not mask.any():  # nothing selected here: zero, with a zero gradient so that every process has one
-            return sum((a.sum() * 0.0 for a in arguments if needs_gradient(a)), share.new_zeros(()))
+        mask, part = values[term.rows], share[1]
+        if term.scope == "batch" and self._world > 1:
+            mask, part = gathered(mask), gathered(share[1:2]).mean()  # how many of all there are
+        if not mask.any():  # nothing selected: zero, with a zero gradient so that every process has one
+            found = (t.sum() * 0.0 for a in arguments if needs_gradient(a) for t in tensors(a))
+            return sum(found, share.new_zeros(()))
         if not mask.all():
             arguments = [
-                a if split_reference(reference)[2] == ":" else each(a, lambda tensor: tensor[mask])
-                for reference, a in zip(term.args, arguments)  # parameters have no rows of the batch
+                selected(a, mask) if self.has_rows(reference) else a
+                for reference, a in zip(term.args, arguments)
             ]
-        return term.loss(*arguments, **term.keywords) * share[1]
-
-    def _related(self, term: Term, arguments: list[Any]) -> Tensor:
-        """A relation between the rows of all processes.
-
-        Each process computes it whole, with a gradient for its own rows only; as gradients are averaged over
-        processes, that gradient counts as often as there are processes.
-        """
-        if self._world > 1:
-            arguments = [each(a, _gathered) for a in arguments]
-        value = term.loss(*arguments, **term.keywords)
-        return value + (self._world - 1) * (value - value.detach())
+        return term.loss(*arguments, **term.keywords) * part
 
     def train(self, mode: bool = True) -> TurnModule:
         """Train mode for all parties in training; the frozen ones stay in eval mode."""
@@ -111,16 +126,3 @@ class TurnModule(nn.Module):
         for name, module in self._held[0].items():
             module.train(mode and name in self._elsewhere)
         return self
-
-
-def _world_size() -> int:
-    distributed = torch.distributed
-    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
-
-
-def _gathered(rows: Tensor) -> Tensor:
-    """[processes · B, …]: the rows of all processes in their order, constants but for this one's own."""
-    parts = [torch.empty_like(rows) for _ in range(_world_size())]
-    torch.distributed.all_gather(parts, rows.detach().contiguous())
-    parts[torch.distributed.get_rank()] = rows
-    return torch.cat(parts)

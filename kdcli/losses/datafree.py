@@ -7,7 +7,6 @@ DeepInversion is in :mod:`kdcli.losses.inversion`.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -49,6 +48,18 @@ def information_entropy(teacher_logits: Tensor, *, base: float = 10.0) -> Tensor
     return (log_mean.exp() * log_mean).sum() / math.log(base)
 
 
+def label_entropy(teacher_logits: Tensor) -> Tensor:
+    """Entropy, in nats, of the histogram of pseudo-labels in a batch; low where few classes are generated.
+
+    It has no gradient, and is there to be watched. Scope ``batch``.
+
+    Args:
+        teacher_logits: [B, C].
+    """
+    labels = F.one_hot(teacher_logits.argmax(dim=1), teacher_logits.shape[1])
+    return torch.special.entr(labels.float().mean(dim=0)).sum()
+
+
 def sampled_activations(noise: Tensor, mean: Tensor, spread: Tensor) -> Tensor:
     """Activations drawn from a class's record, [B, D]: μ + g·Σ^½, or μ + g·σ where there is no covariance.
 
@@ -75,19 +86,3 @@ def top_layer(activations: Tensor, samples: Tensor) -> Tensor:
         samples: a*, :func:`sampled_activations` in the same shape.
     """
     return F.mse_loss(activations.float().relu(), samples.float().relu())
-
-
-def all_layers(activations: Sequence[Tensor], samples: Sequence[Tensor]) -> Tensor:
-    """Lopes' objective over all layers: Σ_l :func:`top_layer` / size_l, size_l the units of layer l.
-
-    Args:
-        activations: of each layer, [B, ...].
-        samples: of each layer, the same shapes.
-
-    Raises:
-        ValueError: no layer, or not as many samples as activations.
-    """
-    if not activations or len(activations) != len(samples):
-        raise ValueError(f"{len(activations)} layers of activations and {len(samples)} of samples")
-    terms = [top_layer(a, s) / a[0].numel() for a, s in zip(activations, samples)]
-    return torch.stack(terms).sum()

@@ -1,7 +1,7 @@
-"""The table of methods. A method is a function, named after its paper, that returns data
-(:mod:`kdcli.words`).
+"""Methods by name. A method is a function, named after its paper, that returns data (:mod:`kdcli.words`).
 
-The table imports without torch. A method's typed keyword arguments are its parameters.
+The table of them imports without torch. A method's typed keyword arguments, and those of its parts, are its
+parameters.
 """
 
 from __future__ import annotations
@@ -10,153 +10,31 @@ import importlib
 import inspect
 import math
 import re
+import textwrap
 import typing
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from kdcli.errors import UsageError, nearest
+from kdcli.methods.table import ADDITIONS, METHODS, Entry
+from kdcli.words import Recipe
+from kdcli.words.recipes import as_yaml
 
-BOTH = ("classification", "segmentation")
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One row of the table.
-
-    Attributes:
-        target: ``module:function``.
-        help: one line.
-        paper: where it comes from.
-        teacher: whether it needs one.
-        tasks: that it fits.
-        twin: whether teacher and student must be of one architecture.
-    """
-
-    target: str
-    help: str
-    paper: str
-    teacher: bool = True
-    tasks: tuple[str, ...] = ("classification",)
-    twin: bool = False
-
-
-def _at(module: str, function: str) -> str:
-    return f"kdcli.methods.{module}:{function}"
-
-
-_TF_KD = "Yuan et al. 2020, arXiv 1909.11723"
-_TANG = "Tang et al. 2020, arXiv 2002.03532"
-_CHO = "Cho & Hariharan 2019, ICCV"
-_ALLEN_ZHU = "Allen-Zhu & Li 2020, arXiv 2012.09816"
-
-METHODS: dict[str, Entry] = {
-    "supervised": Entry(
-        _at("supervised", "supervised"),
-        "labels only: the baseline, and the way to train a first teacher",
-        "none",
-        teacher=False,
-        tasks=BOTH,
-    ),
-    "kd": Entry(
-        _at("kd", "kd"),
-        "labels and softened teacher logits",
-        "Hinton, Vinyals & Dean 2015, arXiv 1503.02531",
-        tasks=BOTH,
-    ),
-    "task-specific": Entry(
-        _at("task_specific", "task_specific"),
-        "a probed teacher on all pictures, labels on labelled ones",
-        "Marrie et al. 2024, arXiv 2402.11305",
-        tasks=BOTH,
-    ),
-    "dkd": Entry(
-        _at("dkd", "dkd"), "the true class and the others apart", "Zhao et al. 2022, arXiv 2203.08679"
-    ),
-    "eskd": Entry(_at("kd", "eskd"), "the teacher's term is dropped part-way", _CHO),
-    "sequential": Entry(_at("kd", "sequential"), "each student teaches the next one", _CHO),
-    "self": Entry(_at("kd", "self"), "an earlier run of the same network teaches", _ALLEN_ZHU, twin=True),
-    "ensemble": Entry(_at("kd", "ensemble"), "the mean of several teachers", _ALLEN_ZHU),
-    "kd-pt": Entry(_at("effects", "kd_pt"), "the teacher's confidence only", _TANG),
-    "kd-sim": Entry(_at("effects", "kd_sim"), "the teacher's class relations only", _TANG),
-    "kd-topk": Entry(_at("effects", "kd_topk"), "the teacher's largest probabilities", _TANG),
-    "hint": Entry(
-        _at("features", "hint"),
-        "one regressed map, jointly with labels: the FitNet of tables",
-        "Romero et al. 2015, arXiv 1412.6550, as RepDistiller has it",
-    ),
-    "fitnets": Entry(
-        _at("fitnets", "fitnets"),
-        "a hint first, then the whole student: the paper's two phases",
-        "Romero et al. 2015, arXiv 1412.6550",
-    ),
-    "at": Entry(_at("features", "at"), "attention maps", "Zagoruyko & Komodakis 2017, arXiv 1612.03928"),
-    "nst": Entry(_at("features", "nst"), "selectivity of channels", "Huang & Wang 2017, arXiv 1707.01219"),
-    "rkd": Entry(
-        _at("relations", "rkd"), "distances and angles between pictures", "Park et al. 2019, arXiv 1904.05068"
-    ),
-    "sp": Entry(
-        _at("relations", "sp"), "similarities between pictures", "Tung & Mori 2019, arXiv 1907.09682"
-    ),
-    "cc": Entry(_at("relations", "cc"), "correlation of neighbours", "Peng et al. 2019, arXiv 1904.01802"),
-    "pkt": Entry(
-        _at("relations", "pkt"), "affinities as probabilities", "Passalis & Tefas 2018, arXiv 1803.10837"
-    ),
-    "byot": Entry(
-        _at("byot", "byot"),
-        "exits learn from the network's own end",
-        "Zhang et al. 2019, arXiv 1905.08094",
-        teacher=False,
-    ),
-    "dml": Entry(
-        _at("mutual", "dml"),
-        "networks that teach one another",
-        "Zhang et al. 2018, arXiv 1706.00384",
-        teacher=False,
-    ),
-    "one": Entry(
-        _at("branches", "one"),
-        "branches and their gated ensemble",
-        "Lan et al. 2018, arXiv 1806.04606",
-        teacher=False,
-    ),
-    "okddip": Entry(
-        _at("branches", "okddip"),
-        "diverse peers by attention, and a leader",
-        "Chen et al. 2020, arXiv 1912.00350",
-        teacher=False,
-    ),
-    "lsr": Entry(_at("label_smoothing", "lsr"), "label smoothing", _TF_KD, teacher=False),
-    "tf-kd-self": Entry(
-        _at("label_smoothing", "tf_kd_self"), "the student's own pretrained self teaches", _TF_KD, twin=True
-    ),
-    "tf-kd-reg": Entry(_at("label_smoothing", "tf_kd_reg"), "a teacher made by hand", _TF_KD, teacher=False),
-    "reversed": Entry(_at("label_smoothing", "reversed_kd"), "a weaker teacher", _TF_KD),
-    "defective": Entry(_at("label_smoothing", "defective"), "a badly trained teacher", _TF_KD),
-    "sskd": Entry(
-        _at("sskd", "sskd"),
-        "self-supervision on turned views, transferred with selection",
-        "Xu et al. 2020, arXiv 2006.07114",
-    ),
-    "dafl": Entry(
-        _at("dafl", "dafl"),
-        "without data: a generator and the student, both from the teacher",
-        "Chen et al. 2019, arXiv 1904.01186",
-    ),
-}
-
-ADDITIONS: dict[str, str] = {
-    "kd": _at("kd", "part"),
-    "dkd": _at("dkd", "part"),
-    "hint": _at("features", "hint_part"),
-    "at": _at("features", "at_part"),
-    "nst": _at("features", "nst_part"),
-    "rkd": _at("relations", "rkd_part"),
-    "sp": _at("relations", "sp_part"),
-    "cc": _at("relations", "cc_part"),
-    "pkt": _at("relations", "pkt_part"),
-}
-"""Terms that ``--add`` puts beside any method's: name → function of the weight that returns a part."""
+__all__ = [
+    "ADDITIONS",
+    "METHODS",
+    "Entry",
+    "addition",
+    "arguments",
+    "as_option",
+    "describe",
+    "entry",
+    "fits",
+    "function",
+    "parameters",
+    "recipes",
+]
 
 _OF_A_ROW = ("loss", "step", "epoch", "lr", "grad_norm")  # what else a row of the log has
 
@@ -168,9 +46,22 @@ def entry(name: str) -> Entry:
     return METHODS[name]
 
 
+def fits(entry: Entry, provides: frozenset[str]) -> bool:
+    """Whether a task that ``provides`` what is named in :class:`Entry` has what the method needs."""
+    return entry.needs == "any" or entry.needs in provides
+
+
 def function(name: str) -> Callable[..., Any]:
-    """The method's function (imports torch)."""
-    return _load(entry(name).target)
+    """A function of the task and of the method's parameters that returns the method (imports torch)."""
+    row = entry(name)
+    return partial(_put_together, _load(row.target), [_load(part) for part in row.parts])
+
+
+def _put_together(
+    method: Callable[..., Any], parts: Sequence[Callable[..., Any]], task: Any, **given: Any
+) -> Any:
+    made = [part(**{key: given.pop(key) for key in _of_part(part) if key in given}) for part in parts]
+    return method(task, *made, **given)
 
 
 def _load(target: str) -> Callable[..., Any]:
@@ -179,13 +70,27 @@ def _load(target: str) -> Callable[..., Any]:
 
 
 def parameters(name: str) -> dict[str, inspect.Parameter]:
-    """The method's keyword arguments."""
-    return _parameters(function(name))
+    """The method's parameters: its function's keyword arguments, then those of its parts."""
+    row = entry(name)
+    found = _keywords(_load(row.target))
+    for part in row.parts:
+        found |= _of_part(_load(part))
+    return found
 
 
-def _parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+def _keywords(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     signature = inspect.signature(function, eval_str=True)
     return {p.name: p for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY}
+
+
+def _of_part(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """What a method can give a part by name: all but what the part's terms are called."""
+    signature = inspect.signature(function, eval_str=True)
+    return {
+        p.name: p
+        for p in signature.parameters.values()
+        if p.kind is not p.POSITIONAL_ONLY and p.name != "name"
+    }
 
 
 def arguments(name: str, given: dict[str, Any]) -> dict[str, Any]:
@@ -241,7 +146,7 @@ def addition(text: str) -> Any:
     if name not in ADDITIONS:
         raise UsageError(f"--add: no term '{name}'.{nearest(name, ADDITIONS)} Terms: {', '.join(ADDITIONS)}.")
     make = _load(ADDITIONS[name])
-    known = _parameters(make)
+    known = _keywords(make)
     keywords: dict[str, Any] = {}
     for item in rest:
         key, equals, value = item.partition("=")
@@ -260,11 +165,40 @@ def addition(text: str) -> Any:
     return make(_checked(f"--add {name}", float, number or 1.0), **keywords)
 
 
+def recipes(name: str) -> tuple[Recipe, ...]:
+    """Published trainings of a method, as it has them for any classes (imports torch)."""
+    from kdcli.tasks.classification import Classification
+
+    classes = tuple(f"class {number}" for number in range(10))
+    return tuple(function(name)(Classification(classes)).recipes)
+
+
 def describe(name: str) -> str:
-    """Help text of one method: paper, what its docstring says, parameters and defaults."""
+    """Help text of one method: paper, what its docstring says, parameters and defaults, recipes."""
     row = entry(name)
-    settings = [f"* {key} = {p.default}" for key, p in parameters(name).items()]
     heading = f"Method {name}: {row.help} ({row.paper})."
-    body = inspect.getdoc(function(name)) or ""
-    listed = ["", "Parameters (--set method.NAME=VALUE):", "", *settings] if settings else []
-    return "\n".join([heading, "", body, *listed])
+    found = [heading, "", inspect.getdoc(_load(row.target)) or ""]
+    if settings := [f"* {key} = {p.default}" for key, p in parameters(name).items()]:
+        found += ["", "Parameters (--set method.NAME=VALUE):", "", *settings]
+    published = recipes(name)
+    if not published:
+        found += ["", "It has no recipe: no published training of it is known here."]
+    for number, recipe in enumerate(published):
+        called = recipe.name if number else "paper"
+        found += ["", f"Recipe {recipe.name} (--recipe {called}), from {recipe.source}:", "", *_lines(recipe)]
+    return "\n".join(found)
+
+
+def _lines(recipe: Recipe) -> list[str]:
+    """Items of a list: settings by section, each with what is to be said of it, and what is missing."""
+    items: dict[str, list[str]] = {}
+    for key, value in recipe.settings.items():
+        section, _, name = key.partition(".")
+        note = f" ({recipe.notes[key]})" if key in recipe.notes else ""
+        items.setdefault(section, []).append(f"{name} {as_yaml(value)}{note}")
+    items |= {"left out": list(recipe.left_out), "not published in what could be read": list(recipe.unknown)}
+    return [
+        textwrap.fill(f"* {name}: {', '.join(values)}", 76, subsequent_indent="  ", break_on_hyphens=False)
+        for name, values in items.items()
+        if values
+    ]

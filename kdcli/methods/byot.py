@@ -11,12 +11,13 @@ from typing import Literal
 
 from kdcli.errors import UsageError
 from kdcli.losses import exits
-from kdcli.methods.parts import Fraction
+from kdcli.methods.parts import STUDENT, Fraction, S
+from kdcli.methods.trainings import ALL_DECAYED, PADDED, SMALL_PICTURES, published, sgd
 from kdcli.models.adapters import embedding
 from kdcli.models.exits import ExitHead, Kind
 from kdcli.models.taps import as_map_tap
 from kdcli.tasks import Task
-from kdcli.words import Call, Method, Party, Phase, Term, Turn
+from kdcli.words import Call, Method, Party, Phase, Recipe, Term, Turn
 
 
 def build_exit(tap: str, classes: int, reading: exits.Reading, *shapes: tuple[int, ...]) -> ExitHead:
@@ -75,13 +76,30 @@ def byot(
         terms.append(
             Term(f"features-{i}", exits.exit_features, (features, "~s.pooled"), lam, keywords, scope)
         )
-    student = Party("student", "trained", "student")
-    everyone = (student, *parties)
+    everyone = (STUDENT, *parties)
     turn = Turn(
         "student",
         tuple(party.name for party in everyone),
-        (Call("s", "student"), *calls),
+        (S, *calls),
         (task.supervised("s"), *terms),
     )
     saved = tuple(party.name for party in parties if party.name.startswith("exit"))
-    return Method("byot", everyone, (Phase((turn,)),), beside=saved)
+    return Method("byot", everyone, (Phase((turn,)),), beside=saved, recipes=(_recipe(),))
+
+
+def _recipe() -> Recipe:
+    """The training of the authors' repository, which is that of the journal version."""
+    training = sgd(lr=0.1, weight_decay=5e-4, epochs=250, batch=128, drops=(83, 166, 240))
+    parameters = {
+        "method.alpha": 0.3,
+        "method.lam": 0.03,
+        "method.temperature": 3.0,
+        "method.reading": "code",
+    }
+    return published(
+        "cifar-100",
+        {**training, **SMALL_PICTURES, **parameters},
+        "the authors' train.py",
+        {"optim.milestones": "a third, two thirds, and 10 epochs before the end"},
+        ("AutoAugment's policy for CIFAR-10", "Cutout of 16 pixels", PADDED, ALL_DECAYED),
+    )

@@ -2,12 +2,14 @@
 
 L = (1 − λ)·CE(z_s, y) + λ·CE(z_s, ρ), with ρ a synthetic teacher that keeps some of what a teacher tells:
 how sure it is of each picture (KD-pt), how classes are related (KD-sim), its first classes (KD-topk).
+The paper's training could not be read: none of the three has a recipe.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 from torch import Tensor
@@ -43,8 +45,8 @@ def kd_pt(task: Task, *, lam: Fraction = 0.5, temperature: float = 1.0) -> Metho
     The formulas are our reading of the paper (its code was not found); compare with label smoothing of the
     same strength and with ``kd-sim``.
     """
-    terms = {"taps": ("s.logits", "~t.logits", "y"), "temperature": temperature}
-    return _method("kd-pt", task, lam, taught_by_pt, **terms)
+    taps = ("s.logits", "~t.logits", "y")
+    return _method("kd-pt", task, lam, taught_by_pt, taps, temperature=temperature)
 
 
 def kd_sim(task: Task, *, lam: Fraction = 0.5, temperature: float = 0.3, head: str = "") -> Method:
@@ -53,8 +55,8 @@ def kd_sim(task: Task, *, lam: Fraction = 0.5, temperature: float = 0.3, head: s
     ``temperature`` sharpens the cosines; the paper's exponent could not be read, so it is an axis. ``head``
     names the teacher's weight (default: its classifier's).
     """
-    terms = {"taps": ("s.logits", f"t:{head or 'classifier'}", "y"), "temperature": temperature}
-    return _method("kd-sim", task, lam, taught_by_sim, **terms)
+    taps = ("s.logits", f"t:{head or 'classifier'}", "y")
+    return _method("kd-sim", task, lam, taught_by_sim, taps, temperature=temperature)
 
 
 def kd_topk(
@@ -70,10 +72,13 @@ def kd_topk(
     The paper's grid is 5, 10, 25 and 50 % of the classes. ``keep_true`` forces the true class among them.
     """
     k = max(1, round(part * len(task.classes)))
-    terms = {"taps": ("s.logits", "~t.logits", "y"), "k": k, "keep_true": keep_true}
-    return _method("kd-topk", task, lam, taught_by_topk, **terms, temperature=temperature)
+    taps = ("s.logits", "~t.logits", "y")
+    keywords = {"k": k, "keep_true": keep_true, "temperature": temperature}
+    return _method("kd-topk", task, lam, taught_by_topk, taps, **keywords)
 
 
-def _method(name: str, task: Task, lam: float, loss, taps, **keywords) -> Method:  # type: ignore[no-untyped-def]
+def _method(
+    name: str, task: Task, lam: float, loss: Callable[..., Tensor], taps: tuple[str, ...], **keywords: Any
+) -> Method:
     taught = Term(name, loss, taps, lam, keywords, rows="labelled")
     return one_turn(name, Part((replace(task.supervised("s"), weight=1 - lam), taught)))

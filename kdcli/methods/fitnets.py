@@ -8,17 +8,17 @@ from __future__ import annotations
 
 from functools import partial
 
-from kdcli.losses import features
+from kdcli.losses.features import fitnets_hint
 from kdcli.losses.logits import soft_cross_entropy
 from kdcli.methods.parts import STUDENT, TEACHER, S, Share, T
+from kdcli.methods.trainings import PADDED, SMALL_PICTURES, published
 from kdcli.models.adapters import Match, Regressor
 from kdcli.models.taps import as_map_tap
 from kdcli.tasks import Task
-from kdcli.words import Call, Linear, Method, Party, Phase, Term, Turn
+from kdcli.words import Call, Linear, Method, Party, Phase, Recipe, Term, Turn
 
 
-def fitnets(
-    task: Task,
+def guided(
     *,
     student: str = "stage2",
     teacher: str = "stage2",
@@ -27,6 +27,25 @@ def fitnets(
     hint_lr: float = 5e-3,
     match: Match = "valid",
     relu: bool = True,
+) -> tuple[Phase, Party]:
+    """Phase 1, and its regressor."""
+    mine, its = f"s.{as_map_tap(student)}", f"t.{as_map_tap(teacher)}"
+    build = partial(Regressor, match=match, relu=relu, norm=False)
+    turn = Turn(
+        "hint",
+        trains=("student", "regressor"),
+        calls=(S, T, Call("r", "regressor", (mine,))),
+        terms=(Term("hint", fitnets_hint, ("r.out", f"~{its}")),),
+        optim={"opt": hint_opt, "lr": hint_lr, "weight_decay": 0.0, "momentum": 0.0},
+    )
+    regressor = Party("regressor", "trained", build=build, reads=(mine, its))
+    return Phase((turn,), "hint", hint_share), regressor
+
+
+def fitnets(
+    task: Task,
+    guided: tuple[Phase, Party],
+    *,
     lam: float = 4.0,
     lam_last: float = 1.0,
     temperature: float = 3.0,
@@ -40,30 +59,50 @@ def fitnets(
     it cannot join. It is dropped after the first phase. Their norm limit of 0.9 on kernels and their
     learning-rate factors for pretrained layers are left out. What tables call FitNet is the method ``hint``.
     """
-    mine, its = f"s.{as_map_tap(student)}", f"t.{as_map_tap(teacher)}"
-    build = partial(Regressor, match=match, relu=relu, norm=False)
-    guided = Turn(
-        "hint",
-        trains=("student", "regressor"),
-        calls=(S, T, Call("r", "regressor", (mine,))),
-        terms=(Term("hint", features.fitnets_hint, ("r.out", f"~{its}")),),
-        optim={"opt": hint_opt, "lr": hint_lr, "weight_decay": 0.0, "momentum": 0.0},
+    hint, regressor = guided
+    soft = Term(
+        "soft-ce",
+        soft_cross_entropy,
+        ("s.logits", "~t.logits"),
+        Linear(lam, lam_last, 0.01, 0.8),
+        {"temperature": temperature},
     )
-    whole = Turn(
-        "student",
-        trains=("student",),
-        calls=(S, T),
-        terms=(
-            task.supervised("s"),
-            Term(
-                "soft-ce",
-                soft_cross_entropy,
-                ("s.logits", "~t.logits"),
-                Linear(lam, lam_last, 0.01, 0.8),
-                {"temperature": temperature},
-            ),
+    whole = Turn("student", ("student",), (S, T), (task.supervised("s"), soft))
+    phases = (hint, Phase((whole,), "distill", 1 - hint.share))
+    return Method("fitnets", (STUDENT, TEACHER, regressor), phases, recipes=(_recipe(),))
+
+
+def _recipe() -> Recipe:
+    """The authors' training, phases as long as they may be."""
+    optimiser = {
+        "optim.opt": "rmsprop",
+        "optim.lr": 5e-3,
+        "optim.momentum": 0.0,
+        "optim.weight_decay": 0.0,
+        "optim.schedule": "constant",
+        "optim.warmup": 0.0,
+        "optim.epochs": 1000,
+        "optim.batch_size": 128,
+        "optim.clip_grad": None,
+    }
+    parameters = {
+        "method.hint_share": 0.5,
+        "method.hint_opt": "rmsprop",
+        "method.hint_lr": 5e-3,
+        "method.match": "valid",
+        "method.lam": 4.0,
+        "method.lam_last": 1.0,
+        "method.temperature": 3.0,
+    }
+    return published(
+        "cifar-10",
+        {**optimiser, **SMALL_PICTURES, **parameters},
+        "the authors' cifar10_fitnet19_valid.yaml",
+        {"optim.epochs": "at most 500 for each phase", "optim.lr": "less for the first layers"},
+        (
+            "the end of a phase after 100 epochs without progress on validation pictures",
+            "kernels of norm 0.9 or less",
+            "contrast-normalised, whitened pictures",
+            PADDED,
         ),
     )
-    parties = (STUDENT, TEACHER, Party("regressor", "trained", build=build, reads=(mine, its)))
-    phases = (Phase((guided,), "hint", hint_share), Phase((whole,), "distill", 1 - hint_share))
-    return Method("fitnets", parties, phases)

@@ -9,15 +9,17 @@ weights belong to it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from kdcli.losses import logits
 from kdcli.methods.parts import Fraction, Part, one_turn
+from kdcli.methods.trainings import LEFT_OUT, SMALL_PICTURES, published, sgd
 from kdcli.tasks import Task
-from kdcli.words import Method, Term
+from kdcli.words import Method, Recipe, Term
 
 Reading = Literal["code", "paper"]
 
@@ -30,7 +32,9 @@ def lsr(task: Task, *, smoothing: Fraction = 0.1, reading: Reading = "code") -> 
     """
     keywords = {"smoothing": smoothing, "reading": reading}
     term = Term("lsr", logits.lsr, ("s.logits", "y"), 1.0, keywords, rows="labelled")
-    return one_turn("lsr", Part((term,)), teacher=False)
+    settings = {"method.smoothing": 0.1, "method.reading": "code"}
+    recipe = _recipe("cifar-100", settings, "main.py and my_loss_function.py")
+    return one_turn("lsr", Part((term,)), teacher=False, recipes=(recipe,))
 
 
 def tf_kd_self(
@@ -38,10 +42,19 @@ def tf_kd_self(
 ) -> Method:
     """Tf-KD_self: the teacher is the student's own architecture, trained before.
 
-    Published settings: MobileNetV2 and ShuffleNetV2 a 0.95, T 20, multiplier 1; ResNet18 0.95, 6, 50;
-    GoogLeNet, DenseNet121, ResNeXt29 0.4, 0.9, 0.9 at T 20 with 50, 50, 100 (CIFAR-100).
+    Published settings differ by network, and so there is a recipe for each: MobileNetV2 and ShuffleNetV2 a
+    0.95, T 20, multiplier 1; ResNet18 0.95, 6, 50; GoogLeNet, DenseNet121, ResNeXt29 0.4, 0.9, 0.9 at T 20
+    with 50, 50, 100 (CIFAR-100).
     """
-    return _taught("tf-kd-self", task, alpha, temperature, multiplier)
+    at = "kd_experiments/{}_distill/{}_self_teacher".format
+    recipes = (
+        _recipe("cifar-100", _kl(0.95, 20.0, 1.0), at("mobilenet", "mobilenet")),
+        _recipe("cifar-100-resnet18", _kl(0.95, 6.0, 50.0), at("resnet18", "resnet18")),
+        _recipe("cifar-100-googlenet", _kl(0.4, 20.0, 50.0), at("googlenet", "googlenet"), batch=64),
+        _recipe("cifar-100-densenet121", _kl(0.9, 20.0, 50.0), at("densenet121", "densenet"), batch=100),
+        _recipe("cifar-100-resnext29", _kl(0.9, 20.0, 100.0), at("resnext29", "resnext29"), batch=64),
+    )
+    return _taught("tf-kd-self", task, alpha, temperature, multiplier, recipes)
 
 
 def tf_kd_reg(
@@ -71,7 +84,13 @@ def tf_kd_reg(
         rows="labelled",
     )
     labels = replace(task.supervised("s"), weight=1 - alpha)
-    return one_turn("tf-kd-reg", Part((labels, taught)), teacher=False)
+    recipes = (
+        _recipe("cifar-100", _kl(0.95, 40.0, 1.0), "base_experiments/base_mobilenetv2"),
+        _recipe("cifar-100-shufflenetv2", _kl(0.95, 10.0, 1.0), "base_experiments/base_shufflenetv2"),
+        _recipe("cifar-100-resnet18", _kl(0.1, 20.0, 100.0), "base_experiments/base_resnet18"),
+        _recipe("cifar-100-googlenet", _kl(0.1, 40.0, 50.0), "base_experiments/base_googlenet", batch=64),
+    )
+    return one_turn("tf-kd-reg", Part((labels, taught)), teacher=False, recipes=recipes)
 
 
 def reversed_kd(
@@ -81,7 +100,8 @@ def reversed_kd(
 
     Published: a 0.6, T 20 for ResNet18, ResNet50 and ResNeXt29 students, 0.95 for MobileNet and ShuffleNet.
     """
-    return _taught("reversed", task, alpha, temperature, multiplier)
+    recipe = _recipe("cifar-100", _kl(0.6, 20.0, 1.0), "kd_experiments/resnet18_distill/mobilenet_v2_teacher")
+    return _taught("reversed", task, alpha, temperature, multiplier, (recipe,))
 
 
 def defective(
@@ -92,10 +112,22 @@ def defective(
     Published teachers stopped after 1 epoch (ResNet18, 15.48 %) or 50 epochs (ResNet50, 45.82 %; ResNeXt29):
     train one with ``kdcli distill --method supervised --epochs …``.
     """
-    return _taught("defective", task, alpha, temperature, multiplier)
+    at = "kd_experiments/{}_distill/{}_teacher".format
+    recipes = (
+        _recipe("cifar-100", _kl(0.95, 20.0, 1.0), at("mobilenet", "resnet18")),
+        _recipe("cifar-100-resnet18", _kl(0.6, 20.0, 1.0), at("resnet18", "resnet50"), batch=64),
+    )
+    return _taught("defective", task, alpha, temperature, multiplier, recipes)
 
 
-def _taught(name: str, task: Task, alpha: float, temperature: float, multiplier: float) -> Method:
+def _taught(
+    name: str,
+    task: Task,
+    alpha: float,
+    temperature: float,
+    multiplier: float,
+    recipes: tuple[Recipe, ...],
+) -> Method:
     taught = Term(
         "kl",
         logits.kl_elements,
@@ -103,4 +135,30 @@ def _taught(name: str, task: Task, alpha: float, temperature: float, multiplier:
         alpha * multiplier,
         {"temperature": temperature},
     )
-    return one_turn(name, Part((replace(task.supervised("s"), weight=1 - alpha), taught)))
+    labels = replace(task.supervised("s"), weight=1 - alpha)
+    return one_turn(name, Part((labels, taught)), recipes=recipes)
+
+
+def _kl(alpha: float, temperature: float, multiplier: float) -> dict[str, float]:
+    """Parameters of a method that learns from a teacher."""
+    return {"method.alpha": alpha, "method.temperature": temperature, "method.multiplier": multiplier}
+
+
+def _recipe(name: str, parameters: Mapping[str, Any], where: str, *, batch: int = 128) -> Recipe:
+    """The authors' training, which all their experiments share but for the batch."""
+    training = sgd(
+        lr=0.1 * batch / 128,
+        weight_decay=5e-4,
+        epochs=200,
+        batch=batch,
+        drops=(60, 120, 160),
+        factor=0.2,
+    )
+    warmup = {"optim.warmup": 1 / 200}
+    return published(
+        name,
+        {**training, **warmup, **SMALL_PICTURES, **parameters},
+        f"the authors' {where}",
+        {"optim.lr": "0.1 for a batch of 128", "optim.warmup": "1 of 200 epochs"},
+        (*LEFT_OUT, "rotations by up to 15 degrees"),
+    )

@@ -3,15 +3,18 @@ parts that can be added to any method (``--add``)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import Field
+from torch import Tensor
 
 from kdcli.errors import UsageError
+from kdcli.models.taps import as_map_tap
 from kdcli.tasks import Task
-from kdcli.words import Call, Derive, Method, Party, Phase, Term, Turn, Weight
+from kdcli.words import Call, Derive, Method, Party, Phase, Recipe, Term, Turn, Weight
 from kdcli.words.analysis import split_reference
 
 Positive = Annotated[float, Field(gt=0)]
@@ -21,6 +24,11 @@ Count = Annotated[int, Field(ge=1)]
 
 STUDENT, TEACHER = Party("student", "trained", "student"), Party("teacher", "frozen", "teacher")
 S, T = Call("s", "student"), Call("t", "teacher")
+
+STAGES = ("stage1", "stage2", "stage3", "stage4")  # maps at the ends of a network's quarters
+LEVELS = STAGES[1:]  # that maps are compared at unless told
+
+Layout = Literal["branches", "networks"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +49,20 @@ def labels_and_teacher(
     return replace(task.supervised("s"), weight=ce), replace(teach, weight=kd)
 
 
+def by_level(
+    name: str,
+    loss: Callable[..., Any],
+    weight: float,
+    student: tuple[str, ...],
+    teacher: tuple[str, ...],
+) -> Part:
+    """A loss between maps of student and teacher, pair by pair. Raises UsageError for a map too many."""
+    if len(student) != len(teacher):
+        raise UsageError(f"{name}: {len(student)} maps of the student and {len(teacher)} of the teacher.")
+    pairs = [(f"s.{as_map_tap(a)}", f"~t.{as_map_tap(b)}") for a, b in zip(student, teacher)]
+    return Part(tuple(Term(f"{name}{i}", loss, pair, weight) for i, pair in enumerate(pairs, 1)))
+
+
 def student_turn(*parts: Part, teacher: bool = True) -> Turn:
     """One turn that trains the student and whatever the parts bring to train."""
     brought = tuple(party for part in parts for party in part.parties)
@@ -53,11 +75,42 @@ def student_turn(*parts: Part, teacher: bool = True) -> Turn:
     )
 
 
-def one_turn(name: str, *parts: Part, teacher: bool = True) -> Method:
+def one_turn(name: str, *parts: Part, teacher: bool = True, recipes: tuple[Recipe, ...] = ()) -> Method:
     """The method of one phase and one turn: a student, perhaps a teacher, and what the parts bring."""
     brought = tuple(party for part in parts for party in part.parties)
     parties = (STUDENT, *((TEACHER,) if teacher else ()), *brought)
-    return Method(name, parties, (Phase((student_turn(*parts, teacher=teacher),)),))
+    phases = (Phase((student_turn(*parts, teacher=teacher),)),)
+    return Method(name, parties, phases, recipes=recipes)
+
+
+def peers(count: int, layout: Layout, trunk: str, name: str) -> tuple[tuple[Party, ...], tuple[Call, ...]]:
+    """The student and its peers: branches on its trunk, or networks of their own.
+
+    Args:
+        count: of all, the student (call ``s``) among them; the others are called ``b2``, ``b3``, …
+        layout: which of the two.
+        trunk: the tap of the block that a trunk ends with.
+        name: of a peer, before its number.
+    """
+    tail, inputs = (trunk, (f"s.{trunk}",)) if layout == "branches" else ("", ("x",))
+    others = [Party(f"{name}{i}", "trained", "student", seed=i - 1, tail=tail) for i in range(2, count + 1)]
+    calls = [Call(f"b{i}", party.name, inputs) for i, party in enumerate(others, 2)]
+    return (STUDENT, *others), (S, *calls)
+
+
+def named(term: str, call: Call) -> str:
+    """A term's name for the network of ``call``: ``ce`` of the student, ``ce-b2`` of the call ``b2``."""
+    return term if call.name == S.name else f"{term}-{call.name}"
+
+
+def labels_of(task: Task, calls: Sequence[Call]) -> tuple[Term, ...]:
+    """The supervised term of each call."""
+    return tuple(replace(task.supervised(call.name), name=named("ce", call)) for call in calls)
+
+
+def stacked(*rows: Tensor) -> Tensor:
+    """[B, M, …] of M tensors [B, …]."""
+    return torch.stack(rows, dim=1)
 
 
 def added(method: Method, parts: Sequence[Part]) -> Method:

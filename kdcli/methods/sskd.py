@@ -10,18 +10,24 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdcli.errors import UsageError
 from kdcli.losses import contrastive
 from kdcli.losses.logits import kl_divergence
 from kdcli.methods.parts import STUDENT, TEACHER, Fraction, Positive, Share
-from kdcli.models.adapters import projection_head
+from kdcli.methods.trainings import LEFT_OUT, SMALL_PICTURES, SMALL_STUDENTS, published, sgd
 from kdcli.tasks import Task
-from kdcli.words import Call, Derive, Method, Party, Phase, Term, Turn
+from kdcli.words import Call, Derive, Method, Party, Phase, Recipe, Term, Turn
 
 VIEWS = 4
 _HEAD_DECAY = 5e-4  # the released code's; the run's is made for another optimiser
+
+
+def projection_head(features: tuple[int, ...]) -> nn.Module:
+    """Linear, ReLU, linear, all as wide as the features [D]."""
+    width = features[0]
+    return nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
 
 
 def turned(x: Tensor) -> Tensor:
@@ -37,6 +43,47 @@ def by_item(rows: Tensor) -> Tensor:
 def upright(rows: Tensor) -> Tensor:
     """[B, …], the first of [B, 4, …]."""
     return rows[:, 0]
+
+
+_TURNED = Derive("turned", turned, ("x",))
+_ITS_CALLS = (Call("t", "teacher", ("turned",)), Call("ht", "teacher_head", ("~t.pooled",)))
+
+
+def head(
+    *,
+    head_share: Share = 0.2,
+    head_opt: str = "sgd",
+    head_lr: float = 0.05,
+    head_milestones: tuple[float, ...] = (),
+) -> Phase:
+    """Phase 1: the teacher's head learns which item a turned view comes from.
+
+    ``head_milestones`` are epochs of its own after which its rate drops, where the run's schedule is another.
+    """
+    optim = {"opt": head_opt, "lr": head_lr, "weight_decay": _HEAD_DECAY}
+    if head_milestones:
+        optim |= {"schedule": "multistep", "milestones": list(head_milestones)}
+    turn = Turn(
+        "head",
+        trains=("teacher_head",),
+        calls=_ITS_CALLS,
+        terms=(Term("contrast", contrastive.view_contrast, ("its_heads",), scope="batch"),),
+        derives=(_TURNED, Derive("its_heads", by_item, ("ht.out",))),
+        optim=optim,
+    )
+    return Phase((turn,), "head", head_share)
+
+
+def turned_views(*, tf: float = 2.7, tf_temperature: Positive = 4.0, ratio_tf: Fraction = 1.0) -> Term:
+    """What the teacher says of turned views."""
+    keywords = {"ratio": ratio_tf, "temperature": tf_temperature}
+    return Term("transfer", transfer, ("mine", "~its", "y"), tf, keywords, scope="batch")
+
+
+def tables(*, ss: float = 10.0, ss_temperature: Positive = 0.5, ratio_ss: Fraction = 0.75) -> Term:
+    """How alike the teacher's head finds turned and upright views."""
+    keywords = {"ratio": ratio_ss, "temperature": ss_temperature}
+    return Term("table", table_transfer, ("my_heads", "~its_heads"), ss, keywords, scope="batch")
 
 
 def transfer(
@@ -65,19 +112,13 @@ def _of_kept(rows: Tensor, teacher_rows: Tensor, kept: Tensor, temperature: floa
 
 def sskd(
     task: Task,
+    head: Phase,
+    turned_views: Term,
+    tables: Term,
     *,
     ce: float = 0.1,
     kd: float = 0.9,
-    tf: float = 2.7,
-    ss: float = 10.0,
     temperature: float = 4.0,
-    tf_temperature: Positive = 4.0,
-    ss_temperature: Positive = 0.5,
-    ratio_tf: Fraction = 1.0,
-    ratio_ss: Fraction = 0.75,
-    head_share: Share = 0.2,
-    head_opt: str = "sgd",
-    head_lr: float = 0.05,
 ) -> Method:
     """Labels, teacher, and what the teacher knows of turned views, where it is right or least wrong.
 
@@ -87,56 +128,26 @@ def sskd(
     costs four. All pictures need labels. Ties between rows go to the lower index. The published table's kd
     row is that of CRD, with other teachers.
     """
-    if ss and not head_share:
+    if tables.weight and not head.share:
         raise UsageError("method.head_share=0 leaves the teacher's head untrained, and method.ss copies it.")
-    on_teacher = (
-        Call("t", "teacher", ("turned",)),
-        Call("ht", "teacher_head", ("~t.pooled",)),
-    )
-    views = Derive("turned", turned, ("x",))
-    its_heads = Derive("its_heads", by_item, ("ht.out",))
-    contrast = Term("contrast", contrastive.view_contrast, ("its_heads",), scope="batch")
-    first = Turn(
-        "head",
-        trains=("teacher_head",),
-        calls=on_teacher,
-        terms=(contrast,),
-        derives=(views, its_heads),
-        optim={"opt": head_opt, "lr": head_lr, "weight_decay": _HEAD_DECAY},
-    )
     labels = task.supervised("s")
-    soft = {"temperature": temperature}
-    second = Turn(
+    student = Turn(
         "student",
         trains=("student", "student_head"),
         calls=(
             Call("s", "student", ("turned",)),
             Call("hs", "student_head", ("s.pooled",)),
-            *on_teacher,
+            *_ITS_CALLS,
         ),
         terms=(
-            Term("ce", labels.loss, ("upright", *labels.args[1:]), ce, labels.keywords, rows=labels.rows),
-            Term("kl", kl_divergence, ("upright", "~its_upright"), kd, soft),
-            Term(
-                "transfer",
-                transfer,
-                ("mine", "~its", "y"),
-                tf,
-                {"ratio": ratio_tf, "temperature": tf_temperature},
-                scope="batch",
-            ),
-            Term(
-                "table",
-                table_transfer,
-                ("my_heads", "~its_heads"),
-                ss,
-                {"ratio": ratio_ss, "temperature": ss_temperature},
-                scope="batch",
-            ),
+            replace(labels, name="ce", args=("upright", *labels.args[1:]), weight=ce),
+            Term("kl", kl_divergence, ("upright", "~its_upright"), kd, {"temperature": temperature}),
+            turned_views,
+            tables,
         ),
         derives=(
-            views,
-            replace(its_heads, args=("~ht.out",)),
+            _TURNED,
+            Derive("its_heads", by_item, ("~ht.out",)),
             Derive("mine", by_item, ("s.logits",)),
             Derive("its", by_item, ("~t.logits",)),
             Derive("my_heads", by_item, ("hs.out",)),
@@ -148,5 +159,29 @@ def sskd(
         Party("teacher_head", "trained", build=projection_head, reads=("t.pooled",)),
         Party("student_head", "trained", build=projection_head, reads=("s.pooled",)),
     )
-    phases = (Phase((first,), "head", head_share), Phase((second,), "distill", 1 - head_share))
-    return Method("sskd", (STUDENT, TEACHER, *heads), phases)
+    phases = (head, Phase((student,), "distill", 1 - head.share))
+    return Method("sskd", (STUDENT, TEACHER, *heads), phases, recipes=(_recipe(),))
+
+
+def _recipe() -> Recipe:
+    """The training of the released code: 60 epochs of the head, 240 of the student."""
+    training = sgd(lr=0.05, weight_decay=5e-4, epochs=300, batch=64, drops=(150, 180, 210))
+    parameters = {
+        **{"method.ce": 0.1, "method.kd": 0.9, "method.tf": 2.7, "method.ss": 10.0},
+        **{"method.temperature": 4.0, "method.tf_temperature": 4.0, "method.ss_temperature": 0.5},
+        **{"method.ratio_tf": 1.0, "method.ratio_ss": 0.75},
+        **{"method.head_share": 60 / 300, "method.head_opt": "momentum", "method.head_lr": 0.05},
+        "method.head_milestones": [30, 45],
+    }
+    return published(
+        "cifar-100",
+        {**training, **SMALL_PICTURES, "views.hflip": 0.0, **parameters},
+        "the released student.py",
+        {
+            **SMALL_STUDENTS,
+            "optim.epochs": "60 of the head, then 240 of the student",
+            "optim.milestones": "of the student's epochs",
+            "views.hflip": "pictures are turned, not flipped",
+        },
+        (*LEFT_OUT, "a crop for each of the four views"),
+    )

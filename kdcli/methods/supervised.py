@@ -5,14 +5,13 @@ L = CE(z_s, y)
 
 from __future__ import annotations
 
+from kdcli.methods.parts import STUDENT, S
+from kdcli.methods.trainings import tables_cifar_100
 from kdcli.tasks import Task
-from kdcli.words import Call, Method, Party, Phase, Turn
+from kdcli.words import Method, Phase, Turn
 
 
 def supervised(task: Task) -> Method:
     """Train the student on labels alone; also the way to train a first teacher."""
-    return Method(
-        name="supervised",
-        parties=(Party("student", "trained", "student"),),
-        phases=(Phase((Turn("student", ("student",), (Call("s", "student"),), (task.supervised("s"),)),)),),
-    )
+    turn = Turn("student", ("student",), (S,), (task.supervised("s"),))
+    return Method("supervised", (STUDENT,), (Phase((turn,)),), recipes=(tables_cifar_100({}),))

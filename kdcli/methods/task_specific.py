@@ -9,11 +9,9 @@ The teacher is a frozen backbone with a probed head (``kdcli probe``); the stude
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-from kdcli.methods import kd as hinton
+from kdcli.methods.parts import Part, labels_and_teacher, one_turn
 from kdcli.tasks import Task
-from kdcli.words import Method
+from kdcli.words import Method, Recipe
 
 
 def task_specific(
@@ -29,5 +27,11 @@ def task_specific(
     they are axes to sweep (α 0 to 1, T 1, 2, 4), and T² is off as in the printed formula. α = 0 is
     ``supervised``.
     """
-    method = hinton.kd(task, ce=1 - alpha, kd=alpha, temperature=temperature, t_squared=t_squared)
-    return replace(method, name="task-specific")
+    terms = labels_and_teacher(task, ce=1 - alpha, kd=alpha, temperature=temperature, t_squared=t_squared)
+    recipe = Recipe(
+        "paper",
+        {"method.t_squared": False},
+        "the paper's loss as printed",
+        unknown=("α and T", "optimiser, learning rate and schedule", "batch and epochs", "augmentation"),
+    )
+    return one_turn("task-specific", Part(terms), recipes=(recipe,))

@@ -1,15 +1,11 @@
-"""The small networks between student and teacher, or between peers. None enters the exported student."""
+"""Small networks between student and teacher that several methods have. None enters the exported student."""
 
 from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-from kdcli.losses.peers import peer_attention
-from kdcli.losses.products import product
 
 Match = Literal["conv", "pool", "valid"]
 
@@ -75,53 +71,6 @@ class Regressor(nn.Module):
                 else F.interpolate(x, self.grid, mode="bilinear")
             )
         return self.layers(x)
-
-
-class Gate(nn.Module):
-    """ONE's gate: scores of M branches from the trunk's map (Lan et al. 2018, arXiv 1806.04606).
-
-    Args:
-        trunk: shape [C, H, W].
-        branches: M.
-    """
-
-    def __init__(self, trunk: tuple[int, ...], *, branches: int) -> None:
-        super().__init__()
-        self.linear = nn.Linear(trunk[0], branches)
-        self.norm = nn.BatchNorm1d(branches)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, M] of [B, C, H, W], before the softmax."""
-        return self.norm(self.linear(x.mean(dim=(2, 3)))).relu()
-
-
-class PeerAttention(nn.Module):
-    """OKDDip's W_q and W_k, shared by all peers (Chen et al. 2020, arXiv 1912.00350).
-
-    Args:
-        features: shape [D] of a peer's pooled features; both matrices are [D/8, D].
-    """
-
-    def __init__(self, features: tuple[int, ...]) -> None:
-        super().__init__()
-        width = features[0]
-        self.query = nn.Linear(width, max(1, width // 8), bias=False)
-        self.key = nn.Linear(width, max(1, width // 8), bias=False)
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        """Targets [B, M, C] of M pooled features [B, D], followed by M logits [B, C]."""
-        features, logits = (torch.stack(part, dim=1) for part in _halves(inputs))
-        return product(peer_attention(features, self.query.weight, self.key.weight), logits)
-
-
-def _halves(items: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    return items[: len(items) // 2], items[len(items) // 2 :]
-
-
-def projection_head(features: tuple[int, ...]) -> nn.Module:
-    """SSKD's head: linear, ReLU, linear, all D wide (Xu et al. 2020, arXiv 2006.07114)."""
-    width = features[0]
-    return nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
 
 
 def embedding(features: tuple[int, ...], *, width: int) -> nn.Module:

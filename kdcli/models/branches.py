@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from kdcli.errors import InputError
+from kdcli.models.protocol import Model
 from kdcli.models.taps import block_path
-from kdcli.models.timm import Network, classifier
+from kdcli.models.timm import TimmModel, classifier
 
 
 class Tail(nn.Module):
@@ -25,17 +26,19 @@ class Tail(nn.Module):
         InputError: no such block, or what follows it is no sequence of modules.
     """
 
-    def __init__(self, network: Network, tap: str) -> None:
+    def __init__(self, network: Model, tap: str) -> None:
         super().__init__()
-        path = None if network.head is not None else block_path(network.body, tap)
+        body: Any = None
+        if isinstance(network, TimmModel) and network.head is None:
+            body = copy.deepcopy(network.body).eval()
+        path = None if body is None else block_path(body, tap)
         if path is None:
             raise InputError(f"{network.name} has no '{tap}' that timm's own head follows.")
-        body: Any = copy.deepcopy(network.body).eval()
         picture = torch.rand(2, 3, *network.spec.size, generator=torch.Generator().manual_seed(0))
         following = _following(body, path)
         ran = _ran(body, picture)
         with torch.no_grad():
-            expected = Network(body, network.spec, None, name=network.name).taps(picture, [tap, "logits"])
+            expected = TimmModel(body, network.spec, None, name=network.name).call([picture], [tap, "logits"])
         self.layers = nn.Sequential(*(module for module in following.values() if module in ran))
         self._paths = [path for path, module in following.items() if module in ran]
         self.body = _head_of(body, path, list(self.layers))
@@ -54,7 +57,7 @@ class Tail(nn.Module):
         pooled = body.forward_head(self.layers(x), pre_logits=True)
         return {"logits": classifier(body)(pooled), "pooled": pooled}
 
-    def grafted(self, network: Network) -> Network:
+    def grafted(self, network: TimmModel) -> TimmModel:
         """A whole network: the trunk of ``network``, of the same architecture, and this part behind it."""
         whole = copy.deepcopy(network)
         for path, layer in zip(self._paths, self.layers):

@@ -19,7 +19,8 @@ from kdcli.hub import reachable_hub
 from kdcli.models import heads
 from kdcli.models.heads import Head
 from kdcli.models.legacy import first_line, read_weights
-from kdcli.models.timm import Network, reset_classifier
+from kdcli.models.protocol import Model
+from kdcli.models.timm import TimmModel, reset_classifier
 
 _PATCH14 = {"img_size": 224}  # timm's default input of DINOv2 is 518; position embeddings are resampled
 
@@ -61,7 +62,7 @@ def build(
     size: int | None = None,
     drop_path: float | None = None,
     seed: int = 0,
-) -> Network:
+) -> Model:
     """Build a network by any of its names.
 
     Args:
@@ -134,7 +135,7 @@ def _create(name: str, **options: Any) -> Any:
 
 def _from_name(
     name: str, pretrained: bool, weights: str | None, size: int | None, drop_path: float | None
-) -> Network:
+) -> TimmModel:
     import timm
 
     timm_name, options = ALIASES.get(name, (name, {}))
@@ -173,7 +174,7 @@ def _from_name(
     )
     classes = _trained_classes(body) if (load or weights) and classified else None
     spec = _with_size(input_spec(body), size, body)
-    return Network(
+    return TimmModel(
         body, spec, classes, name=name, source=source, trained="pretrained" if load or weights else "random"
     )
 
@@ -189,7 +190,7 @@ def _refuse_unknown_tag(timm_name: str) -> None:
         raise InputError(f"no weights named '{timm_name}'.{nearest(timm_name, known)}") from error
 
 
-def _from_artifact(path: Path, pretrained: bool, size: int | None, drop_path: float | None) -> Network:
+def _from_artifact(path: Path, pretrained: bool, size: int | None, drop_path: float | None) -> TimmModel:
     files = artifacts.read(path)
     config = files.config
     head_config = config.get("kdcli_head")
@@ -205,7 +206,7 @@ def _from_artifact(path: Path, pretrained: bool, size: int | None, drop_path: fl
     kind = "artifact" if pretrained else "random"
     source = digest([files.hash, size]) if pretrained else ""
     task = files.manifest.facts.get("task") or (head.task if head is not None else Head.task)
-    return Network(
+    return TimmModel(
         body, spec, files.classes, name=str(path), head=head, source=source, trained=kind, task=task
     )
 

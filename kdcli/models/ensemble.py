@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -13,7 +14,7 @@ from torch.nn import functional as F
 from kdcli.artifacts.manifest import digest
 from kdcli.errors import InputError
 from kdcli.losses.targets import ensemble_logits
-from kdcli.models.timm import Network
+from kdcli.models.protocol import Model
 
 Mean = Literal["logits", "probabilities"]
 
@@ -21,7 +22,7 @@ Mean = Literal["logits", "probabilities"]
 class _Mean(nn.Module):
     """The mean of the members' answers to views (uint8), which each of them prepares for itself."""
 
-    def __init__(self, members: Sequence[Network], mean: Mean, temperature: float) -> None:
+    def __init__(self, members: Sequence[Model], mean: Mean, temperature: float) -> None:
         super().__init__()
         self.members, self.mean, self.temperature = nn.ModuleList(members), mean, temperature
 
@@ -37,7 +38,7 @@ class _Mean(nn.Module):
         return ensemble_logits(torch.stack(found, dim=1), mean=self.mean, temperature=self.temperature)
 
 
-class Ensemble(Network):
+class Ensemble(Model):
     """A teacher made of several, with the classes of all in the same order.
 
     Args:
@@ -49,25 +50,62 @@ class Ensemble(Network):
         InputError: their classes differ.
     """
 
-    def __init__(self, members: Sequence[Network], mean: Mean, temperature: float = 1.0) -> None:
+    def __init__(self, members: Sequence[Model], mean: Mean, temperature: float = 1.0) -> None:
         first = members[0]
         if other := next((m for m in members if m.classes != first.classes), None):
             raise InputError(f"{first.name} and {other.name} have different classes, or in another order.")
         softened = [temperature] if mean == "probabilities" else []
         super().__init__(
-            _Mean(members, mean, temperature),
             max((m.spec for m in members), key=lambda spec: spec.size[0] * spec.size[1]),
             first.classes,
             name=" + ".join(m.name for m in members),
             source=digest([mean, *softened, *([m.source, m.spec.to_json()] for m in members)]),
             trained=" + ".join(dict.fromkeys(m.trained for m in members)),
             task=first.task,
+            notes=[f"{m.name}: {note}" for m in members for note in m.notes],
         )
+        self.body = _Mean(members, mean, temperature)
+
+    def prepare(self, x: Tensor) -> Tensor:
+        """Views as they are: the members prepare them."""
+        return x
+
+    def restore(self, x: Tensor) -> Tensor:
+        """Refused: the members have no one normalisation."""
+        self._refuse("one normalisation")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits [B, C], or [B, C, h, w], of views (uint8)."""
+        return self.body(x)
+
+    def call(self, inputs: Sequence[Tensor], taps: Sequence[str]) -> dict[str, Any]:
+        """Logits. Raises InputError for any other tap: the members' tensors have no mean."""
+        if tuple(taps) != ("logits",):
+            raise InputError(f"several teachers give logits only, not {', '.join(taps)}. Take one teacher.")
+        return {"logits": self(self._single(inputs))}
+
+    def tappable(self) -> dict[str, nn.Module]:
+        """None: the members' tensors have no mean."""
+        return {}
+
+    def tensor(self, name: str) -> Tensor:
+        """None. Raises InputError: several networks have no parameters in common."""
+        return self.linear.weight
 
     @property
-    def linear(self) -> Any:
-        """None. Raises InputError: several classifiers have no rows in common."""
-        raise InputError(f"{self.name} has several classifiers. Take one teacher.")
+    def architecture(self) -> str:
+        """Those of the members."""
+        return " + ".join(member.architecture for member in self._members)
+
+    @property
+    def layout(self) -> str:
+        """It has no files."""
+        return "kdcli"
+
+    @property
+    def outputs(self) -> int:
+        """Number of classes."""
+        return self._members[0].outputs
 
     @property
     def logit_shape(self) -> tuple[int, ...]:
@@ -75,16 +113,15 @@ class Ensemble(Network):
         return max((member.logit_shape for member in self._members), key=math.prod)
 
     @property
-    def _members(self) -> list[Network]:
+    def linear(self) -> Any:
+        """None. Raises InputError: several classifiers have no rows in common."""
+        raise InputError(f"{self.name} has several classifiers. Take one teacher.")
+
+    def save(self, folder: Path, tensors: dict[str, Tensor] | None = None) -> list[str]:
+        """Refused: several networks are no one artifact."""
+        self._refuse("files of its own")
+
+    @property
+    def _members(self) -> list[Model]:
         body: Any = self.body
         return list(body.members)
-
-    def prepare(self, x: Tensor) -> Tensor:
-        """Views as they are: the members prepare them."""
-        return x
-
-    def taps(self, x: Tensor, names: Sequence[str]) -> dict[str, Any]:
-        """Logits. Raises InputError for any other tap: the members' tensors have no mean."""
-        if tuple(names) != ("logits",):
-            raise InputError(f"several teachers give logits only, not {', '.join(names)}. Take one teacher.")
-        return {"logits": self(x)}

@@ -21,8 +21,7 @@ from torch.nn import functional as F
 from kdcli.artifacts import model as artifacts
 from kdcli.artifacts.store import write_bytes, write_tensors
 from kdcli.errors import InputError
-from kdcli.models.taps import as_map, map_module
-from kdcli.models.timm import Network
+from kdcli.models.protocol import Model
 
 Kind = Literal["attention", "bottleneck"]
 Shape = Sequence[int]
@@ -132,11 +131,11 @@ class WithExits(nn.Module):
         InputError: an exit taps a block that the network has not.
     """
 
-    def __init__(self, network: Network, exits: Mapping[str, ExitHead], upto: int | None = None) -> None:
+    def __init__(self, network: Model, exits: Mapping[str, ExitHead], upto: int | None = None) -> None:
         super().__init__()
         self.network, self.exits, self.upto = network, nn.ModuleList(exits.values()), upto
         self.spec, self.name = network.spec, network.name
-        self._places = [map_module(network, head.tap) for head in exits.values()]
+        self._places = [network.map_module(head.tap) for head in exits.values()]
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits [B, E, K] of views: of the exits, shallow first, and of the network, as far as ``upto``."""
@@ -146,7 +145,7 @@ class WithExits(nn.Module):
         def hook(head: nn.Module) -> Any:
             def answer(_module: nn.Module, _inputs: Any, output: Any) -> None:
                 output = output[0] if isinstance(output, tuple) else output
-                found.append(head(as_map(self.network.body, output))["logits"])
+                found.append(head(self.network.as_map(output))["logits"])
                 if len(found) == self.upto:
                     raise _Reached
 

@@ -31,6 +31,22 @@ class Pictures(nn.Module):
         return seen.flip(3) if mirrored else seen
 
 
+def first_pictures(spec: InputSpec, count: int, start: tuple[float, float] | None = None) -> Pictures:
+    """Pictures that are noise yet, from torch's own generator: standard normal once they are normalised.
+
+    Args:
+        spec: of the network that they are made for.
+        count: B.
+        start: mean and deviation of their pixels in [0, 1] instead.
+    """
+    values = torch.randn((count, 3, *spec.size))
+    if start is None:
+        return Pictures(values)
+    mean, deviation = start
+    centre, scale = (torch.tensor(v).view(-1, 1, 1) for v in (spec.mean, spec.std))
+    return Pictures((mean + deviation * values - centre) / scale)
+
+
 class Renormalised(nn.Module):
     """From the normalisation of one network's input to another's; resized where their sizes differ.
 

@@ -1,31 +1,32 @@
-"""A network as files: weights and configuration for plain timm, and a head that timm has no place for."""
+"""A timm model as files: weights and configuration for plain timm, and a head that timm has no place for."""
 
 from __future__ import annotations
 
 import json
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from kdcli.artifacts import model as artifacts
 from kdcli.artifacts.store import write_bytes, write_tensors
-from kdcli.models.timm import Network
+
+if TYPE_CHECKING:
+    from kdcli.models.timm import TimmModel
 
 
-def save(network: Network, folder: Path, tensors: dict[str, Tensor] | None = None) -> list[str]:
+def write(network: TimmModel, folder: Path, tensors: dict[str, Tensor]) -> list[str]:
     """Write a network as a model directory; the caller commits it.
 
     Args:
         network: what to write.
         folder: existing directory.
-        tensors: state dict to write instead of the network's own (the best step's).
+        tensors: its state dict, perhaps of another step.
 
     Returns:
         Names of the files written.
     """
-    tensors = dict(network.state_dict()) if tensors is None else tensors
     names = [artifacts.WEIGHTS, artifacts.CONFIG]
     write_tensors(folder / artifacts.WEIGHTS, _below(tensors, "body."))
     write_bytes(folder / artifacts.CONFIG, (json.dumps(_config(network), indent=1) + "\n").encode())
@@ -35,7 +36,7 @@ def save(network: Network, folder: Path, tensors: dict[str, Tensor] | None = Non
     return names
 
 
-def _config(network: Network) -> dict[str, Any]:
+def _config(network: TimmModel) -> dict[str, Any]:
     """``config.json`` of the artifact, as timm writes it, with our preprocessing and class names."""
     from timm.models._hub import save_config_for_hf
 

@@ -6,8 +6,8 @@ or stage (from 1; ``block-1`` is the last), as the network has it · ``mapK``, t
 prefix tokens left out · ``stage1`` to ``stage4``, maps at the ends of a network's quarters: a CNN's last
 four stages, the blocks at 1/4, 2/4, 3/4 and the end of a ViT · ``a.b.c``, ``a.b.c.in`` or ``a.b.c.map``,
 output, first input, or output as a map of any module of the timm model · ``BatchNorm2d.in`` or
-``BatchNorm2d.out``, the list of all modules of a class and its subclasses (timm's BatchNormAct2d).
-Parameters and buffers are read by :func:`tensor_of`.
+``BatchNorm2d.out``, the :class:`Layers` of all modules of a class and its subclasses (timm's BatchNormAct2d).
+Parameters and buffers are read by a model's ``tensor``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -24,11 +23,18 @@ from torch import Tensor, nn
 from kdcli.errors import InputError, nearest
 
 if TYPE_CHECKING:
-    from kdcli.models.timm import Network
+    from kdcli.models.timm import TimmModel
 
 _OWN = ("logits", "pooled", "tokens", "grid")
 _BLOCK = re.compile(r"(block|map|stage)(-?\d+)")
 _QUARTERS = 4
+
+
+class Layers(list[Any]):
+    """The tensors of all modules that a pattern of taps names, in the order in which they ran.
+
+    A plain list is no such thing: it has an entry for every row.
+    """
 
 
 class Recorder:
@@ -42,7 +48,7 @@ class Recorder:
         InputError: a name that fits no module, with the nearest one.
     """
 
-    def __init__(self, network: Network, names: Sequence[str]) -> None:
+    def __init__(self, network: TimmModel, names: Sequence[str]) -> None:
         self.network, self.names = network, tuple(names)
         self._seen: dict[str, Any] = {}
         self._handles: list[Any] = []
@@ -79,7 +85,7 @@ class Recorder:
         path, _, end = name.rpartition(".")
         by_class = [m for m in modules.values() if end in ("in", "out") and _is_a(m, path)]
         if by_class:
-            self._seen[name] = []
+            self._seen[name] = Layers()
             for module in by_class:
                 self._watch(module, end == "in", self._seen[name].append)
             return
@@ -190,19 +196,6 @@ def as_map_tap(name: str) -> str:
     return f"map{match[2]}" if match else f"{name}.map"
 
 
-def map_module(network: Network, name: str) -> nn.Module:
-    """The module behind the tap ``mapK``, ``stageK`` or ``a.b.c.map``.
-
-    Raises:
-        InputError: a number outside the network's blocks, or a network whose blocks have no names.
-    """
-    path = block_path(network.body, name) or name.removesuffix(".map")
-    module = dict(network.body.named_modules()).get(path)
-    if module is None:
-        raise InputError(f"{network.name} has no module '{path}' to tap.")
-    return module
-
-
 def as_map(body: nn.Module, output: Tensor) -> Tensor:
     """What a block or stage of a timm model returns, as a map [B, D, H, W].
 
@@ -229,17 +222,3 @@ def grid(features: Tensor, prefix: int) -> Tensor:
     if side * side != patches.shape[2]:
         raise InputError(f"{patches.shape[2]} patch tokens are no square grid.")
     return patches.unflatten(2, (side, side))
-
-
-def tensor_of(network: Network, name: str) -> Tensor:
-    """A parameter or buffer of the timm model by its name (``head.weight``); ``classifier`` is its rows.
-
-    Raises InputError if there is none.
-    """
-    if name == "classifier":
-        return network.linear.weight
-    for find in (network.body.get_parameter, network.body.get_buffer):
-        with suppress(AttributeError):  # found by its path: a walk over all of them would cost every step
-            return find(name)
-    tensors = {**dict(network.body.named_parameters()), **dict(network.body.named_buffers())}
-    raise InputError(f"{network.name} has no parameter or buffer '{name}'.{nearest(name, tensors)}")

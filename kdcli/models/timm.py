@@ -1,9 +1,10 @@
-"""The one type of network that stages and engine see: a timm model with input, class names and taps."""
+"""timm's networks as models: input, class names, taps, and what heads read of them."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,28 +12,31 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdcli.artifacts.model import InputSpec
-from kdcli.errors import InputError
+from kdcli.errors import InputError, nearest
+from kdcli.models import heads
 from kdcli.models.heads.base import Head
-from kdcli.models.heads.dense import assembled_grid, feature_maps, is_vit
+from kdcli.models.heads.dense import GRIDS, assembled_grid, feature_maps, is_vit
 from kdcli.models.heads.linear import FEATURES, FeatureHead
-from kdcli.models.taps import Recorder
+from kdcli.models.protocol import Model
+from kdcli.models.save import write
+from kdcli.models.taps import Recorder, as_map, block_path
 
 _LAYOUT = torch.channels_last  # a tenth to a third faster for CNNs on a CPU, nothing for ViTs
 LAST = 4  # blocks or stages whose outputs a probe may concatenate (DINOv2's largest n)
 
 
-class Network(nn.Module):
+Network = Model  # what rooms outside call any model
+
+
+class TimmModel(Model):
     """A timm model with everything that makes its output reproducible.
 
     Args:
         body: the timm model.
         spec: what it wants to see.
         classes: names of its logits; None for a backbone without a trained classifier.
-        name: for messages.
         head: replaces the timm classifier where given.
-        source: hash of the weights it was built from, for cache keys.
-        trained: the state of its weights: ``random``, ``pretrained`` or ``artifact``.
-        task: what its logits answer, a name of :data:`kdcli.tasks.TASKS`.
+        facts: further arguments of :class:`kdcli.models.protocol.Model`, by name.
     """
 
     def __init__(
@@ -41,16 +45,11 @@ class Network(nn.Module):
         spec: InputSpec,
         classes: list[str] | None,
         *,
-        name: str,
         head: Head | None = None,
-        source: str = "",
-        trained: str = "random",
-        task: str = "classification",
+        **facts: Any,
     ) -> None:
-        super().__init__()
+        super().__init__(spec, classes, **facts)
         self.body, self.head = body.to(memory_format=_LAYOUT), head
-        self.spec, self.classes, self.name, self.source, self.trained = spec, classes, name, source, trained
-        self.task = task
         self.register_buffer("_mean", torch.tensor(spec.mean).view(1, -1, 1, 1) * 255, persistent=False)
         self.register_buffer("_std", torch.tensor(spec.std).view(1, -1, 1, 1) * 255, persistent=False)
 
@@ -84,17 +83,14 @@ class Network(nn.Module):
             return self.body(x)
         return self.head(self.head.read(self, x)[1])
 
-    def taps(self, x: Tensor, names: Sequence[str]) -> dict[str, Any]:
-        """Named tensors of one call; see :mod:`kdcli.models.taps` for the names.
-
-        Returns:
-            ``{name: tensor}``, or a list of tensors for a pattern.
-        """
-        if tuple(names) == ("logits",):
+    def call(self, inputs: Sequence[Tensor], taps: Sequence[str]) -> dict[str, Any]:
+        """Named tensors of one call on one batch of pictures."""
+        x = self._single(inputs)
+        if tuple(taps) == ("logits",):
             return {"logits": self(x)}
         x = self.prepare(x)
         body: Any = self.body
-        with Recorder(self, names) as recorder:
+        with Recorder(self, taps) as recorder:
             if self.head is None:
                 features = body.forward_features(x)
                 logits = body.forward_head(features)
@@ -102,6 +98,20 @@ class Network(nn.Module):
                 features, taken = self.head.read(self, x)
                 logits = self.head(taken)
         return recorder.result(features, logits)
+
+    def tappable(self) -> dict[str, nn.Module]:
+        """Modules of the timm model by their paths."""
+        return dict(self.body.named_modules())
+
+    def tensor(self, name: str) -> Tensor:
+        """A parameter or buffer of the timm model by its name; ``classifier`` is the classifier's rows."""
+        if name == "classifier":
+            return self.linear.weight
+        for find in (self.body.get_parameter, self.body.get_buffer):
+            with suppress(AttributeError):  # found by its path: a walk over all would cost every step
+                return find(name)
+        known = [*dict(self.body.named_parameters()), *dict(self.body.named_buffers())]
+        raise InputError(f"{self.name} has no parameter or buffer '{name}'.{nearest(name, known)}")
 
     # -- features for probing --------------------------------------------------------------------------------
     @property
@@ -146,13 +156,34 @@ class Network(nn.Module):
         return final, {name: parts[name] for name in wanted}
 
     # -- heads -----------------------------------------------------------------------------------------------
+    def map_count(self, feature: str) -> int:
+        """Number of maps that a feature of ``GRIDS`` is made of."""
+        body: Any = self.body
+        return min(GRIDS[feature], len(body.feature_info))
+
     def maps(self, x: Tensor, feature: str) -> tuple[Tensor, ...]:
         """Maps [B, D_i, h_i, w_i] of views that a feature of ``GRIDS`` is made of."""
         return feature_maps(self.body, self.prepare(x), feature)
 
+    def map_module(self, name: str) -> nn.Module:
+        """The module behind ``mapK``, ``stageK`` or ``a.b.c.map``. Raises InputError if there is none."""
+        path = block_path(self.body, name) or name.removesuffix(".map")
+        module = self.tappable().get(path)
+        if module is None:
+            raise InputError(f"{self.name} has no module '{path}' to tap.")
+        return module
+
+    def as_map(self, output: Tensor) -> Tensor:
+        """What a block or stage returns, as a map [B, D, H, W]. Raises InputError if it is none."""
+        return as_map(self.body, output)
+
     def assembled(self, maps: Sequence[Tensor]) -> Tensor:
         """A feature grid [B, D, h, w] of its maps."""
         return assembled_grid(maps, self.spec.size[1])
+
+    def fresh_head(self, name: str, classes: int) -> Head:
+        """A head with initial weights for this model; see :func:`kdcli.models.heads.fresh`."""
+        return heads.fresh(name, self.body, classes)
 
     def attach(self, head: Head | None, classes: list[str], task: str) -> None:
         """Make a head the network's; None stands for a fresh classifier of timm's own."""
@@ -167,15 +198,17 @@ class Network(nn.Module):
             self.head = nn.SyncBatchNorm.convert_sync_batchnorm(self.head)
 
     @property
+    def outputs(self) -> int:
+        """Number of its logits, named or not; 0 without a classifier."""
+        if self.head is not None:
+            return len(self.linear.weight)
+        return int(getattr(self.body, "num_classes", 0))
+
+    @property
     def logit_shape(self) -> tuple[int, ...]:
         """Shape of the logits of one picture: [C], or [C, h, w]."""
         cells = () if self.head is None else self.head.cells(self)
-        return (len(self.classes or ()), *cells)
-
-    @property
-    def logit_count(self) -> int:
-        """Numbers in the logits of one picture."""
-        return math.prod(self.logit_shape)
+        return (self.outputs, *cells)
 
     def attach_linear(
         self, feature: str, weight: Tensor, bias: Tensor, classes: list[str], task: str = "classification"
@@ -199,30 +232,32 @@ class Network(nn.Module):
         """The layer that gives the logits. Raises InputError if the timm model has no single linear one."""
         return self.head.linear if self.head is not None else classifier(self.body)
 
-    def reorder(self, order: Sequence[int] | None, classes: list[str]) -> None:
-        """Put the classifier's rows into the order of ``classes``; ``order[i]`` is the old row of class i."""
-        self.classes = list(classes)
-        if order is None:
-            return
-        linear = self.linear
-        rows = torch.tensor(list(order))
-        with torch.no_grad():
-            linear.weight.copy_(linear.weight[rows].clone())
-            if linear.bias is not None:
-                linear.bias.copy_(linear.bias[rows].clone())
-
-    def class_rows(self) -> Tensor | None:
-        """Weight [C, D] of its linear classifier, None where it ends otherwise."""
-        try:
-            linear = self.linear
-        except InputError:
-            return None
-        return linear.weight if isinstance(linear, nn.Linear) else None
-
     @property
     def layout(self) -> str:
         """``timm`` if plain timm loads the artifact with the same logits, else ``kdcli``."""
         return "timm" if self.head is None else "kdcli"
+
+    def save(self, folder: Path, tensors: dict[str, Tensor] | None = None) -> list[str]:
+        """Write it as a model directory; see :mod:`kdcli.models.save`."""
+        return write(self, folder, dict(self.state_dict()) if tensors is None else tensors)
+
+    # -- training --------------------------------------------------------------------------------------------
+    def undecayed(self) -> set[str]:
+        """What the timm model never decays beside biases and norms: position embeddings, class tokens."""
+        return {f"body.{name}" for name in self._spared()}
+
+    def layer_groups(self, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
+        """timm's groups of the body, by block; a head of ours stands above the last block."""
+        from timm.optim import param_groups_layer_decay
+
+        groups = param_groups_layer_decay(
+            self.body, weight_decay, no_weight_decay_list=self._spared(), layer_decay=layer_decay
+        )
+        scale = 1.0 if self.head is None else layer_decay
+        return [{**group, "lr_scale": group["lr_scale"] * scale} for group in groups]
+
+    def _spared(self) -> set[str]:
+        return set(getattr(self.body, "no_weight_decay", set)())
 
 
 def classifier(body: Any) -> nn.Linear:

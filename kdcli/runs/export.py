@@ -14,7 +14,10 @@ from kdcli.engine.loop import LOG
 from kdcli.engine.runtime import Runtime
 from kdcli.models.branches import Tail
 from kdcli.models.exits import ExitHead, save_exits
+<<<<<<< HEAD
 from kdcli.models.save import save
+=======
+>>>>>>> main
 from kdcli.models.timm import Network
 from kdcli.runs import frame
 from kdcli.words import Method
@@ -36,8 +39,8 @@ def export(
     config, material, progress = plan.config, plan.material, outcome.progress
     student = parties[plan.method.export]
     (output.partial / "last").mkdir(exist_ok=True)
-    save(student, output.partial / "last", outcome.last)
-    keep = save(student, output.partial, outcome.best or outcome.last)
+    student.save(output.partial / "last", outcome.last)
+    keep = student.save(output.partial, outcome.best or outcome.last)
     keep += _save_beside(plan.method, parties, outcome, output.partial)
     parents = [p for p in plan.target.parents if p["role"].rstrip("0123456789") in material.networks]
     manifest = Manifest("model", "distill", plan.target.identity, parents)
@@ -52,6 +55,7 @@ def export(
         selection=outcome.selection,
         data=plan.data.describe(),
         method={"name": plan.method.name, **plan.arguments},
+        recipe=plan.recipe.to_json(),
         views=material.order.views or "live",
         global_batch=config.optim.batch_size,
         accumulate=progress.accumulate or config.optim.accumulate,
@@ -85,10 +89,10 @@ def _save_beside(method: Method, parties: Mapping[str, Any], outcome: Outcome, f
             student = copy.deepcopy(parties[method.export])
             student.load_state_dict(outcome.best or outcome.last)
             (folder / name).mkdir(exist_ok=True)
-            save(party.grafted(student), folder / name)
+            party.grafted(student).save(folder / name)
             names.append(name)
         if isinstance(party, Network):
             (folder / name).mkdir(exist_ok=True)
-            save(party, folder / name, outcome.beside[name])
+            party.save(folder / name, outcome.beside[name])
             names.append(name)
     return [*names, *(save_exits(folder, exits) if exits else [])]

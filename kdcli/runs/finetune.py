@@ -16,7 +16,11 @@ from kdcli.engine.loop import train
 from kdcli.engine.runtime import Runtime
 from kdcli.methods.supervised import supervised
 from kdcli.models.timm import Network
+<<<<<<< HEAD
 from kdcli.runs.material import gather
+=======
+from kdcli.runs.material import Lesson, gather
+>>>>>>> main
 from kdcli.runs.training import training_job
 from kdcli.sections import StudentSection
 from kdcli.tasks import task_of
@@ -39,6 +43,6 @@ def finetune(
     task = task_of(data, config.data, config.optim, config.views)
     method = supervised(task)
     networks = {"student": network.requires_grad_(True)}
-    material = gather(config, data, (), task, method, console, networks)
-    job = training_job(config, material, method, networks, task, data, runtime, console, stop)
+    material = gather(Lesson(config, data, (), task, method), console, networks)
+    job = training_job(material, networks, runtime, console, stop)
     return train(job, output, runtime, console, stop)

@@ -16,11 +16,18 @@ from kdcli.engine.cache import Filling
 from kdcli.engine.features import cached_features, live_features
 from kdcli.engine.heads import HeadResult, HeadSpec, train_heads, train_heads_live
 from kdcli.engine.lbfgs import lbfgs_path
+<<<<<<< HEAD
 from kdcli.engine.runtime import Runtime
 from kdcli.models.timm import Network
 from kdcli.runs import frame
 from kdcli.synthesis.lopes import Records
 from kdcli.synthesis.records import record
+=======
+from kdcli.engine.moments import Moments, Recording, record
+from kdcli.engine.runtime import Runtime
+from kdcli.models.timm import Network
+from kdcli.runs import frame
+>>>>>>> main
 from kdcli.tasks.segmentation.solver import DenseResult, Part, train_dense_heads
 
 
@@ -126,7 +133,7 @@ def fit_dense_heads(parts: Parts, specs: Sequence[HeadSpec]) -> list[DenseResult
     )
 
 
-def record_activations(parts: Parts) -> Records:
+def record_activations(parts: Parts) -> Moments:
     """Moments of the network's activations over the labelled training pictures, class by class.
 
     Warns of classes that are left out, while more pictures can still be had.
@@ -135,13 +142,10 @@ def record_activations(parts: Parts) -> Records:
     found = record(
         parts.network,
         parts.labelled("train"),
-        wanted.taps,
-        parts.classes,
+        Recording(wanted.taps, parts.classes, wanted.min_count, wanted.max_gigabytes * 1e9),
         parts.runtime,
         parts.console,
         batch_size=config.grid.batch_size,
-        min_count=wanted.min_count,
-        max_bytes=wanted.max_gigabytes * 1e9,
         **frame.reading(config, config.data),
     )
     if missing := parts.classes - len(found.classes):

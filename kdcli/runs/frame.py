@@ -12,6 +12,7 @@ from kdcli.artifacts import store
 from kdcli.config import identity
 from kdcli.errors import InputError, UsageError
 from kdcli.launch import world_size
+from kdcli.runs import places
 from kdcli.sections import DataSection, OptimSection, RunSection, SourceSection
 
 if TYPE_CHECKING:
@@ -46,10 +47,14 @@ def target(stage: str, config: RunSection, parents: list[dict[str, str]], data: 
         config: all fields.
         parents: see :func:`parent`.
         data: fingerprints by role.
+
+    Raises:
+        InputError: the run must not write there, see :func:`kdcli.runs.places.check`.
     """
     hashes = {p["role"]: p["hash"] for p in parents if p["hash"]}
     found = {"stage": stage, "config": identity(config), "parents": hashes, "data": data}
     path = Path(config.out or Path("runs", f"{stage}-{manifests.digest(found)[:10]}"))
+    places.check(config, path)
     return Target(path, found, parents)
 
 
@@ -82,11 +87,11 @@ def refuse_uneven(optim: OptimSection, processes: int) -> None:
 
 
 def labelled(config: DataSection, *splits: str) -> Data:
-    """The data with these splits. Raises InputError if they have no labels, and what ``open_data`` raises."""
-    from kdcli.data.sources import open_data
+    """The data with these splits. Raises InputError if they have no labels, and what opening them raises."""
+    from kdcli.tasks import open_task_data
 
     require(config.source, "--data")
-    data = open_data(config, need=splits)
+    data = open_task_data(config, *splits)
     if data.classes is None:
         raise InputError(
             f"{config.source} has no labels: no column of them (name it: --set data.label_column=…), and no "

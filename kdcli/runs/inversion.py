@@ -3,27 +3,42 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdcli import synthesis
-from kdcli.artifacts import dataset
 from kdcli.artifacts.files import write_bytes
-from kdcli.artifacts.manifest import Manifest
 from kdcli.console import Console
 from kdcli.errors import InputError, UsageError
 from kdcli.launch import world_size
+<<<<<<< HEAD
 from kdcli.runs import Result, frame, shards, show
 from kdcli.synthesis.settings import InversionSection, refuse_unheeded, resolved
+=======
+from kdcli.methods.datafree import InversionSection, resolved
+from kdcli.runs import Result, frame, show
+from kdcli.runs.pictures import PicturePlan, refuse_unheeded
+>>>>>>> main
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from kdcli.artifacts.store import Output
+<<<<<<< HEAD
     from kdcli.engine.runtime import Runtime
     from kdcli.models.timm import Network
     from kdcli.synthesis.draws import Draw
     from kdcli.synthesis.lopes import Records
     from kdcli.synthesis.making import Make
     from kdcli.words import Phase
+=======
+    from kdcli.engine.moments import Moments
+    from kdcli.engine.runtime import Runtime, Stop
+    from kdcli.models.timm import Network
+    from kdcli.synthesis.draws import Draw, Make
+    from kdcli.words import Method
+>>>>>>> main
 
 _SHEET_PICTURES = 64
 _LOG, _GENERATOR = "metrics.jsonl", "generator.safetensors"
@@ -36,31 +51,25 @@ _UNHEEDED = {
 
 
 @dataclass
-class Plan:
+class Plan(PicturePlan):
     """Everything a run needs, checked.
 
     Attributes:
-        config: of synthesize, with the mixer's defaults filled in.
-        target: where and what.
         networks: by role, ``teacher`` and perhaps ``student``, frozen.
-        phases: of the mixer.
-        numbers: of the pictures of this shard.
+        method: of the mixer.
         kept: numbers of the classes that pictures are made for.
-        records: of the teacher's activations, for the mixer that needs them.
+        moments: of the teacher's activations, for the mixer that needs them.
     """
 
-    config: Any
-    target: frame.Target
     networks: dict[str, Network]
-    phases: tuple[Phase, ...]
-    numbers: range
+    method: Method
     kept: list[int]
-    records: Records | None = None
+    moments: Moments | None = None
 
     @property
     def generates(self) -> bool:
         """Whether a generator is trained, instead of pictures."""
-        return synthesis.entry(self.config.mixer).family == "generator"
+        return synthesis.entry(self.kind).family == "generator"
 
     @property
     def section(self) -> InversionSection:
@@ -71,37 +80,6 @@ class Plan:
     def classes(self) -> list[str]:
         """The teacher's."""
         return self.networks["teacher"].classes or []
-
-    def draw(self, number: int) -> Draw:
-        """Noise of a picture's block."""
-        from kdcli.synthesis.draws import draw_of_block
-
-        return draw_of_block(number, self.config.seed, self.batch)
-
-    def target_class(self, number: int) -> int:
-        """Class that a picture is made for: one after another."""
-        return self.kept[number % len(self.kept)]
-
-    def to_json(self) -> dict[str, Any]:
-        """What ``--dry-run --json`` prints."""
-        return {
-            **self.target.to_json(),
-            "mixer": self.config.mixer,
-            "images": len(self.numbers),
-            "images_of_all_shards": self.config.count,
-            "parameters": show.parameters(self.networks),
-        }
-
-    def describe(self, console: Console) -> None:
-        """Show the plan on stderr."""
-        config, section = self.config, self.section
-        for role, network in self.networks.items():
-            show.network(console, role, network)
-        given = {k: v for k, v in section if v is not None}
-        console.note(f"makes    {len(self.kept)} of {len(self.classes)} classes by {config.mixer}, no data")
-        console.note("descends " + ", ".join(f"{k} {v}" for k, v in given.items()))
-        part = f" of {config.count:,} (shard {config.shard}, whole blocks)" if config.shard else ""
-        console.note(f"writes   {self.target.path}: {len(self.numbers):,} pictures{part}")
 
     @property
     def batch(self) -> int:
@@ -115,97 +93,97 @@ class Plan:
 
         return features(target=not self.generates)
 
-    def maker(self, output: Output, runtime: Runtime, console: Console, stop: Any) -> Make:
-        """What turns draws into pictures; trains the generator where there is one.
+    @property
+    def beside(self) -> tuple[str, ...]:
+        """Files that are kept beside the dataset."""
+        return (_LOG, _GENERATOR) if self.generates else (_LOG,)
+
+    def draw(self, number: int) -> Draw:
+        """Noise of a picture's block."""
+        from kdcli.synthesis.draws import draw_of_block
+
+        return draw_of_block(number, self.config.seed, self.batch)
+
+    def target_class(self, number: int) -> int:
+        """Class that a picture is made for: one after another."""
+        return self.kept[number % len(self.kept)]
+
+    def columns(self, draws: list[Draw]) -> dict[str, list[Any]]:
+        """All columns but the pictures; ``target`` is the class that was asked for, not a label."""
+        target = {} if self.generates else {"target": [self.target_class(draw.number) for draw in draws]}
+        return {**super().columns(draws), **target}
+
+    def to_json(self) -> dict[str, Any]:
+        """What ``--dry-run --json`` prints."""
+        return {**super().to_json(), "parameters": show.parameters(self.networks)}
+
+    def describe(self, console: Console) -> None:
+        """Show the plan on stderr."""
+        for role, network in self.networks.items():
+            show.network(console, role, network)
+        given = {k: v for k, v in self.section if v is not None}
+        console.note(f"makes    {len(self.kept)} of {len(self.classes)} classes by {self.kind}, no data")
+        console.note("descends " + ", ".join(f"{k} {v}" for k, v in given.items()))
+        self.note_output(console, ", whole blocks")
+
+    def maker(self, output: Output, runtime: Runtime, console: Console, stop: Stop | None) -> Make:
+        """What turns draws into pictures; trains the generator, or goes on with it, where there is one.
 
         Raises:
             Preempted: a signal came while it was trained.
+            InputError: an unfinished output that 0.1 left.
         """
-        return (self._generated if self.generates else self._optimised)(output, runtime, console, stop)
-
-    def _generated(self, output: Output, runtime: Runtime, console: Console, stop: Any) -> Make:
-        """Trains the generator, or goes on with it."""
         from kdcli.artifacts.store import write_tensors
+<<<<<<< HEAD
         from kdcli.engine.runtime import watching
         from kdcli.synthesis import generator as engine
+=======
+        from kdcli.runs import descent as engine
+>>>>>>> main
 
-        teacher, (phase,), seed = self.networks["teacher"].to(runtime.device), self.phases, self.config.seed
-        generator = engine.initial(self.section, teacher.spec.size[0], seed).to(runtime.device)
-        with watching(stop):
-            engine.train_generator(
-                generator, teacher, phase, self.section, seed, output, runtime, console, stop
-            )
-        write_tensors(output.partial / _GENERATOR, generator.state_dict())
-        return engine.from_generator(generator, teacher, self.batch, runtime)
+        networks = {role: network.to(runtime.device) for role, network in self.networks.items()}
+        descent = engine.Descent(self.method, networks, self.section, runtime, console, stop)
+        if self.generates:
+            generator = engine.trained_generator(descent, self.config.seed, output)
+            write_tensors(output.partial / _GENERATOR, generator.state_dict())
+            return engine.drawn_maker(descent, generator)
+        return engine.picture_maker(descent, self.target_class, self._drawn, output)
 
-    def _optimised(self, output: Output, runtime: Runtime, console: Console, stop: Any) -> Make:
-        from torch import nn
+    def _drawn(self, seed: int, targets: Tensor) -> dict[str, Tensor]:
+        """Columns of a block beside its classes: the activations that are sought."""
+        from kdcli.methods.lopes import sampled
 
+<<<<<<< HEAD
         from kdcli.models.pictures import Renormalised
         from kdcli.synthesis.inversion import Inversion, from_teacher
+=======
+        return sampled(self.moments, seed, targets) if self.moments else {}
+>>>>>>> main
 
-        parties: dict[str, nn.Module] = {k: v.to(runtime.device) for k, v in self.networks.items()}
-        parties["half"] = nn.AvgPool2d(2)
-        if "student" in self.networks:
-            specs = (self.networks[role].spec for role in ("teacher", "student"))
-            parties["renormalise"] = Renormalised(*specs).to(runtime.device)
-        inversion = Inversion(self.phases, parties, self.section, self.target_class)
-        if self.records is not None:
-            inversion = replace(inversion, columns=self.records.sampled)
-        return from_teacher(inversion, output.partial, runtime, console, stop)
+    def facts(self, folder: Path) -> dict[str, Any]:
+        """Licences, cost, and how it went; gathers the blocks' rows into the log."""
+        found = frame.model_facts(self.config.teacher)  # what the teacher learned from shows in the pictures
+        licences = {"data": str((found.get("data") or {}).get("licence", ""))}
+        log, steps = folder / _LOG, (self.section.steps or 0) + (self.section.half_steps or 0)
+        if self.generates:
+            last = json.loads(log.read_text().splitlines()[-1])
+            metrics, more, runs = {"label_entropy": last["label_entropy"]}, {}, 1
+        else:
+            rows = [json.loads(file.read_text()) for file in sorted(folder.glob("block-*.json"))]
+            write_bytes(log, "".join(json.dumps(row) + "\n" for row in rows).encode())
+            metrics = {"agreement": sum(row["agreement"] for row in rows) / len(rows)}
+            more, runs = {"targets": self.classes}, len(rows)
+        cost = {"teacher_forwards": runs * steps * self.batch}
+        return {"licences": licences, **more, "metrics": metrics, "cost": cost}
 
-    def columns(self, draws: list[Draw]) -> dict[str, list[Any]]:
-        """(seed, number) says all that is random; ``target`` is the class that was asked for, not a label."""
-        target = {} if self.generates else {"target": [self.target_class(draw.number) for draw in draws]}
-        return {
-            "source_ids": [[] for _ in draws],
-            "mixer": [self.config.mixer] * len(draws),
-            "seed": [self.config.seed] * len(draws),
-            "number": [draw.number for draw in draws],
-            **target,
-        }
-
-    def export(self, output: Output, runtime: Runtime, command: str, rate: float) -> None:
-        """Write what makes the parts a dataset, the blocks' figures and the contact sheet, and commit."""
+    def sheet(self, folder: Path) -> bytes:
+        """The first pictures, side by side."""
+        from kdcli.artifacts import dataset
         from kdcli.data.images import decode
         from kdcli.synthesis.sheet import gallery
 
-        facts = frame.model_facts(self.config.teacher)  # what the teacher learned from shows in the pictures
-        licences = {"data": str((facts.get("data") or {}).get("licence", ""))}
-        names = dataset.finish(output.partial, self.features, licences)
-        cells = dataset.head(output.partial, "image", _SHEET_PICTURES)
-        write_bytes(output.partial / shards.SHEET, gallery([decode(cell["bytes"]) for cell in cells]))
-        more = self._figures(output)
-        manifest = Manifest("dataset", "synthesize", self.target.identity, self.target.parents)
-        manifest.facts = frame.facts(
-            self.config,
-            command,
-            mixer=self.config.mixer,
-            images=len(self.numbers),
-            images_of_all_shards=self.config.count,
-            images_per_second=round(rate, 4),
-            licences=licences,
-            **more,
-            **runtime.describe(),
-        )
-        kept = [_GENERATOR] if self.generates else []
-        output.commit(manifest, [*names, shards.SHEET, _LOG, *kept])
-
-    def _figures(self, output: Output) -> dict[str, Any]:
-        """Facts of the manifest about how it went; gathers the blocks' rows into the log."""
-        section, log = self.section, output.partial / _LOG
-        if self.generates:
-            last = json.loads(log.read_text().splitlines()[-1])
-            metrics = {"label_entropy": last["label_entropy"]}
-            return {"metrics": metrics, "cost": {"teacher_forwards": (section.steps or 0) * self.batch}}
-        rows = [json.loads(file.read_text()) for file in sorted(output.partial.glob("block-*.json"))]
-        write_bytes(log, "".join(json.dumps(row) + "\n" for row in rows).encode())
-        steps = (section.steps or 0) + (section.half_steps or 0)
-        return {
-            "targets": self.classes,
-            "metrics": {"agreement": sum(row["agreement"] for row in rows) / len(rows)},
-            "cost": {"teacher_forwards": len(rows) * steps * self.batch},
-        }
+        cells = dataset.head(folder, "image", _SHEET_PICTURES)
+        return gallery([decode(cell["bytes"]) for cell in cells])
 
 
 def plan(config: Any, unless_complete: bool) -> Plan | Result:
@@ -219,7 +197,9 @@ def plan(config: Any, unless_complete: bool) -> Plan | Result:
         UsageError: an option that is missing, or that the mixer does not heed.
         InputError: a teacher that cannot be inverted in this way.
     """
-    from kdcli.synthesis import draws, lopes
+    from kdcli.engine.moments import read_moments
+    from kdcli.methods.lopes import allowed
+    from kdcli.synthesis import draws
 
     _refuse_unheeded(config)
     entry = synthesis.entry(config.mixer)
@@ -228,19 +208,29 @@ def plan(config: Any, unless_complete: bool) -> Plan | Result:
     roles = {role: getattr(config, role) for role in ("teacher", "student") if getattr(config, role)}
     parents = [frame.parent(role, name) for role, name in roles.items()]
     numbers = draws.shard(config.shard, config.count, section.batch or 1)
-    records = lopes.read_records(config.teacher) if entry.records else None
-    prints = {"statistics": records.hash} if records else {}
+    moments = read_moments(config.teacher) if entry.records else None
+    prints = {"statistics": moments.hash} if moments else {}
     target = frame.target("synthesize", config, parents, prints)
     if unless_complete and frame.complete(target, config):
         return Result(target.path, frame.summary(target.path))
     networks = _networks(config)
-    if entry.family == "generator" and networks["teacher"].spec.size[0] % 4:
-        raise UsageError("--resolution: a generator makes pictures whose side is a multiple of 4.")
     teacher = networks["teacher"]
+    if entry.family == "generator" and teacher.spec.size[0] % 4:
+        raise UsageError("--resolution: a generator makes pictures whose side is a multiple of 4.")
     classes = teacher.classes or []
-    kept = lopes.allowed(records, classes, section) if records else list(range(len(classes)))
-    phases = synthesis.function(config.mixer)(records or teacher, section)
-    return Plan(config, target, networks, phases, numbers, kept, records)
+    kept = allowed(moments, classes, section) if moments else list(range(len(classes)))
+    method = _method(config.mixer, section, {**networks, **({"moments": moments} if moments else {})})
+    return Plan(config, target, config.mixer, config.count, numbers, networks, method, kept, moments)
+
+
+def _method(mixer: str, section: InversionSection, given: dict[str, Any]) -> Method:
+    """The mixer's method without terms that weigh nothing. Raises UsageError where none weighs anything."""
+    from kdcli.words.analysis import without_zero_terms
+
+    method = without_zero_terms(synthesis.function(mixer)(section, **given))
+    if not all(turn.terms for turn in method.turns):
+        raise UsageError(f"every term of --mixer {mixer} weighs 0: there is nothing to make pictures by.")
+    return method
 
 
 def _refuse_unheeded(config: Any) -> None:

@@ -7,50 +7,54 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdcli import synthesis
-from kdcli.artifacts.manifest import Manifest, digest
+from kdcli.artifacts.manifest import digest
 from kdcli.console import Console
 from kdcli.errors import InputError, UsageError
+<<<<<<< HEAD
 from kdcli.runs import Result, frame, shards
+=======
+from kdcli.runs import Result, frame
+from kdcli.runs.pictures import PicturePlan, refuse_unheeded
+>>>>>>> main
 from kdcli.synthesis.sampling import resolved
-from kdcli.synthesis.settings import refuse_unheeded
 
 if TYPE_CHECKING:
     from kdcli.artifacts.store import Output
     from kdcli.data.samples import Data, Samples
+<<<<<<< HEAD
     from kdcli.engine.runtime import Runtime
     from kdcli.synthesis.draws import Draw
     from kdcli.synthesis.making import Make
+=======
+    from kdcli.engine.runtime import Runtime, Stop
+    from kdcli.synthesis.draws import Draw, Make
+>>>>>>> main
     from kdcli.synthesis.weights import Weights
 
 _SHEET_ROWS = 8
 
 
 @dataclass
-class Plan:
+class Plan(PicturePlan):
     """Everything a run needs, checked.
 
     Attributes:
-        config: of synthesize, with the defaults of mixer and weights filled in.
-        target: where and what.
         data: with the one split ``train``.
         weights: of the diffusion model, None for mixers in pixels.
-        kind: the mixer as it is recorded.
-        total: pictures of all shards.
-        numbers: of the pictures of this one.
     """
 
-    config: Any
-    target: frame.Target
     data: Data
     weights: Weights | None
-    kind: str
-    total: int
-    numbers: range
 
     @property
     def samples(self) -> Samples:
         """The source pictures."""
         return self.data.split("train")
+
+    @property
+    def batch(self) -> int:
+        """Pictures that are made at a time."""
+        return min(self.config.batch_size, self.total)
 
     def draw(self, number: int) -> Draw:
         """Sources and noise of a picture."""
@@ -59,15 +63,13 @@ class Plan:
         config = self.config
         return draw(number, config.seed, len(self.samples), config.sources or 1, config.per_image)
 
+    def sources(self, draw: Draw) -> list[str]:
+        """Ids of the pictures that a new one is made of."""
+        return [f"{int(self.samples.ids[i]):016x}" for i in draw.sources]
+
     def to_json(self) -> dict[str, Any]:
         """What ``--dry-run --json`` prints."""
-        return {
-            **self.target.to_json(),
-            "data": self.data.describe(),
-            "mixer": self.kind,
-            "images": len(self.numbers),
-            "images_of_all_shards": self.total,
-        }
+        return {**super().to_json(), "data": self.data.describe()}
 
     def describe(self, console: Console) -> None:
         """Show the plan on stderr."""
@@ -78,25 +80,12 @@ class Plan:
             zeros = f"zeros up to {how.pad_tokens} tokens" if how.pad_tokens else "no padding"
             solver = f"{how.scheduler} in {how.steps} steps, guidance {how.guidance:g}"
             console.note(f"samples  {weights.name}: {solver}, {zeros}, {config.resolution} px")
-        part = f" of {self.total:,} (shard {config.shard})" if config.shard else ""
-        console.note(f"writes   {self.target.path}: {len(self.numbers):,} pictures{part}")
+        self.note_output(console)
 
-    @property
-    def batch(self) -> int:
-        """Pictures that are made at a time."""
-        return min(self.config.batch_size, self.total)
-
-    @property
-    def features(self) -> Any:
-        """``datasets.Features`` of what is written."""
-        from kdcli.synthesis.generate import features
-
-        return features()
-
-    def maker(self, output: Output, runtime: Runtime, console: Console, stop: Any) -> Make:
+    def maker(self, output: Output, runtime: Runtime, console: Console, stop: Stop | None) -> Make:
         """What turns draws into pictures; encodes the sources where the mixer needs that."""
         from kdcli.engine.cache import Filling
-        from kdcli.synthesis.making import from_pixels, from_tokens
+        from kdcli.synthesis.makers import Diffusion, from_pixels, from_tokens
 
         config, mixer = self.config, synthesis.function(self.config.mixer)
         reading = frame.reading(config, config.data)
@@ -105,62 +94,34 @@ class Plan:
             return from_pixels(
                 mixer, self.samples, max_pixels=pixels, side=config.resolution, alpha=config.alpha
             )
-        return from_tokens(
-            mixer,
-            self.samples,
-            self.weights,
-            config.sampling,
-            map(self.draw, self.numbers),
-            resolution=config.resolution or self.weights.resolution,
-            batch_size=self.batch,
-            cache=Path(config.cache),
-            filling=Filling(runtime, console, self.batch, stop=stop, **reading),
-        )
+        side = config.resolution or self.weights.resolution
+        diffusion = Diffusion(self.weights, config.sampling, side, self.batch)
+        filling = Filling(runtime, console, self.batch, stop=stop, **reading)
+        draws = map(self.draw, self.numbers)
+        return from_tokens(mixer, self.samples, draws, diffusion, Path(config.cache), filling)
 
-    def columns(self, draws: list[Draw]) -> dict[str, list[Any]]:
-        """Where pictures come from: (seed, number) says all that is random."""
-        ids = self.samples.ids
+    def facts(self, folder: Path) -> dict[str, Any]:
+        """Licences, data and cost."""
+        weights, how = self.weights, self.config.sampling
+        forwards = len(self.numbers) * how.steps * (1 + (how.guidance > 1)) if weights else 0
         return {
-            "source_ids": [[f"{int(ids[i]):016x}" for i in draw.sources] for draw in draws],
-            "mixer": [self.kind] * len(draws),
-            "seed": [self.config.seed] * len(draws),
-            "number": [draw.number for draw in draws],
+            "licences": {"data": self.data.licence, "weights": weights.licence if weights else ""},
+            "data": self.data.describe(),
+            "cost": {"unet_forwards": forwards},
         }
 
-    def export(self, output: Output, runtime: Runtime, command: str, rate: float) -> None:
-        """Write what makes the parts a dataset, and the contact sheet, and commit."""
+    def sheet(self, folder: Path) -> bytes:
+        """The first new pictures, each beside its sources."""
         from kdcli.artifacts import dataset
-        from kdcli.artifacts.files import write_bytes
         from kdcli.data.images import decode
         from kdcli.synthesis.sheet import contact_sheet
 
-        config, weights, how = self.config, self.weights, self.config.sampling
-        licences = {"data": self.data.licence, "weights": weights.licence if weights else ""}
-        names = dataset.finish(output.partial, self.features, licences)
+        largest = self.config.data.max_pixels
         rows = [
-            (
-                [self.samples.picture(i, config.data.max_pixels) for i in self.draw(j).sources],
-                decode(cell["bytes"]),
-            )
-            for j, cell in zip(self.numbers, dataset.head(output.partial, "image", _SHEET_ROWS))
+            ([self.samples.picture(i, largest) for i in self.draw(j).sources], decode(cell["bytes"]))
+            for j, cell in zip(self.numbers, dataset.head(folder, "image", _SHEET_ROWS))
         ]
-        write_bytes(output.partial / shards.SHEET, contact_sheet(rows))
-        manifest = Manifest("dataset", "synthesize", self.target.identity, self.target.parents)
-        manifest.facts = frame.facts(
-            config,
-            command,
-            mixer=self.kind,
-            images=len(self.numbers),
-            images_of_all_shards=self.total,
-            images_per_second=round(rate, 4),
-            licences=licences,
-            data=self.data.describe(),
-            cost={
-                "unet_forwards": len(self.numbers) * how.steps * (1 + (how.guidance > 1)) if weights else 0
-            },
-            **runtime.describe(),
-        )
-        output.commit(manifest, [*names, shards.SHEET])
+        return contact_sheet(rows)
 
 
 def plan(config: Any, unless_complete: bool) -> Plan | Result:
@@ -201,7 +162,7 @@ def plan(config: Any, unless_complete: bool) -> Plan | Result:
         return Result(target.path, frame.summary(target.path))
     kind = weights.kind(config.mixer, config.sources or 1) if weights else config.mixer
     refuse_small(samples, config.data.min_side, config.data.max_pixels)
-    return Plan(config, target, data, weights, kind, total, numbers)
+    return Plan(config, target, kind, total, numbers, data, weights)
 
 
 def _refuse_unheeded(config: Any, entry: synthesis.Entry) -> None:

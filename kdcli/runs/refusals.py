@@ -9,7 +9,7 @@ from torch import nn
 
 from kdcli.console import Console
 from kdcli.engine.assembly import Assembly
-from kdcli.engine.optim import known_optimizer
+from kdcli.engine.optim import section_of
 from kdcli.errors import InputError, UsageError
 from kdcli.launch import world_size
 from kdcli.losses import features
@@ -17,32 +17,31 @@ from kdcli.models.adapters import Regressor
 from kdcli.models.timm import Network
 from kdcli.runs import frame
 from kdcli.sections import OptimSection, StudentSection
+<<<<<<< HEAD
 from kdcli.tasks import Task
+=======
+>>>>>>> main
 from kdcli.words import Method
-from kdcli.words.analysis import reads_labels, split_reference
+from kdcli.words.analysis import reads_labels, split_reference, views_used
 
 
-def refuse_options(config: StudentSection, task: Task, method: Method, task_weighs_rows: bool) -> None:
-    """Raise UsageError for options that contradict one another or mean nothing to the method.
-
-    Args:
-        config: all options.
-        task: what is learned.
-        method: what is learned from what.
-        task_weighs_rows: whether class balance is asked for in the loss.
-    """
+def refuse_options(config: StudentSection, method: Method) -> None:
+    """Raise UsageError for options that contradict one another or mean nothing to the method."""
     optim, data = config.optim, config.data
-    if config.head is not None and not task.head:
-        raise UsageError(f"head={config.head}: {task.name} has one head only, the student's own.")
     if data.extra_ratio is not None:
         if data.labelled_fraction is not None:
             raise UsageError("--extra-ratio and data.labelled_fraction both fill batches: give one.")
         if not data.extra:
             raise UsageError("--extra-ratio needs --extra.")
+    if (views := views_used(method)) and (optim.mixup or optim.cutmix):
+        raise UsageError(
+            f"method {method.name} sees {', '.join(views)} beside each picture, and mixed pictures have no "
+            "such view: no mixup, no CutMix."
+        )
     if reads_labels(method) and (optim.mixup or optim.cutmix):
         raise UsageError(f"method {method.name} reads class numbers, and mixed pictures have none: no mixup.")
     terms = [term for turn in method.turns for term in turn.terms]
-    if task_weighs_rows and not any("row_weight" in term.args for term in terms):
+    if data.class_balance == "loss" and not any("row_weight" in term.args for term in terms):
         raise UsageError(
             f"--class-balance loss: no term of method {method.name} weighs its rows; take sampler."
         )
@@ -51,15 +50,17 @@ def refuse_options(config: StudentSection, task: Task, method: Method, task_weig
     if twice := next((name for name in config.teacher if config.teacher.count(name) > 1), None):
         raise UsageError(f"--teacher {twice} is given twice: the mean of equals teaches nothing more.")
     for turn in method.turns:
-        known_optimizer(str(turn.optim.get("opt", optim.opt)))
+        section_of(turn, optim)
 
 
-def refuse_negative_weights(method: Method) -> None:
-    """Raise UsageError for a term that weighs less than 0 where its phase begins or ends."""
+def refuse_weights(method: Method) -> None:
+    """Raise UsageError for a turn without a term, or a term below 0 where its phase begins or ends."""
     for term in (term for turn in method.turns for term in turn.terms):
         weights = [term.weight(0.0), term.weight(1.0)] if callable(term.weight) else [term.weight]
         if min(weights) < 0:
             raise UsageError(f"term {term.name} would weigh {min(weights):g}: weights are 0 or more.")
+    if empty := next((turn for turn in method.turns if not turn.terms), None):
+        raise UsageError(f"every term of turn '{empty.name}' weighs 0: there is nothing to learn.")
 
 
 def refuse_pyramid_pooling(config: StudentSection, method: Method, networks: Mapping[str, Network]) -> None:
@@ -121,6 +122,11 @@ def refuse_to_split(optim: OptimSection, method: Method, parties: Mapping[str, n
     """Raise UsageError where ``--auto-batch`` could not keep its promise: the same result however split."""
     terms = [term for turn in method.turns for term in turn.terms]
     why = next((f"{t.name} relates the rows of a micro-batch" for t in terms if t.scope == "batch"), "")
+    for derive in (derive for turn in method.turns for derive in turn.derives):
+        if derive.state is not None:
+            why = f"{derive.out} updates the state '{derive.state.name}' with each micro-batch"
+        elif derive.scope == "batch":
+            why = f"{derive.out} relates the rows of a micro-batch"
     if optim.mixup or optim.cutmix:
         why = "mixup and CutMix pair the pictures of a micro-batch"
     for name in (party.name for party in method.parties if party.role == "trained"):
@@ -162,3 +168,16 @@ def warn_of_one_seed(config: StudentSection, console: Console) -> None:
         facts = frame.model_facts(name)
         if "method" in facts and facts.get("seed") == config.seed:
             console.warn(f"{name} was trained with the same --seed, so the student begins as it did.")
+
+
+def warn_of_milestones(
+    optim: OptimSection, method: Method, steps: int, steps_per_epoch: float, console: Console
+) -> None:
+    """Warn of drops of the learning rate that lie behind the longest phase of a run of ``steps``."""
+    epochs = max(span.length for span in method.spans(steps, steps)) / steps_per_epoch
+    late = [f"{epoch:g}" for epoch in optim.milestones if epoch >= epochs]
+    if optim.schedule == "multistep" and late:
+        console.warn(
+            f"optim.milestones: the learning rate is to drop after epoch {', '.join(late)}, and the training "
+            f"ends after {epochs:.3g}."
+        )

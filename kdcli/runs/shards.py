@@ -15,12 +15,15 @@ from kdcli.artifacts.manifest import Manifest
 from kdcli.console import Console
 from kdcli.errors import InputError
 from kdcli.runs import Result, frame
+<<<<<<< HEAD
+=======
+from kdcli.runs.pictures import SHEET
+>>>>>>> main
 from kdcli.sections import RunSection
 
 if TYPE_CHECKING:
     from kdcli.artifacts.store import Output
 
-SHEET = "contact_sheet.png"
 _KEPT = ("mixer", "licences", "data", "seed", "targets")  # of a shard's facts
 
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
+from kdcli.config import Section, leaves, origins
 from kdcli.console import Console
+from kdcli.runs.recipes import Choice
+from kdcli.words.recipes import as_yaml
 
 if TYPE_CHECKING:
     from torch import nn
 
     from kdcli.data.samples import Data
+    from kdcli.engine.assembly import Assembly
     from kdcli.models.timm import Network
-    from kdcli.words import Method
+    from kdcli.words import Derive, Method
 
 
 def splits(data: Data) -> str:
@@ -46,6 +50,53 @@ def parameters(networks: Mapping[str, nn.Module]) -> dict[str, int]:
     return {name: sum(p.numel() for p in net.parameters()) for name, net in networks.items()}
 
 
+def settings(
+    config: Section, sections: Sequence[str], parameters: Mapping[str, Any], choice: Choice
+) -> list[dict[str, str]]:
+    """Rows of key, value and origin: of all that is no default, and of what the user wrote.
+
+    Args:
+        config: of the run, its recipe beneath what the user wrote.
+        sections: whose keys are shown, in this order.
+        parameters: of the method by dotted key, defaults filled in; they are shown in place of ``config``'s.
+        choice: the run's recipe.
+    """
+    default, written, rows = type(config)(), origins(config), []
+    keys = dict.fromkeys([*(key for key, _, _ in leaves(type(config))), *parameters])
+    for key in (key for section in sections for key in keys if key.startswith(f"{section}.")):
+        value = parameters[key] if key in parameters else _of(config, key)
+        origin = _origin(key, written, choice)
+        if origin is None and key not in parameters and value != _of(default, key):
+            origin = "given"
+        if origin is not None and not (value is None and _of(default, key) is None):
+            rows.append({"key": key, "value": as_yaml(value), "from": origin})
+    return rows
+
+
+def _of(config: Section, key: str) -> Any:
+    """The value behind a dotted key."""
+    section, _, name = key.rpartition(".")
+    return getattr(getattr(config, section), name, None)
+
+
+def _origin(key: str, written: Mapping[str, str], choice: Choice) -> str | None:
+    """Where a value comes from; None for a default."""
+    settings = choice.recipe.settings
+    if key in choice.applied:
+        return f"recipe {choice.name}: {choice.recipe.source_of(key)}"
+    if key in written and key in settings:
+        return f"{written[key]} (in the recipe {as_yaml(settings[key])})"
+    return written.get(key)
+
+
+def recipe(console: Console, choice: Choice) -> None:
+    """What a recipe has beside its settings, and what could not be read of it."""
+    if choice.recipe.left_out:
+        console.note(f"recipe   also has {'; '.join(choice.recipe.left_out)}; kdcli does not do that")
+    if choice.recipe.unknown:
+        console.note(f"recipe   not published in what could be read: {', '.join(choice.recipe.unknown)}")
+
+
 def objective(method: Method, shapes: Mapping[str, tuple[int, ...]], accumulate: int) -> list[dict[str, str]]:
     """Terms of a method as rows of a table.
 
@@ -70,6 +121,81 @@ def objective(method: Method, shapes: Mapping[str, tuple[int, ...]], accumulate:
         for turn in phase.turns
         for term in turn.terms
     ]
+
+
+def turns(method: Method, assembly: Assembly) -> list[dict[str, Any]]:
+    """What each turn of a method trains, calls and edits, for ``--json``.
+
+    ``rows`` of a call are those of its output per sample; None where it was not run for the plan.
+    """
+    from kdcli.engine.edits import edited
+
+    return [
+        {
+            "phase": phase.name,
+            "turn": turn.name,
+            "trains": list(turn.trains),
+            "optim": turn.optim,
+            "groups": turn.groups,
+            "calls": [
+                {
+                    "call": call.name,
+                    "party": call.party,
+                    "inputs": list(call.inputs),
+                    "rows": assembly.rows.get((turn.name, call.name)),
+                }
+                for call in turn.calls
+            ],
+            "derives": [_derive(derive) for derive in turn.derives],
+            "edits": [
+                {
+                    "edit": edit.name,
+                    "on": edit.on,
+                    "party": edit.party,
+                    "parameters": list(edited(edit, assembly.parties[edit.party])),
+                    "state": edit.state.name if edit.state else None,
+                }
+                for edit in turn.edits
+            ],
+        }
+        for phase in method.phases
+        for turn in phase.turns
+    ]
+
+
+def _derive(derive: Derive) -> dict[str, Any]:
+    state = derive.state.name if derive.state else None
+    return {"out": derive.out, "reads": list(derive.args), "scope": derive.scope, "state": state}
+
+
+def states(assembly: Assembly) -> dict[str, dict[str, list[int]]]:
+    """Shapes of the tensors of every state."""
+    return {
+        state: {name: list(tensor.shape) for name, tensor in own.items()}
+        for state, own in assembly.states.items()
+    }
+
+
+def beyond_the_table(console: Console, method: Method, assembly: Assembly) -> None:
+    """A line about each call on more or less than one view, or of more rows, each group, edit and state."""
+    from kdcli.engine.edits import edited
+
+    for turn in method.turns:
+        for call in turn.calls:
+            rows = assembly.rows.get((turn.name, call.name), 1.0)
+            if rows != 1 or len(call.inputs) != 1 or call.inputs[0].startswith("x@"):
+                many = "" if rows == 1 else f", {rows:g} rows per sample"
+                inputs = ", ".join(call.inputs) or "nothing"
+                console.note(f"calls    {call.name}: {call.party} on {inputs}{many}")
+        for party, fields in turn.groups.items():
+            own = ", ".join(f"{name} {value:g}" for name, value in fields.items())
+            console.note(f"group    {party} in turn {turn.name}: {own}")
+        for edit in turn.edits:
+            count = len(edited(edit, assembly.parties[edit.party]))
+            console.note(f"edits    {edit.name}: {edit.on} of {edit.party}, {count} parameters, in each step")
+    for name, shapes in states(assembly).items():
+        kept = ", ".join(f"{tensor} {shape}" for tensor, shape in shapes.items())
+        console.note(f"keeps    {name}: {kept}")
 
 
 def _tap(reference: str, shapes: Mapping[str, tuple[int, ...]]) -> str:

@@ -12,38 +12,26 @@ from torch import nn
 from kdcli.console import Console
 from kdcli.data.batches import training_loader
 from kdcli.data.cache import Store
-from kdcli.data.samples import Data
+from kdcli.data.other_views import other_views
 from kdcli.engine.cache import Filling, fill_calls
+from kdcli.engine.feed import Loaded
 from kdcli.engine.job import Job
+from kdcli.engine.micro import MicroBatches
 from kdcli.engine.runtime import Runtime
 from kdcli.models.timm import Network
 from kdcli.runs import assess, frame
-from kdcli.runs.material import Material
-from kdcli.sections import StudentSection
-from kdcli.tasks import Task
-from kdcli.words import Method
+from kdcli.runs.material import Lesson, Material
+from kdcli.words.analysis import views_used
 
 
 def training_job(
-    config: StudentSection,
-    material: Material,
-    method: Method,
-    parties: Mapping[str, nn.Module],
-    task: Task,
-    data: Data,
-    runtime: Runtime,
-    console: Console,
-    stop: Any,
+    material: Material, parties: Mapping[str, nn.Module], runtime: Runtime, console: Console, stop: Any
 ) -> Job:
     """Everything the loop needs; fills the teacher's cache where the material says so.
 
     Args:
-        config: optimiser, cadence, loaders.
-        material: pictures, order, views.
-        method: what is learned from what.
+        material: pictures, order, views, and the lesson.
         parties: the material's, on the device.
-        task: of the supervised term and of the evaluation.
-        data: its validation split selects the best step.
         runtime: device and processes.
         console: shows progress.
         stop: set when a signal asks to stop.
@@ -51,50 +39,57 @@ def training_job(
     Raises:
         Preempted: a signal came while the cache was filled.
     """
-    pool, classes = material.pool, len(task.classes)
+    config, pool, method = material.lesson.config, material.pool, material.method
     if runtime.world_size > 1 and runtime.device.type == "cuda":
         for party in parties.values():
             if isinstance(party, Network):
                 party.synchronise()
     reading = frame.reading(config, config.data)
-    columns = None
+    columns, answered = None, material.caching.calls if material.cached else ()
     if material.cached:
         columns = fill_calls(
             Path(config.cache),
             method,
             parties,
             pool,
-            material.view,
-            material.order.used(material.steps),
+            material.caching,
             Store(config.views.store),
             Filling(runtime, console, config.optim.batch_size, stop=stop, **reading),
         )
     return Job(
         method=method,
         parties=dict(parties),
-        order=material.order,
-        loader=training_loader(
-            pool, material.view, columns=columns, pin=runtime.device.type == "cuda", **reading
+        batches=Loaded(
+            material.order,
+            training_loader(
+                pool,
+                material.view,
+                columns=columns,
+                pin=runtime.device.type == "cuda",
+                others=other_views(material.view, views_used(method, answered)),
+                **reading,
+            ),
+            MicroBatches(material.order, config.optim, material.targets, config.seed),
         ),
         optim=config.optim,
         steps=material.steps,
         schedule_steps=material.schedule_steps,
-        classes=classes,
         seed=config.seed,
-        evaluate=_evaluation(config, task, data, runtime, reading),
-        selection=task.selection,
+        evaluate=_evaluation(material.lesson, runtime, reading),
+        selection=material.lesson.task.selection,
         evaluate_every=config.evaluate_steps or config.evaluate_every * material.order.steps_per_epoch,
-        row_weight=task.row_weight(pool.labels),
         save_steps=config.save_steps,
         save_minutes=config.save_minutes,
         log_every=config.log_every,
+        states=material.assembly.states,
     )
 
 
 def _evaluation(
-    config: StudentSection, task: Task, data: Data, runtime: Runtime, reading: dict[str, Any]
+    lesson: Lesson, runtime: Runtime, reading: dict[str, Any]
 ) -> Callable[[Any], dict[str, float]]:
-    validation = data.split("validation")
+    """Measures a network on the validation split, which selects the best step."""
+    validation = lesson.data.split("validation")
     validation = validation.take(validation.labelled())
-    batch = max(1, config.optim.batch_size // runtime.world_size)
-    return partial(assess.metrics, assess.Setting(task, validation, runtime, batch, reading))
+    batch = max(1, lesson.config.optim.batch_size // runtime.world_size)
+    return partial(assess.metrics, assess.Setting(lesson.task, validation, runtime, batch, reading))

@@ -12,7 +12,9 @@ Distillation of Large Pretrained Visual Models" (arXiv 2402.11305).
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ConfigDict, field_validator
@@ -21,11 +23,12 @@ from kdcli import methods
 from kdcli.config import Section, inputs, method_option
 from kdcli.console import Console, duration, size
 from kdcli.errors import UsageError
-from kdcli.runs import Result, frame, show
+from kdcli.runs import Result, frame, places, recipes, show
 from kdcli.sections import StudentSection
 
 if TYPE_CHECKING:
     from kdcli.data.samples import Data
+    from kdcli.methods.parts import Part
     from kdcli.runs.material import Material
     from kdcli.tasks import Task
     from kdcli.words import Method
@@ -50,6 +53,9 @@ class Config(StudentSection):
 
     via: list[str] = inputs([], "Assistant on the way from teacher to student (repeatable).", "--via")
     method: MethodSection = MethodSection()
+    recipe: str = method_option(
+        recipes.DEFAULT, "The training: default, paper, or a recipe by name.", "--recipe"
+    )
     terms: list[str] = method_option([], "One more term, e.g. rkd=1 (repeatable).", "--add")
 
     @field_validator("terms", mode="before")
@@ -70,6 +76,7 @@ class Plan:
     task: Task
     method: Method
     arguments: dict[str, Any]
+    recipe: recipes.Choice
     material: Material
 
     def to_json(self) -> dict[str, Any]:
@@ -78,7 +85,11 @@ class Plan:
             **self.target.to_json(),
             "data": self.data.describe(),
             "method": {"name": self.method.name, **self.arguments},
+            "recipe": self.recipe.to_json(),
+            "settings": self._settings(),
             "objective": self._objective(),
+            "turns": show.turns(self.method, self.material.assembly),
+            "states": show.states(self.material.assembly),
             "steps": self.material.steps,
             "views": self.material.order.views or "live",
             "teacher_forwards": self.material.teacher_forwards,
@@ -103,13 +114,20 @@ class Plan:
             cache = f"cache of {size(material.cache_bytes)}, live would be {live:,}"
             how = cache if material.cached else "live, no cache"
             console.note(f"teacher  {material.teacher_forwards:,} forwards ({how})")
-        rows = self._objective()
-        console.table(list(rows[0]), [list(row.values()) for row in rows], title="objective")
+        for title, rows in (("objective", self._objective()), ("settings", self._settings())):
+            if rows:
+                console.table(list(rows[0]), [list(row.values()) for row in rows], title=title)
+        show.beyond_the_table(console, self.method, self.material.assembly)
+        show.recipe(console, self.recipe)
         console.note(f"writes   {self.target.path}")
 
     def _objective(self) -> list[dict[str, str]]:
         accumulate = self.config.optim.accumulate
         return show.objective(self.method, self.material.assembly.shapes, accumulate)
+
+    def _settings(self) -> list[dict[str, str]]:
+        parameters = {f"method.{name}": value for name, value in self.arguments.items()}
+        return show.settings(self.config, ("method", "optim", "views"), parameters, self.recipe)
 
 
 @dataclass
@@ -157,6 +175,8 @@ def _chain(config: Config, console: Console, unless_complete: bool) -> Chain | R
     from kdcli.runs.material import build_student
 
     teacher = config.teacher
+    for link in (_link(config, index, teacher) for index in range(len(config.via) + 1) if config.out):
+        places.check(link, Path(str(link.out)))
     for index in range(len(config.via) + 1):
         made = plan(_link(config, index, teacher), console, unless_complete=unless_complete)
         if isinstance(made, Result):
@@ -183,55 +203,89 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
     """
     from kdcli.data.sources import open_unlabelled
 
-    entry = methods.entry(config.method.name)
     frame.require(config.student, "--student")
-    frame.refuse_uneven(config.optim, config.processes)
-    arguments = methods.arguments(
-        config.method.name, config.method.model_dump(exclude={"name"}, exclude_none=True)
-    )
+    arguments = _arguments(config)
     parts = [methods.addition(text) for text in config.terms]
     if arguments.get("generations", 1) > 1:
         several = _generations(config, arguments["generations"])
         return plan(several, console, unless_complete=unless_complete)
     if config.via:
         return _chain(config, console, unless_complete)
-    if entry.teacher and not config.teacher:
-        raise UsageError(f"method {config.method.name} needs --teacher; --method supervised does without.")
-    if config.teacher and not (entry.teacher or parts):
-        console.warn(f"method {config.method.name} has no teacher: --teacher is not read.")
-    if parts and not config.teacher:
-        raise UsageError("--add needs --teacher: its terms compare the student with one.")
+    taught = _taught(config, bool(parts), console)
     data = frame.labelled(config.data, "train", "validation")
     extra = [open_unlabelled(source, config.data) for source in config.data.extra]
+    config, task, method, choice = _objective(config, data, parts)
+    frame.refuse_uneven(config.optim, config.processes)
     parents = [frame.parent("student", str(config.student), config.weights)]
-    if entry.teacher or parts:
-        parents += frame.teachers(config.teacher)
+    parents += frame.teachers(config.teacher) if taught else []
     prints = {"data": data.fingerprint, **{f"extra{i}": e.fingerprint for i, e in enumerate(extra)}}
     target = frame.target("distill", config, parents, prints)
     if unless_complete and frame.complete(target, config):
         return Result(target.path, frame.summary(target.path))
 
-    from kdcli.methods.parts import added
-    from kdcli.runs.material import gather
-    from kdcli.runs.refusals import refuse_negative_weights, refuse_unlike, warn_of_one_seed
-    from kdcli.tasks import task_of
-    from kdcli.words.analysis import without_zero_terms
+    from kdcli.runs.material import Lesson, gather
+    from kdcli.runs.refusals import refuse_unlike, warn_of_milestones, warn_of_one_seed
 
-    task = task_of(data, config.data, config.optim, config.views)
-    if task.name not in entry.tasks or (parts and task.name != "classification"):
-        raise UsageError(
-            f"{'--add' if task.name in entry.tasks else config.method.name} is for classification."
-        )
-    method = methods.function(config.method.name)(task, **arguments)
-    method = without_zero_terms(added(method, parts))
-    refuse_negative_weights(method)
-    if empty := next((turn for turn in method.turns if not turn.terms), None):
-        raise UsageError(f"every term of turn '{empty.name}' weighs 0: there is nothing to learn.")
-    material = gather(config, data, extra, task, method, console)
-    if entry.twin and "teacher" in material.networks:
+    material = gather(Lesson(config, data, extra, task, method), console)
+    if methods.entry(config.method.name).twin and "teacher" in material.networks:
         refuse_unlike(method, material.networks)
         warn_of_one_seed(config, console)
-    return Plan(config, target, data, task, method, arguments, material)
+    warn_of_milestones(config.optim, method, material.schedule_steps, material.order.steps_per_epoch, console)
+    return Plan(config, target, data, task, method, _arguments(config), choice, material)
+
+
+def _arguments(config: Config) -> dict[str, Any]:
+    """Parameters of the method, defaults filled in. Raises UsageError for one that it does not have."""
+    given = config.method.model_dump(exclude={"name"}, exclude_none=True)
+    return methods.arguments(config.method.name, given)
+
+
+def _taught(config: Config, added: bool, console: Console) -> bool:
+    """Whether there is a teacher to be read; warns of one that is not. Raises UsageError if none is given."""
+    name = config.method.name
+    needed = methods.entry(name).teacher
+    if needed and not config.teacher:
+        raise UsageError(f"method {name} needs --teacher; --method supervised does without.")
+    if config.teacher and not (needed or added):
+        console.warn(f"method {name} has no teacher: --teacher is not read.")
+    if added and not config.teacher:
+        raise UsageError("--add needs --teacher: its terms compare the student with one.")
+    return needed or added
+
+
+def _objective(
+    config: Config, data: Data, parts: Sequence[Part]
+) -> tuple[Config, Task, Method, recipes.Choice]:
+    """Task and method, and the configuration with the method's recipe beneath what the user wrote.
+
+    Raises:
+        UsageError: a method or a recipe that there is not, or an objective that does not fit the task.
+    """
+    from kdcli.methods.parts import added
+    from kdcli.runs.refusals import refuse_weights
+    from kdcli.tasks import TASKS
+    from kdcli.words.analysis import without_zero_terms
+
+    task, method = _method(config, data)
+    config, choice = recipes.take(config, config.recipe, method.name, method.recipes)
+    if choice.applied:
+        task, method = _method(config, data)
+    if parts and "class" not in TASKS[task.name].provides:
+        raise UsageError("--add is for classification.")
+    method = without_zero_terms(added(method, parts))
+    refuse_weights(method)
+    return config, task, method, choice
+
+
+def _method(config: Config, data: Data) -> tuple[Task, Method]:
+    """The task of the data, and the method for it. Raises UsageError where they do not fit."""
+    from kdcli.tasks import TASKS, task_of
+
+    name = config.method.name
+    task = task_of(data, config.data, config.optim, config.views)
+    if not methods.fits(methods.entry(name), TASKS[task.name].provides):
+        raise UsageError(f"{name} is for classification.")
+    return task, methods.function(name)(task, **_arguments(config))
 
 
 def run(plan: Plan | Chain, console: Console, *, stop: Any = None, command: str = "") -> Result:
@@ -249,8 +303,8 @@ def run(plan: Plan | Chain, console: Console, *, stop: Any = None, command: str 
     from kdcli.runs.training import training_job
     from kdcli.words.analysis import leaves_unused
 
-    dense = bool(plan.task.head)  # such a head leaves what timm's own head would read without a gradient
-    runtime = open_runtime(plan.config, find_unused=dense or leaves_unused(plan.method))
+    unused = plan.task.leaves_unused or leaves_unused(plan.method)
+    runtime = open_runtime(plan.config, find_unused=unused)
     path, material = plan.target.path, plan.material
     with shared_output(path, plan.target.identity, plan.config.overwrite, runtime) as output:
         if output is None:
@@ -258,9 +312,7 @@ def run(plan: Plan | Chain, console: Console, *, stop: Any = None, command: str 
         parties = copy.deepcopy(material.assembly.parties)
         for party in parties.values():
             party.to(runtime.device)
-        job = training_job(
-            plan.config, material, plan.method, parties, plan.task, plan.data, runtime, console, stop
-        )
+        job = training_job(material, parties, runtime, console, stop)
         with tracking(plan.config, path, runtime) as job.track:
             outcome = train(job, output, runtime, console, stop)
         if runtime.main:

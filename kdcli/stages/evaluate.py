@@ -246,7 +246,7 @@ def _overlays(plan: Plan, shown: dict[str, dict[int, Any]]) -> dict[int, list[tu
     for index in next(iter(shown.values())):
         picture = samples.picture(index, most)
         predictions = {name: masks[index] for name, masks in shown.items()}
-        truth = samples.mask(index, picture.size, most)
+        truth = samples.beside(index, picture.size, most).numpy()
         count = len(plan.data.classes or ())
         found[int(samples.rows[index])] = panels(picture, truth, predictions, count)
     return found

@@ -228,8 +228,8 @@ def run(plan: Plan, console: Console, *, stop: Any = None, command: str = "") ->
         Preempted: features computed so far stay in the cache.
     """
     from kdcli.engine.heads import best
+    from kdcli.engine.moments import FILE as RECORDS
     from kdcli.engine.runtime import open_runtime, shared_output
-    from kdcli.synthesis.lopes import FILE as RECORDS
 
     runtime = open_runtime(plan.config, find_unused=plan.dense)
     path = plan.target.path
@@ -287,8 +287,8 @@ def _refuse_taps(config: Config, network: Network, data: Data | None) -> None:
     if data is not None and data.task == "segmentation":
         raise UsageError("--statistics records classes of pictures, and these data have masks.")
     with torch.inference_mode():
-        network.eval().taps(
-            torch.zeros((1, 3, *network.spec.size), dtype=torch.uint8), config.statistics.taps
+        network.eval().call(
+            [torch.zeros((1, 3, *network.spec.size), dtype=torch.uint8)], config.statistics.taps
         )
 
 
@@ -304,10 +304,9 @@ def _export(
     """Write backbone and head, with the whole grid in the manifest, and commit."""
     from kdcli.engine.heads import best
     from kdcli.engine.loop import LOG
-    from kdcli.models.save import save
-    from kdcli.synthesis.lopes import FILE as RECORDS
+    from kdcli.engine.moments import FILE as RECORDS
 
-    keep = save(network, output.partial, (outcome.best or outcome.last) if outcome else None)
+    keep = network.save(output.partial, (outcome.best or outcome.last) if outcome else None)
     if plan.config.statistics.record:
         keep.append(RECORDS)
     manifest = Manifest("model", "probe", plan.target.identity, plan.target.parents)

@@ -18,17 +18,20 @@ Such mixers (:mod:`kdcli.runs.inversion`) optimise pictures in blocks against a 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from kdcli import synthesis
 from kdcli.config import inputs, method_option, option, outputs, running
 from kdcli.console import Console
 from kdcli.errors import UsageError
+from kdcli.methods.datafree import InversionSection
 from kdcli.runs import Result, frame, mixing, shards
 from kdcli.runs import inversion as invert
 from kdcli.sections import RunSection, SourceSection
 from kdcli.synthesis.sampling import SamplingSection
-from kdcli.synthesis.settings import InversionSection
+
+if TYPE_CHECKING:
+    from kdcli.engine.runtime import Stop
 
 
 class Sources(SourceSection):
@@ -83,7 +86,7 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
     return mixing.plan(config, unless_complete)
 
 
-def run(plan: Plan, console: Console, *, stop: Any = None, command: str = "") -> Result:
+def run(plan: Plan, console: Console, *, stop: Stop | None = None, command: str = "") -> Result:
     """Make the pictures, or join shards, and write a dataset artifact with a contact sheet.
 
     Raises:
@@ -91,7 +94,7 @@ def run(plan: Plan, console: Console, *, stop: Any = None, command: str = "") ->
         Diverged: NaN or Inf in a picture.
     """
     from kdcli.engine.runtime import open_runtime, shared_output
-    from kdcli.synthesis.generate import Job, generate
+    from kdcli.synthesis.generate import generate
 
     config, path = plan.config, plan.target.path
     runtime = open_runtime(config)
@@ -102,12 +105,10 @@ def run(plan: Plan, console: Console, *, stop: Any = None, command: str = "") ->
             plan.write(output, command)
             return Result(path, frame.summary(path))
         make = plan.maker(output, runtime, console, stop)
-        every, total = plan.config.commit_images, len(plan.numbers)
-        job = Job(plan.numbers, plan.draw, make, plan.columns, plan.features, plan.batch, every)
-        rate = generate(job, output, runtime, console, stop)
+        rate = generate(plan, make, output, runtime, console, stop)
         runtime.barrier()
         if runtime.main:
             plan.export(output, runtime, command, rate)
-            console.note(f"{path}: {total:,} pictures")
+            console.note(f"{path}: {len(plan.numbers):,} pictures")
         runtime.barrier()
     return Result(path, frame.summary(path))

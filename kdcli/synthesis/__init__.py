@@ -4,10 +4,10 @@ By family, a mixer is a function of
 
 * ``diffusion``: image embeddings of K source pictures ``[B, K, D]`` to cross-attention tokens ``[B, T, D]``;
 * ``pixels``: K source pictures and a seed to a picture;
-* ``inversion``: a teacher, or its records, and weights to the phases in which pictures are optimised;
-* ``generator``: a teacher and weights to the phases in which a generator of pictures is trained.
+* ``inversion``: weights, a teacher, and what it needs beside, to the method by which pictures are optimised;
+* ``generator``: weights and a teacher to the method by which a generator of pictures is trained.
 
-The table imports without torch.
+Those of the last two are in :mod:`kdcli.methods`. The table imports without torch.
 """
 
 from __future__ import annotations
@@ -94,14 +94,14 @@ MIXERS: dict[str, Entry] = {
         family="pixels",
     ),
     "deepinversion": Entry(
-        "kdcli.synthesis.deepinversion:deepinversion",
+        "kdcli.methods.deepinversion:deepinversion",
         "pictures with the statistics of a teacher's batch norms",
         "Yin et al. 2020, arXiv 1912.08795",
         sources=0,
         family="inversion",
     ),
     "adaptive-deepinversion": Entry(
-        "kdcli.synthesis.deepinversion:deepinversion",
+        "kdcli.methods.deepinversion:adaptive_deepinversion",
         "the same, sought where a student disagrees with the teacher",
         "Yin et al. 2020, arXiv 1912.08795",
         sources=0,
@@ -109,7 +109,7 @@ MIXERS: dict[str, Entry] = {
         student=True,
     ),
     "lopes": Entry(
-        "kdcli.synthesis.lopes:lopes",
+        "kdcli.methods.lopes:lopes",
         "pictures with activations like those that probe recorded of each class",
         "Lopes, Fenu & Starner 2017, arXiv 1710.07535",
         sources=0,
@@ -117,7 +117,7 @@ MIXERS: dict[str, Entry] = {
         records=True,
     ),
     "dafl": Entry(
-        "kdcli.synthesis.dafl:dafl",
+        "kdcli.methods.dafl:dafl_generator",
         "pictures of a generator that was trained against the teacher",
         "Chen et al. 2019, arXiv 1904.01186",
         sources=0,

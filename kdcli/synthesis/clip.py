@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from kdcli.artifacts.model import InputSpec
 from kdcli.data.views import EvaluationCut
+from kdcli.models.transformers import ClipEncoder
 from kdcli.synthesis.weights import load_part
 
 TAP = "embedding"
@@ -48,33 +49,35 @@ def _spec(size: int) -> InputSpec:
     return InputSpec((size, size), _MEAN, _STD, "bicubic", 1.0, "center")
 
 
-class ClipEncoder(nn.Module):
-    """A frozen encoder with what the cache of outputs asks of a network.
+def load_encoder(folder: Path, name: str, source: str) -> ClipEncoder:
+    """The frozen encoder of a diffusers directory.
 
-    Attributes:
+    Args:
+        folder: the directory.
         name: of the weights.
         source: hash of the weights.
-        spec: size and normalisation.
-        classes: it has none.
+
+    Raises:
+        InputError: damaged files.
     """
+    from transformers import CLIPVisionModelWithProjection
+    from transformers.utils.logging import disable_progress_bar
 
-    def __init__(self, folder: Path, name: str, source: str) -> None:
-        from transformers import CLIPVisionModelWithProjection
-        from transformers.utils.logging import disable_progress_bar
+    disable_progress_bar()  # kdcli shows its own
+    body = load_part(CLIPVisionModelWithProjection, folder, "image_encoder")
+    spec = _spec(int(body.config.image_size))
+    encoder = ClipEncoder(body, spec, name=name, source=source, trained="pretrained")
+    return encoder.requires_grad_(False).eval()
 
-        disable_progress_bar()  # kdcli shows its own
-        super().__init__()
-        self.name, self.source, self.classes = name, source, None
-        self.body = load_part(CLIPVisionModelWithProjection, folder, "image_encoder")
-        self.spec = _spec(int(self.body.config.image_size))
-        self.requires_grad_(False).eval()
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Projected embeddings [B, D] of cut pictures [B, 3, S, S], uint8 or float in 0..1."""
-        x = x.float().div(255) if x.dtype == torch.uint8 else x
-        mean, std = (x.new_tensor(v)[:, None, None] for v in (self.spec.mean, self.spec.std))
-        return self.body(pixel_values=(x - mean) / std).image_embeds
+def embed(encoder: ClipEncoder, x: Tensor, batch_size: int) -> dict[str, Tensor]:
+    """Embeddings as a cached tap, at a constant batch shape: a row does not depend on its neighbours.
 
-    def tapped(self, x: Tensor, batch_size: int) -> dict[str, Tensor]:
-        """Embeddings as a cached tap, at a constant batch shape: a row does not depend on its neighbours."""
-        return {TAP: self(F.pad(x, (0,) * 7 + (batch_size - len(x),)))[: len(x)]}
+    Args:
+        encoder: on the device of ``x``.
+        x: cut pictures [B, 3, S, S], uint8 or float of about 0 to 1.
+        batch_size: at least B; of the batches that the encoder sees.
+    """
+    whole = F.pad(x, (0,) * 7 + (batch_size - len(x),))
+    prepared = encoder.prepare(whole) if x.dtype == torch.uint8 else encoder.normalise(whole)
+    return {tap: t[: len(x)] for tap, t in encoder.call([prepared], [TAP]).items()}

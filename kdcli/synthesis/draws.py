@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from kdcli.errors import UsageError
 from kdcli.seeds import seed_of
@@ -23,6 +25,10 @@ class Draw:
     number: int
     sources: tuple[int, ...]
     noise: int
+
+
+Make = Callable[[list[Draw]], Sequence[Any]]
+"""What turns the draws of one block into pictures (PIL), in their order."""
 
 
 def draw(number: int, seed: int, pictures: int, count: int, per_image: int | None) -> Draw:

@@ -3,52 +3,71 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from kdcli.artifacts import dataset
 from kdcli.artifacts.store import Output
 from kdcli.console import Console
-from kdcli.engine.runtime import Runtime, watching
+from kdcli.engine.runtime import Runtime, Stop, watching
 from kdcli.errors import Preempted
-from kdcli.synthesis.draws import Draw
+from kdcli.synthesis.draws import Draw, Make
 from kdcli.synthesis.sheet import png
 
 _COMMIT_SECONDS = 60.0
 _ENCODERS = 2  # threads that write PNG while the next batch is made
 
 
-@dataclass(frozen=True)
-class Job:
+class Wanted(Protocol):
     """What is to be made.
 
     Attributes:
         numbers: of the pictures of this artifact.
-        draw: number to sources and noise.
-        make: draws of one block of ``batch_size`` numbers to pictures (PIL), in their order.
-        columns: draws to the values of all columns but ``image``.
-        features: of all columns.
-        batch_size: pictures that are made at a time by each process.
-        commit_images: pictures after which a part is committed (or after a minute).
     """
 
     numbers: range
-    draw: Callable[[int], Draw]
-    make: Callable[[list[Draw]], Sequence[Any]]
-    columns: Callable[[list[Draw]], dict[str, list[Any]]]
-    features: Any
-    batch_size: int
-    commit_images: int
+
+    @property
+    def batch(self) -> int:
+        """Pictures that are made at a time by each process."""
+
+    @property
+    def commit_images(self) -> int:
+        """Pictures after which a part is committed (or after a minute)."""
+
+    @property
+    def features(self) -> Any:
+        """``datasets.Features`` of all columns."""
+
+    def draw(self, number: int) -> Draw:
+        """Sources and noise of a picture."""
+
+    def columns(self, draws: list[Draw]) -> dict[str, list[Any]]:
+        """The values of all columns but ``image``."""
 
 
-def generate(job: Job, output: Output, runtime: Runtime, console: Console, stop: Any = None) -> float:
-    """Make the pictures that the partial output lacks; returns the job's pictures per second.
+def generate(
+    wanted: Wanted,
+    make: Make,
+    output: Output,
+    runtime: Runtime,
+    console: Console,
+    stop: Stop | None = None,
+) -> float:
+    """Make the pictures that the partial output lacks; returns pictures per second, of all processes.
 
     Each process takes a range of batches. Whatever ends it, the pictures that are ready are committed.
+
+    Args:
+        wanted: numbers, draws, columns.
+        make: draws of one block of ``wanted.batch`` numbers to pictures (PIL), in their order.
+        output: to be filled.
+        runtime: the processes.
+        console: shows progress.
+        stop: set when a signal asks to stop.
 
     Raises:
         Preempted: a signal came, here or at another process; the same command goes on.
@@ -58,21 +77,21 @@ def generate(job: Job, output: Output, runtime: Runtime, console: Console, stop:
     if runtime.main:
         dataset.remove_drafts(folder)
     runtime.barrier()
-    missing = dataset.missing(folder, job.numbers)
+    missing = dataset.missing(folder, wanted.numbers)
     runtime.barrier()  # or a quick process would commit before a slow one has looked
-    total, world = len(job.numbers), runtime.world_size
-    blocks = list(batches(missing, job.batch_size))
+    total, world = len(wanted.numbers), runtime.world_size
+    blocks = list(batches(missing, wanted.batch))
     mine = blocks[runtime.rank * len(blocks) // world : (runtime.rank + 1) * len(blocks) // world]
     done = total - len(missing)
     stopped = False
     with watching(stop), console.progress("pictures", total, "images", start=done) as bar:
-        with _Writer(folder, job) as writer:
+        with _Writer(folder, wanted) as writer:
             for numbers in mine:
-                draws = [job.draw(number) for number in numbers]
+                draws = [wanted.draw(number) for number in numbers]
                 try:
                     if stop is not None and stop.requested:
                         raise Preempted(stop.requested)
-                    pictures = job.make(draws)
+                    pictures = make(draws)
                 except Preempted:  # all processes stop together, below
                     stopped = True
                     break
@@ -80,7 +99,8 @@ def generate(job: Job, output: Output, runtime: Runtime, console: Console, stop:
                 bar.update(min(bar.done + len(draws) * world, total))
         stopped = runtime.largest([float(stopped)])[0] > 0
     if stopped:
-        raise Preempted(f"{getattr(stop, 'requested', None) or 'stopped'}; run the same command again.")
+        signal = stop.requested if stop is not None else None
+        raise Preempted(f"{signal or 'stopped'}; run the same command again.")
     return bar.rate
 
 
@@ -95,8 +115,8 @@ def batches(numbers: Sequence[int], size: int) -> Iterator[list[int]]:
 class _Writer:
     """Encodes pictures in threads, while the next ones are made, and commits them in parts."""
 
-    def __init__(self, folder: Path, job: Job) -> None:
-        self.folder, self.job = folder, job
+    def __init__(self, folder: Path, wanted: Wanted) -> None:
+        self.folder, self.wanted = folder, wanted
         self.pool = ThreadPoolExecutor(_ENCODERS)
         self.waiting: list[tuple[Draw, Future[bytes]]] = []
         self.since = time.monotonic()
@@ -113,7 +133,7 @@ class _Writer:
     def add(self, draws: Sequence[Draw], pictures: Sequence[Any]) -> None:
         """Add a batch; commits when there is enough."""
         self.waiting += [(draw, self.pool.submit(png, picture)) for draw, picture in zip(draws, pictures)]
-        if len(self.waiting) >= self.job.commit_images or time.monotonic() - self.since > _COMMIT_SECONDS:
+        if len(self.waiting) >= self.wanted.commit_images or time.monotonic() - self.since > _COMMIT_SECONDS:
             self.commit()
 
     def commit(self) -> None:
@@ -124,8 +144,8 @@ class _Writer:
             count = next((i for i, (d, _) in enumerate(waiting) if d.number != first + i), len(waiting))
             part, waiting = waiting[:count], waiting[count:]
             images = [{"bytes": encoded.result(), "path": None} for _, encoded in part]
-            columns = {"image": images, **self.job.columns([draw for draw, _ in part])}
-            dataset.write_part(self.folder, first, columns, self.job.features)
+            columns = {"image": images, **self.wanted.columns([draw for draw, _ in part])}
+            dataset.write_part(self.folder, first, columns, self.wanted.features)
 
 
 def features(target: bool = False) -> Any:

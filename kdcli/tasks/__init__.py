@@ -1,26 +1,83 @@
-"""Tasks: what is learned. A task owns columns, head, supervised loss, predictions and metrics."""
+"""Tasks: what is learned. A task owns targets, head, terms, predictions and metrics.
+
+The table imports without torch, and so do the readers that it names.
+"""
 
 from __future__ import annotations
 
 import importlib
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from kdcli.errors import UsageError, nearest
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
+    from kdcli.data.loading import Raw
     from kdcli.data.samples import Data
+    from kdcli.data.targets import Reader, TargetColumns
     from kdcli.sections import DataSection, OptimSection, ViewSection
     from kdcli.words import Term
 
-TASKS = {
-    "classification": "kdcli.tasks.classification:Classification",
-    "segmentation": "kdcli.tasks.segmentation:Segmentation",
+
+@dataclass(frozen=True)
+class Entry:
+    """One row of the table.
+
+    Attributes:
+        target: ``module:Class`` of the :class:`Task`.
+        reader: ``module:Class`` of its :class:`kdcli.data.targets.Reader`.
+        help: one line.
+        provides: what terms beside the task's own may read: ``picture`` (one answer a picture: logits
+            [B, C]) and ``class`` (class numbers ``y`` [B]).
+        options: fields of the data section that mean nothing to tasks which do not list them.
+    """
+
+    target: str
+    reader: str
+    help: str
+    provides: frozenset[str] = frozenset()
+    options: tuple[str, ...] = ()
+
+
+TASKS: dict[str, Entry] = {
+    "segmentation": Entry(
+        "kdcli.tasks.segmentation:Segmentation",
+        "kdcli.tasks.segmentation.target:MaskReader",
+        "a class for every pixel",
+        options=("mask_column", "class_names"),
+    ),
+    "classification": Entry(
+        "kdcli.tasks.classification:Classification",
+        "kdcli.tasks.classification.target:LabelReader",
+        "one class for each picture",
+        provides=frozenset({"picture", "class"}),
+    ),
 }
+"""In the order in which they are asked whether data are theirs; the last one takes what is left."""
 
 
 class Task(Protocol):
-    """What methods and stages ask of a task."""
+    """What methods and stages ask of a task.
+
+    A new one is a folder ``kdcli/tasks/NAME/`` and a row of ``TASKS``; nothing else names it. It provides:
+
+    1. In ``target.py``, which imports without torch, a :class:`kdcli.data.targets.Reader`: which tables it
+       claims, which columns it reads, the targets of a split, the names of the classes and what contradicts
+       them, and what training cannot use.
+    2. There too the kind of its :class:`kdcli.data.targets.Targets`, where more is known of a picture than a
+       class number: the stratum by which splits are carved and batches balanced (``labels``), what enters
+       the fingerprint (``hashes``), what is cut with the picture (``read``) and what becomes a column of a
+       batch (``columns``); how it is subset (``take``) and what it is of unlabelled pictures (``blank``).
+    3. Its :class:`kdcli.data.targets.TargetColumns`: what losses read of these columns, which rows have a
+       target (``labelled``), and the targets of mixed pictures, or why pictures are not mixed.
+    4. In ``__init__.py``, which imports without torch too, this protocol, frozen, with a class method ``of``
+       that takes what :func:`task_of` is given and refuses the options that the task has not: the network
+       that it wants (a head of :mod:`kdcli.models.heads`, or timm's own), the terms over its logits and
+       columns, made-up columns for the dry step of a plan.
+    """
 
     @property
     def name(self) -> str:
@@ -31,12 +88,22 @@ class Task(Protocol):
         """Names by class number."""
 
     @property
-    def head(self) -> str:
-        """The feature that a fresh head reads; empty for the network's own pooled classifier."""
-
-    @property
     def selection(self) -> str:
         """The metric that model selection goes by."""
+
+    @property
+    def leaves_unused(self) -> bool:
+        """Whether its fresh head leaves what the network's own would read without a gradient."""
+
+    def wanted(self, kind: str | None) -> dict[str, Any]:
+        """Keywords of :func:`kdcli.models.build.build` for a network of this task.
+
+        Args:
+            kind: of its head, or None for any.
+
+        Raises:
+            UsageError: no such head.
+        """
 
     def supervised(self, call: str) -> Term:
         """The term that learns from labels, over the logits of ``call``."""
@@ -44,8 +111,22 @@ class Task(Protocol):
     def taught(self, student: str, teacher: str, *, temperature: float, t_squared: bool) -> Term:
         """The term that learns from the logits of the call ``teacher``, over those of ``student``."""
 
-    def row_weight(self, labels: np.ndarray) -> Tensor | None:
-        """[C] factors of rows by their class in the supervised term, or None."""
+    def target_columns(self, labels: np.ndarray) -> TargetColumns:
+        """What makes the columns that losses read, of batches of pictures with these labels [N]."""
+
+    def example(self, rows: int, side: int) -> dict[str, Tensor]:
+        """Columns of a made-up batch beside ``x``: ``y`` and what targets add to views of ``side``.
+
+        Of ``rows`` labelled pictures, or fewer where they are large.
+        """
+
+
+def entry(name: str) -> Entry:
+    """Row of the table. Raises UsageError with the nearest name."""
+    if name not in TASKS:
+        known = ", ".join(f"{key} ({found.help})" for key, found in TASKS.items())
+        raise UsageError(f"data.task: no task '{name}'.{nearest(name, ('auto', *TASKS))} Tasks: {known}.")
+    return TASKS[name]
 
 
 def task_of(
@@ -62,6 +143,38 @@ def task_of(
     Raises:
         UsageError: an option that this task has not.
     """
-    module, _, name = TASKS[data.task].partition(":")
-    kind: Any = getattr(importlib.import_module(module), name)
-    return cast(Task, kind.of(data, section, optim, views))
+    return cast(Task, _loaded(entry(data.task).target).of(data, section, optim, views))
+
+
+def open_task_data(config: DataSection, *splits: str) -> Data:
+    """Open splits of a source with the labels of the task that ``data.task`` names, or that claims them.
+
+    Raises:
+        UsageError: no such task, or an option of another.
+        InputError: what :func:`kdcli.data.sources.open_data` raises.
+    """
+    from kdcli.data.sources import open_data
+
+    if config.task != "auto":
+        entry(config.task)
+    return open_data(config, _reader, need=splits)
+
+
+def _reader(raw: Raw, config: DataSection) -> Reader:
+    """The reader of a source."""
+    name = config.task
+    if name == "auto":
+        table = next(iter(raw.tables.values()))
+        name = next(key for key, one in TASKS.items() if _loaded(one.reader).claims(table, config))
+    own = TASKS[name]
+    for other, one in TASKS.items():
+        foreign = [option for option in one.options if option not in own.options]
+        if any(getattr(config, option) for option in foreign):
+            given = " and ".join(f"data.{option}" for option in foreign)
+            raise UsageError(f"{given} go with data.task={other}.")
+    return cast("Reader", _loaded(own.reader)(raw, config))
+
+
+def _loaded(target: str) -> Any:
+    module, _, name = target.partition(":")
+    return getattr(importlib.import_module(module), name)

@@ -131,6 +131,44 @@ def test_wrong_types(name: str, value: Any) -> None:
         Manifest.from_json(json.dumps({**GOOD, name: value}), Path("kdcli.json"))
 
 
+@pytest.mark.parametrize(
+    ("facts", "where"),
+    [
+        ({"classes": 7}, "classes is malformed (classes: "),
+        ({"classes": "ab"}, "classes is malformed (classes: "),
+        ({"classes": ["a", 1]}, "classes is malformed (classes.1: "),
+        *(({"data": value}, "data is malformed (data: ") for value in ("cars/", [], 7, True)),
+        ({"data": {"splits": []}}, "data is malformed (data.splits: "),
+        ({"data": {"splits": {"train": "x"}}}, "data is malformed (data.splits.train: "),
+        ({"data": {"splits": {"train": {"hash": 7}}}}, "data is malformed (data.splits.train.hash: "),
+        ({"images": "7"}, "images is malformed (images: "),
+        ({"images": -1}, "images is malformed (images: "),
+        ({"key": 7}, "key is malformed (key: "),
+        ({"licences": ["MIT"]}, "licences is malformed (licences: "),
+        ({"metrics": 0.9}, "metrics is malformed (metrics: "),
+        ({"selection": {}}, "selection is malformed (selection: "),
+        ({"targets": "cat"}, "targets is malformed (targets: "),
+        ({"identity": {"config": 7}}, "identity is malformed (identity.config: "),
+        ({"identity": {"config": {"data": "x"}}}, "identity is malformed (identity.config.data: "),
+        ({"identity": {"config": {"shard": "a/b"}}}, "identity is malformed (identity.config.shard: "),
+        ({"identity": {"config": {"shard": 1}}}, "identity is malformed (identity.config.shard: "),
+        ({"files": {"a": {"sha256": "0", "size": -1}}}, "files is malformed (files.a.size: "),
+        ({"files": {"a": {"sha256": "0", "size": 10**30}}}, "files is malformed (files.a.size: "),
+    ],
+)
+def test_wrong_types_of_facts(facts: dict[str, Any], where: str) -> None:
+    with pytest.raises(InputError, match=rf"kdcli\.json is damaged: its {re.escape(where)}") as caught:
+        Manifest.from_json(json.dumps({**GOOD, **facts}), Path("kdcli.json"))
+    assert str(caught.value).endswith("). Make the artifact again.")
+
+
+def test_facts_that_may_be_absent_or_unknown() -> None:
+    facts = {"classes": None, "data": None, "more": [7], "seed": 0}
+    assert Manifest.from_json(json.dumps({**GOOD, **facts}), Path("kdcli.json")).facts == facts
+    facts = {"data": {"splits": {"train": {"samples": 3}}, "licence": None, "skipped": []}}
+    assert Manifest.from_json(json.dumps({**GOOD, **facts}), Path("kdcli.json")).facts == facts
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),

@@ -28,6 +28,7 @@ from kdcli.artifacts import files
 from kdcli.artifacts import manifest as manifests
 from kdcli.artifacts.lock import BOOKKEEPING
 from kdcli.artifacts.manifest import Manifest
+from kdcli.artifacts.marks import MARK, trash_name
 from kdcli.artifacts.model import read_tensors
 from kdcli.artifacts.store import open_output, remove, write_bytes, write_tensors
 from kdcli.errors import EnvironmentFault, InputError, Preempted
@@ -181,13 +182,162 @@ def test_what_is_no_artifact_is_left_alone(tmp_path: Path, kind: str, overwrite:
         assert (out / "thesis.tex" if kind == "folder" else out).read_text() == "years of work"
 
 
+MANIFEST = {"schema": 1, "kind": "model", "stage": "x", "identity": {}, "parents": [], "files": {}}
+
+
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_foreign_partial_is_left_alone(tmp_path: Path, overwrite: bool) -> None:
-    (tmp_path / "out.partial").mkdir()
-    (tmp_path / "out.partial" / "thesis.tex").write_text("years of work")
-    with pytest.raises(InputError, match=r"out\.partial is needed .* holds something else"):
+@pytest.mark.parametrize(
+    "manifest", ["{}", "", "null", "not JSON", '{"name": "kdcli"}', json.dumps(MANIFEST)[:-9] + "}"]
+)
+def test_a_users_folder_with_a_file_of_that_name(tmp_path: Path, manifest: str, overwrite: bool) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "kdcli.json").write_text(manifest)
+    (out / "thesis.tex").write_text("years of work")
+    (out / ".lock").touch()
+    before = tree(tmp_path)
+    match = "--overwrite will not delete it" if overwrite else "Choose another --out"
+    with pytest.raises(
+        InputError, match=rf"{out} exists and is not a kdcli artifact: .*kdcli manifest.*{match}"
+    ):
+        run(out, overwrite=overwrite)
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "name", ["thesis.tex", "last/notes.txt", "model.safetensors.bak", ".hidden", "new/a/b"]
+)
+def test_what_a_user_put_into_an_artifact_is_not_deleted(tmp_path: Path, name: str) -> None:
+    out = tmp_path / "out"
+    run(out, OLD)
+    (out / name).parent.mkdir(parents=True, exist_ok=True)
+    (out / name).write_text("years of work")
+    before = tree(tmp_path)
+    shown = re.escape("new/" if name.startswith("new") else name)
+    with pytest.raises(
+        InputError, match=rf"{out} holds {shown}, which its manifest does not name: --overwrite will not"
+    ):
+        run(out, overwrite=True)
+    assert tree(tmp_path) == before
+    with pytest.raises(InputError, match="other settings"):
+        run(out)
+    assert run(out, OLD) is None
+    assert tree(tmp_path) == before
+
+
+def test_links_and_folders_in_an_artifact_are_not_deleted(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("years of work")
+    for number, name in enumerate(("linked", "last", "model.safetensors", "empty")):
+        out = tmp_path / str(number)
+        run(out, OLD)
+        if name == "last":
+            shutil.rmtree(out / name)
+        (out / name).unlink(missing_ok=True)
+        if name == "empty":
+            (out / name).mkdir()
+        else:
+            (out / name).symlink_to(tmp_path / "mine")
+        with pytest.raises(InputError, match=rf"{out} holds {name}/, which its manifest does not name"):
+            run(out, overwrite=True)
+        assert (out / name).exists()
+    assert (tmp_path / "mine" / "thesis.tex").read_text() == "years of work"
+
+
+def test_a_damaged_artifact_is_overwritten(tmp_path: Path, hashes: dict[str, str]) -> None:
+    out = tmp_path / "out"
+    run(out, OLD)
+    (out / "model.safetensors").write_bytes(b"truncated")
+    (out / "config.json").unlink()
+    (out / ".lock").write_bytes(b"process 7 on here")  # of a run of 0.1 that was killed as it dropped it
+    assert run(out, overwrite=True) == 0
+    assert whole(out) == hashes["new"]
+
+
+def test_a_file_put_into_the_old_artifact_meanwhile(tmp_path: Path, hashes: dict[str, str]) -> None:
+    """Training took a week; its user kept notes beside the old weights. Neither is lost."""
+    out = tmp_path / "out"
+    run(out, OLD)
+
+    def note(step: int) -> None:
+        (out / "notes.txt").write_text("mine")
+
+    message = r"holds notes\.txt, .* Move it away and run the same command again: its work is kept"
+    with pytest.raises(InputError, match=message):
+        run(out, overwrite=True, committed=note)
+    assert (out / "notes.txt").read_text() == "mine"
+    (out / "notes.txt").unlink()
+    assert whole(out) == hashes["old"]
+    assert run(out, overwrite=True) == STEPS
+    assert whole(out) == hashes["new"]
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_what_appeared_meanwhile_is_moved_away_and_nothing_is_lost(
+    tmp_path: Path, hashes: dict[str, str]
+) -> None:
+    out = tmp_path / "out"
+    for overwrite in (False, True):
+        with pytest.raises(
+            InputError, match=r"appeared while .* Move it away and run the same command again"
+        ):
+            run(out, overwrite=overwrite, committed=lambda step: out.mkdir(exist_ok=True))
+        out.rmdir()
+        assert run(out) is None
+        assert whole(out) == hashes["new"]
+        shutil.rmtree(out)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize(
+    "lock", [None, b"", b"mine", b"process 1 on here", MARK[:-1], b"\n" + MARK, "pipe", "link"]
+)
+def test_foreign_partial_is_left_alone(tmp_path: Path, overwrite: bool, lock: Any) -> None:
+    partial = tmp_path / "out.partial"
+    partial.mkdir()
+    (partial / "thesis.tex").write_text("years of work")
+    if lock == "pipe":
+        os.mkfifo(partial / ".lock")
+    elif lock == "link":
+        (tmp_path / "marked").write_bytes(MARK)
+        (partial / ".lock").symlink_to(tmp_path / "marked")
+    elif lock is not None:
+        (partial / ".lock").write_bytes(lock)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(InputError, match=r"out\.partial is needed .* holds something else\. Move it away"):
         run(tmp_path / "out", overwrite=overwrite)
-    assert tree(tmp_path) == {"out.partial": None, "out.partial/thesis.tex": b"years of work"}
+    assert sorted(tmp_path.rglob("*")) == before
+    assert (partial / "thesis.tex").read_text() == "years of work"
+    assert lock in (None, "pipe", "link") or (partial / ".lock").read_bytes() == lock
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_an_unfinished_output_of_an_earlier_version(tmp_path: Path, overwrite: bool) -> None:
+    partial = tmp_path / "out.partial"
+    partial.mkdir()
+    write_bytes(partial / ".lock", b"process 1 on here")
+    write_bytes(partial / "identity.json", json.dumps(IDENTITY).encode())
+    (partial / "state-000000000001").mkdir()
+    before = tree(tmp_path)
+    with pytest.raises(
+        InputError, match=rf"{partial} was begun by kdcli 0\.1, .* Delete it, or choose another"
+    ):
+        run(tmp_path / "out", overwrite=overwrite)
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_partial_that_is_a_link_or_a_file(tmp_path: Path, overwrite: bool) -> None:
+    (tmp_path / "mine").mkdir()
+    write_bytes(tmp_path / "mine" / ".lock", MARK)
+    (tmp_path / "mine" / "thesis.tex").write_text("years of work")
+    (tmp_path / "out.partial").symlink_to("mine")
+    with pytest.raises(InputError, match=r"out\.partial is needed for the unfinished output, and is a link"):
+        run(tmp_path / "out", overwrite=overwrite)
+    assert (tmp_path / "mine" / "thesis.tex").read_text() == "years of work"
+    (tmp_path / "dangling.partial").symlink_to("nowhere")
+    with pytest.raises(InputError, match=r"dangling\.partial is not a directory"):
+        run(tmp_path / "dangling", overwrite=overwrite)
     (tmp_path / "file.partial").write_text("a file")
     with pytest.raises(InputError, match=r"file\.partial is not a directory"):
         run(tmp_path / "file", overwrite=overwrite)
@@ -195,7 +345,8 @@ def test_foreign_partial_is_left_alone(tmp_path: Path, overwrite: bool) -> None:
 
 
 def test_names_that_cannot_be_an_output(tmp_path: Path) -> None:
-    for name in ("/", f"{tmp_path}/out.partial", f"{tmp_path}/a\x00b"):
+    trash = str(trash_name(tmp_path / "out"))
+    for name in ("/", f"{tmp_path}/out.partial", f"{tmp_path}/a\x00b", trash):
         with pytest.raises(InputError, match="cannot name an artifact"):
             run(Path(name))
     (tmp_path / "file").write_text("a file")
@@ -283,7 +434,7 @@ def cut_before_rename(out: Path, identity: dict[str, Any] = IDENTITY) -> None:
     """Leave what a run leaves that is killed between its manifest and its rename."""
     run(out, identity)
     os.rename(out, f"{out}.partial")
-    Path(f"{out}.partial", ".lock").touch()
+    Path(f"{out}.partial", ".lock").write_bytes(MARK + b"process 1 on elsewhere")
 
 
 @pytest.mark.parametrize("identity_file", [False, True])
@@ -361,6 +512,55 @@ def test_no_descriptor_is_leaked(tmp_path: Path) -> None:
         with pytest.raises(EnvironmentFault, match="No such file"):
             write_bytes(tmp_path / "missing" / "a", b"1")
     assert descriptors() == before
+
+
+# -- what killed runs leave ----------------------------------------------------------------------------------
+def test_trash_of_a_user_is_left_alone(tmp_path: Path) -> None:
+    mine = [
+        tmp_path / f"out{name}" for name in (".trash-123", ".partial.trash-7", ".trash-1752000000000000000")
+    ]
+    for folder in mine:
+        folder.mkdir()
+        (folder / "thesis.tex").write_text("years of work")
+    for identity, overwrite in ((OLD, False), (IDENTITY, True), (IDENTITY, False)):
+        run(tmp_path / "out", identity, overwrite=overwrite)
+        assert [(folder / "thesis.tex").read_text() for folder in mine] == ["years of work"] * 3
+
+
+def test_the_next_run_sweeps_what_is_left_of_a_finished_one(tmp_path: Path, hashes: dict[str, str]) -> None:
+    out = tmp_path / "out"
+    run(out)
+    write_bytes(out / ".lock", MARK + b"process 1 on here")
+    for name in ("out", "out.partial"):
+        shutil.copytree(out, trash_name(tmp_path / name))
+    other = trash_name(tmp_path / "other")
+    other.mkdir()
+    assert run(out) is None
+    assert whole(out) == hashes["new"]
+    assert not (out / ".lock").exists()
+    assert sorted(os.listdir(tmp_path)) == sorted(["out", other.name])
+    write_bytes(out / ".lock", b"mine")
+    assert run(out) is None
+    assert (out / ".lock").read_bytes() == b"mine"
+
+
+def test_drafts_are_swept_when_a_run_goes_on(tmp_path: Path) -> None:
+    with open_output(tmp_path / "out", IDENTITY) as output:
+        write_bytes(output.partial / "a", b"1")
+        write_bytes(output.partial / "resting-000000001.draft", b"half")
+        (output.partial / "folder.draft").mkdir()
+    with open_output(tmp_path / "out", IDENTITY) as output:
+        assert {p.name for p in output.partial.iterdir()} == {".lock", "identity.json", "a"}
+
+
+def test_an_identity_that_is_a_pipe(tmp_path: Path) -> None:
+    with open_output(tmp_path / "out", IDENTITY) as output:
+        write_bytes(output.partial / "a", b"1")
+    (tmp_path / "out.partial" / "identity.json").unlink()
+    os.mkfifo(tmp_path / "out.partial" / "identity.json")
+    with pytest.raises(InputError, match=r"identity\.json is damaged .*no regular file.* --overwrite"):
+        run(tmp_path / "out")
+    assert run(tmp_path / "out", overwrite=True) == 0
 
 
 # -- running state -------------------------------------------------------------------------------------------
@@ -791,25 +991,27 @@ def test_read_only_folder() -> None:
         shutil.rmtree(home)
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    disk = tmp_path / "disk"
-    disk.mkdir()
+@contextlib.contextmanager
+def mounted(place: Path) -> Iterator[Path]:
+    """A disk of one megabyte at ``place``."""
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", place]
     try:
-        mount = subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        mount = subprocess.run(command, capture_output=True, text=True, check=False)
     except FileNotFoundError:
         pytest.skip("no mount command here")
     if mount.returncode:
         pytest.skip(f"mounting a tmpfs is not permitted here: {mount.stderr.strip()}")
     try:
-        yield disk
+        yield place
     finally:
-        subprocess.run(["umount", disk], check=True)
+        subprocess.run(["umount", place], check=True)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    with mounted(tmp_path / "disk") as disk:
+        yield disk
 
 
 def test_a_real_full_disk(small_disk: Path) -> None:
@@ -840,6 +1042,20 @@ def test_a_real_full_disk(small_disk: Path) -> None:
     with pytest.raises(EnvironmentFault, match="bytes wanted"):
         write(overwrite=True)  # two do not fit
     assert whole(out) == first
+
+
+def test_mount_points_are_refused_at_once(tmp_path: Path) -> None:
+    """They cannot be renamed, which a run would find out at its end."""
+    run(tmp_path / "old", OLD)
+    started: list[int] = []
+    with mounted(tmp_path / "out") as out, mounted(tmp_path / "new.partial"):
+        shutil.copytree(tmp_path / "old", out, dirs_exist_ok=True)
+        with pytest.raises(InputError, match=rf"{out} is a mount point, which cannot be replaced"):
+            run(out, overwrite=True, committed=started.append)
+        with pytest.raises(InputError, match=r"new\.partial is needed .*, and is a mount point\. Move it"):
+            run(tmp_path / "new", committed=started.append)
+        assert started == []
+        whole(out)
 
 
 # -- the order that survives a loss of power -----------------------------------------------------------------

@@ -19,6 +19,7 @@ from kdcli.artifacts.model import InputSpec
 from kdcli.data.batches import Loader, evaluation_loader, training_loader
 from kdcli.data.order import Order, Pool, in_order
 from kdcli.data.samples import Samples
+from kdcli.data.targets import Targets
 from kdcli.data.views import TrainingView
 from kdcli.errors import BadImageError, EnvironmentFault, InputError, KdcliError
 from kdcli.sections import ViewSection
@@ -36,7 +37,8 @@ def made(count: int, name: str = "train", start: int = 0) -> Samples:
     numbers = np.arange(start, start + count)
     cells = [{"image": {"bytes": picture(n), "path": None}} for n in numbers.tolist()]
     ids = (numbers + 1000).astype(np.uint64)
-    return Samples(name, cells, "image", None, np.arange(count), ids, ids, np.arange(count) % 3)
+    targets = Targets(np.arange(count) % 3)
+    return Samples(name, cells, "image", None, np.arange(count), ids, ids, targets)
 
 
 @pytest.fixture(scope="module")

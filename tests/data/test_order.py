@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdcli.data.order import Order, in_order
+from kdcli.data.order import Order, Share, in_order
 
 
 def rows(order: Order, first: int, last: int) -> list[int]:
@@ -30,7 +30,7 @@ def test_used_views_are_those_of_the_keys(
     count: int, batch: int, views: int, steps: int, labels: str, balance: bool
 ) -> None:
     y = np.where(np.arange(count) % 3, np.arange(count) % 2, -1 if labels == "some" else 0)
-    order = Order(y, batch, 5, views, 0.5 if labels == "some" else None, balance)
+    order = Order(y, batch, 5, views, Share(y >= 0, 0.5) if labels == "some" else None, balance)
     naive = np.zeros((views, count), bool)
     for step in range(steps):
         for index, view in order.keys(step):
@@ -60,9 +60,9 @@ def test_any_step_can_be_asked_for_alone() -> None:
     labels = np.arange(50) % 4 - 1
     for options in (
         {},
-        {"labelled_fraction": 0.3},
+        {"share": Share(labels >= 0, 0.3)},
         {"balance": True},
-        {"labelled_fraction": 0.3, "balance": True},
+        {"share": Share(labels >= 0, 0.3), "balance": True},
     ):
         straight = Order(labels, 7, 3, None, **options)
         expected = [straight.keys(step) for step in range(60)]
@@ -85,7 +85,7 @@ def test_epochs_differ_in_order() -> None:
 @pytest.mark.parametrize("batch", [1, 7, 128])
 def test_the_labelled_fraction_is_exact_over_time(fraction: float, batch: int) -> None:
     labels = np.where(np.arange(90) % 9 < 2, 0, -1)  # 20 labelled, 70 not
-    order = Order(labels, batch, 0, None, fraction)
+    order = Order(labels, batch, 0, None, Share(labels >= 0, fraction))
     labelled = 0
     for step in range(200):
         keys = order.keys(step)
@@ -103,12 +103,13 @@ def test_the_labelled_fraction_is_exact_over_time(fraction: float, batch: int) -
 
 def test_a_fraction_without_two_kinds_changes_nothing() -> None:
     for labels in (np.zeros(10, np.int64), np.full(10, -1)):
-        order = Order(labels, 4, 0, None, 0.25)
+        order = Order(labels, 4, 0, None, Share(labels >= 0, 0.25))
         assert sorted(rows(order, 0, 5)) == sorted([*range(10), *range(10)])
 
 
 def test_labelled_rows_are_spread_over_the_micro_batches() -> None:
-    order = Order(np.where(np.arange(100) < 50, 0, -1), 32, 0, None, 0.5)
+    labels = np.where(np.arange(100) < 50, 0, -1)
+    order = Order(labels, 32, 0, None, Share(labels >= 0, 0.5))
     first = sum(order.labels[i] >= 0 for step in range(100) for i, _ in order.keys(step)[:16])
     assert abs(first / 1600 - 0.5) < 0.05
 
@@ -122,7 +123,7 @@ def test_balance_draws_classes_evenly() -> None:
     drawn = mixed.labels[rows(mixed, 0, 100)]
     shares = np.array([(drawn == label).mean() for label in (-1, 0, 1, 2)])
     assert abs(shares - [1 / 2, 1 / 6, 1 / 6, 1 / 6]).max() < 0.02
-    split = Order(mixed.labels, 100, 0, None, 0.5, balance=True)
+    split = Order(mixed.labels, 100, 0, None, Share(mixed.labels >= 0, 0.5), balance=True)
     unlabelled = Counter(i for i in rows(split, 0, 20) if mixed.labels[i] < 0)
     assert set(unlabelled.values()) == {1}  # one epoch of them, none twice
 

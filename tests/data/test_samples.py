@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from kdcli.data.samples import UNLABELLED, Data, Samples, carve, cell_bytes, hide_labels, identify
+from kdcli.data.samples import Data, Samples, carve, cell_bytes, hide_labels, identify
+from kdcli.data.targets import UNLABELLED, Targets
 from kdcli.errors import BadImageError, InputError
 
 
@@ -29,7 +30,7 @@ def made(
         np.arange(len(contents)),
         ids,
         pictures,
-        np.array(labels, np.int64),
+        Targets(np.array(labels, np.int64)),
         None if groups is None else np.array(groups),
     )
 

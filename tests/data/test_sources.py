@@ -23,9 +23,10 @@ from PIL import Image
 
 from kdcli.data.loading import load
 from kdcli.data.samples import UNLABELLED, Data
-from kdcli.data.sources import open_data, open_train, open_unlabelled, refuse_small
+from kdcli.data.sources import open_train, open_unlabelled, refuse_small
 from kdcli.errors import BadImageError, InputError, UsageError
 from kdcli.sections import DataSection, SourceSection
+from kdcli.tasks import open_task_data
 
 datasets = pytest.importorskip("datasets")
 
@@ -73,7 +74,7 @@ def saved(folder: Path, data: datasets.Dataset | datasets.DatasetDict) -> str:
 
 
 def opened(source: object, *need: str, **options: object) -> Data:
-    return open_data(DataSection(source=str(source), **options), need=need or ("train", "validation"))  # type: ignore[arg-type]
+    return open_task_data(DataSection(source=str(source), **options), *(need or ("train", "validation")))  # type: ignore[arg-type]
 
 
 def sizes(data: Data) -> dict[str, int]:
@@ -234,7 +235,7 @@ def test_no_such_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="imagefolder does not exist"):  # would read the working directory
         opened("imagefolder")
     with pytest.raises(UsageError, match="--data"):
-        open_data(DataSection())
+        open_task_data(DataSection())
 
 
 def test_an_unreachable_hub_ends_in_seconds(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,12 +9,13 @@ from torch import nn
 
 from kdcli.config import resolve
 from kdcli.engine.runtime import Runtime, open_runtime
+from kdcli.engine.states import States
 from kdcli.engine.turn import TurnModule
 from kdcli.errors import Preempted
 from kdcli.losses.relations import cc
 from kdcli.sections import RunSection
 from kdcli.stages import distill, synthesize
-from kdcli.words import Call, Derive, Term, Turn
+from kdcli.words import Call, Derive, State, Term, Turn
 
 ROWS, WIDTH, CLASSES = 8, 6, 3
 
@@ -80,6 +81,43 @@ RELATION = Turn(
 )
 
 
+def enqueued(
+    state: dict[str, torch.Tensor], rows: torch.Tensor
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """The queue [12, C] as it was; then the oldest rows give way, and their weight is what they add up to."""
+    keys = torch.cat([state["keys"], rows])[-len(state["keys"]) :]
+    return state["keys"], {"keys": keys, "seen": state["seen"] + len(rows)}
+
+
+def against(
+    rows: torch.Tensor, centre: torch.Tensor, bank: torch.Tensor, weight: torch.Tensor
+) -> torch.Tensor:
+    """A relation between rows, their derived mean, a constant bank and a parameter, none a sum over rows."""
+    return ((rows - centre) @ bank.t()).logsumexp(1).mean().square() + (centre @ weight).square().mean()
+
+
+def mean_of(rows: torch.Tensor) -> torch.Tensor:
+    return rows.mean(0, keepdim=True)
+
+
+QUEUE = State("queue", lambda: {"keys": torch.zeros(12, CLASSES), "seen": torch.zeros((), dtype=torch.long)})
+# Relations of selected rows, of derived rows of all processes, and of a queue that they fill.
+GATHERED = Turn(
+    "student",
+    trains=("student",),
+    calls=(Call("s", "student", ("x",)), Call("t", "teacher", ("x2",))),
+    derives=(
+        Derive("bank", enqueued, ("~t.out",), scope="batch", state=QUEUE),
+        Derive("centre", mean_of, ("s.out",), scope="batch"),
+    ),
+    terms=(
+        Term("cc", cc, ("s.out", "~t.out"), weight=0.3, scope="batch", rows="labelled"),
+        Term("against", against, ("s.out", "centre", "bank", "s:last.weight"), scope="batch"),
+        Term("near", mean_square, ("s.out", "~centre"), weight=0.5, rows="labelled"),
+    ),
+)
+
+
 def parties() -> dict[str, nn.Module]:
     return {
         "student": Toy(0, unused=True),
@@ -98,7 +136,11 @@ def batch(labels: str) -> dict[str, torch.Tensor]:
 
 
 def gradients(
-    runtime: Runtime | None, micro: int, labels: str, turns: tuple[Turn, ...] = (GENERATOR, STUDENT)
+    runtime: Runtime | None,
+    micro: int,
+    labels: str,
+    turns: tuple[Turn, ...] = (GENERATOR, STUDENT),
+    states: States | None = None,
 ) -> dict[str, torch.Tensor]:
     """Gradients of all turns in one step: of this job, or (without a runtime) of one process."""
     networks, found = parties(), {}
@@ -106,7 +148,7 @@ def gradients(
     world, rank = (runtime.world_size, runtime.rank) if runtime else (1, 0)
     count = max(int(whole["labelled"].sum()), 1)
     for turn in turns:
-        module = TurnModule(turn, networks, shared=runtime is not None)
+        module = TurnModule(turn, networks, shared=runtime is not None, states=states)
         prepared = runtime.accelerator.prepare(module) if runtime else module
         size = ROWS // (world * micro)
         for i in range(micro):
@@ -144,8 +186,32 @@ def compare_gradients(runtime: Runtime, folder: Path) -> None:
     names = sorted(name for name in one if one[name].abs().sum() > 0)
     worst = max(float((two[n] - one[n]).abs().max()) for n in names)
     results["relation"] = {"worst": worst, "names": names}
+    for labels in ("all", "uneven", "none"):
+        results[f"gathered/{labels}"] = compare_states(runtime, labels)
     if runtime.main:
         (folder / "gradients.json").write_text(json.dumps(results))
+
+
+def compare_states(runtime: Runtime, labels: str) -> dict[str, object]:
+    """Two steps with one queue: gradients and queues of one process and of two."""
+    first = QUEUE.build()
+    first["keys"] += torch.arange(12.0)[:, None] / 10
+    queues = [{"queue": dict(first)} for _ in range(2)]
+    worst, names = 0.0, set()
+    for _ in range(2):
+        one, two = (
+            gradients(where, 1, labels, (GATHERED,), states) for where, states in zip((None, runtime), queues)
+        )
+        names = {name for name in one if one[name].abs().sum() > 0}
+        worst = max([worst, *(float((two[n] - one[n]).abs().max()) for n in names)])
+    one_queue, two_queue = (queue["queue"] for queue in queues)
+    return {
+        "worst": worst,
+        "names": sorted(names),
+        "queue": float((one_queue["keys"] - two_queue["keys"]).abs().max()),
+        "seen": [int(one_queue["seen"]), int(two_queue["seen"])],
+        "same": float((one_queue["keys"] - first["keys"]).abs().max()),
+    }
 
 
 def resume(folder: Path, pictures: Path, stops: list[int]) -> None:
@@ -199,6 +265,46 @@ def mix(folder: Path, pictures: Path) -> None:
         synthesize.run(plan, QUIET)
 
 
+def toy_method(folder: Path, options: dict[str, object], steps: int) -> None:
+    """The method with every word: stopped after each step, on one of two processes, and continued."""
+    open_runtime(resolve(RunSection, options={"device": "cpu"}), find_unused=True)
+    rank, results = int(torch.distributed.get_rank()), {}
+
+    def plan(name: str) -> distill.Plan:
+        return distill.plan(resolve(distill.Config, options={**options, "out": str(folder / name)}), QUIET)
+
+    def stop(made: distill.Plan, looks: int) -> None:
+        try:
+            distill.run(made, QUIET, stop=StopAfter(looks, asks=rank == 1))
+        except Preempted:
+            return
+        raise AssertionError(f"{made.target.path} was not stopped")
+
+    def running_state(made: distill.Plan) -> dict[str, object]:
+        (kept,) = made.target.path.with_name(f"{made.target.path.name}.partial").glob("state-*")
+        found = {file.name: file.read_bytes() for file in kept.glob("*.safetensors")}
+        facts = json.loads((kept / "progress.json").read_text())
+        return {**found, **{name: value for name, value in facts.items() if name != "seconds"}}
+
+    whole = distill.run(plan("whole"), QUIET).path  # fills the cache, which looks for a stop too
+    for looks in range(steps + 1):
+        made = plan(f"stopped-{looks}")
+        stop(made, looks)
+        if looks < steps:
+            stop(made, steps - looks)
+        if looks == 0:
+            expected = running_state(made)
+        same = running_state(made) == expected and len(expected) > 8
+        torch.distributed.barrier()  # before the state goes
+        out = distill.run(made, QUIET).path
+        logs = [(path / "metrics.jsonl").read_bytes() for path in (whole, out)]
+        weights = [(path / "model.safetensors").read_bytes() for path in (whole, out)]
+        results[looks] = same and logs[0] == logs[1] and weights[0] == weights[1]
+    if rank == 0:
+        (folder / "toy.json").write_text(json.dumps(results))
+    torch.distributed.destroy_process_group()
+
+
 def every_method(folder: Path, options: dict[str, dict[str, object]]) -> None:
     """Each method, stopped half-way and continued, against an uninterrupted run."""
     rank, results = int(torch.distributed.get_rank()), {}
@@ -233,7 +339,7 @@ def invert(folder: Path, network: Path) -> None:
     try:
         synthesize.run(plan, QUIET, stop=StopAfter(3, asks=torch.distributed.get_rank() == 1))
     except Preempted:
-        assert len(list(folder.glob("inverted.partial/resting-*.safetensors"))) == 1
+        assert len(list(folder.glob("inverted.partial/round-*/state-*"))) == 1
         synthesize.run(plan, QUIET)
 
 

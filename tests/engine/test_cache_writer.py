@@ -14,28 +14,28 @@ from toolbox import QUIET
 from kdcli.config import resolve
 from kdcli.data.cache import Store
 from kdcli.data.order import Pool
-from kdcli.data.sources import open_data
 from kdcli.data.views import TrainingView
 from kdcli.engine.cache import Filling, Request, fill
 from kdcli.engine.runtime import open_runtime
 from kdcli.models.build import input_spec
-from kdcli.models.timm import Network
+from kdcli.models.timm import TimmModel
 from kdcli.sections import DataSection, RunSection, ViewSection
+from kdcli.tasks import open_task_data
 
 
 @pytest.fixture(scope="module")
 def pool(pictures):
-    return Pool((open_data(DataSection(source=str(pictures))).split("train"),))
+    return Pool((open_task_data(DataSection(source=str(pictures)), "train").split("train"),))
 
 
 @pytest.fixture
 def request_(pool):
     torch.manual_seed(0)
     body = timm.create_model("test_vit", img_size=32, num_classes=4)
-    network = Network(body, input_spec(body), list("abcd"), name="toy", source="weights").eval()
+    network = TimmModel(body, input_spec(body), list("abcd"), name="toy", source="weights").eval()
     view = TrainingView(ViewSection(), 32, seed=0)
     return Request(
-        network, ("logits",), lambda x: network.taps(x, ("logits",)), view, view.recipe(), 2, Store("fp32")
+        network, ("logits",), lambda x: network.call([x], ("logits",)), view, view.recipe(), 2, Store("fp32")
     )
 
 

@@ -8,6 +8,7 @@ import torch
 from kdcli.data.order import Order
 from kdcli.engine.micro import MicroBatches
 from kdcli.sections import OptimSection
+from kdcli.tasks.classification.target import ClassColumns
 
 
 class OneProcess:
@@ -19,7 +20,7 @@ class OneProcess:
 def test_a_mixed_picture_weighs_as_much_as_the_classes_in_it() -> None:
     labels = np.array([0, 1, 1, 1])
     optim, weight = OptimSection(batch_size=4, mixup=1.0), torch.tensor([2.0, 0.5])
-    make = MicroBatches(Order(labels, 4, 0, None), optim, 2, weight, 5)
+    make = MicroBatches(Order(labels, 4, 0, None), optim, ClassColumns(2, weight), 5)
     batch = {
         "x": torch.zeros(4, 3, 2, 2, dtype=torch.uint8),
         "y": torch.from_numpy(labels),

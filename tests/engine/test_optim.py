@@ -9,14 +9,14 @@ from torch import nn
 
 from kdcli.artifacts.model import InputSpec
 from kdcli.engine.optim import build_optimizer, build_schedule
-from kdcli.models.timm import Network
+from kdcli.models.timm import TimmModel
 from kdcli.sections import OptimSection
 
 
 def parties() -> nn.ModuleDict:
     """A student with timm's own head, a peer with one of ours, and an adapter."""
     networks = {
-        name: Network(
+        name: TimmModel(
             timm.create_model("test_vit", num_classes=3), InputSpec((32, 32)), list("abc"), name=name
         )
         for name in ("student", "peer")

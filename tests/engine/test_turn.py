@@ -8,7 +8,7 @@ from torch import nn
 from kdcli.artifacts.model import InputSpec
 from kdcli.engine.turn import TurnModule
 from kdcli.losses.logits import cross_entropy, kl_divergence
-from kdcli.models.timm import Network
+from kdcli.models.timm import TimmModel
 from kdcli.words import Call, Term, Turn
 
 
@@ -109,7 +109,7 @@ def test_detached_calls_keep_no_graph():
 
 def test_taps_of_a_real_network_parameters_and_lists():
     body = timm.create_model("test_resnet", num_classes=3)
-    network = Network(body, InputSpec((32, 32)), ["a", "b", "c"], name="toy")
+    network = TimmModel(body, InputSpec((32, 32)), ["a", "b", "c"], name="toy")
 
     def norms(weight, maps):
         assert weight.shape[0] == 3

@@ -5,6 +5,7 @@ import os
 import socket
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,25 @@ def test_a_relation_sees_the_rows_of_both_processes(found):
     result = json.loads((found / "gradients.json").read_text())["relation"]
     assert result["worst"] < 1e-6
     assert len(result["names"]) == 4
+
+
+@pytest.mark.parametrize("labels", ["all", "uneven", "none"])
+def test_selected_rows_derived_ones_and_queues_are_those_of_both_processes(found, labels):
+    result = json.loads((found / "gradients.json").read_text())[f"gathered/{labels}"]
+    assert result["worst"] < 1e-6
+    assert result["queue"] < 1e-6
+    assert result["same"] > 0.1
+    assert result["seen"] == [16, 16]
+    assert len(result["names"]) == 4
+
+
+def test_states_and_edits_on_two_processes(pictures, probed, tmp_path, monkeypatch):
+    """Stopped after every step, on one of two processes, and continued."""
+    entry = replace(methods.METHODS["kd"], target="toy_method:toy")
+    monkeypatch.setitem(methods.METHODS, "toy", entry)
+    options = method_options("toy", pictures, probed, tmp_path, **{"optim.max_steps": 3})
+    on_two_ranks(gloo_job.toy_method, tmp_path, options, 3)
+    assert json.loads((tmp_path / "toy.json").read_text()) == dict.fromkeys("0123", True)
 
 
 @pytest.mark.long

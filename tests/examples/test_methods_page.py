@@ -23,7 +23,7 @@ def test_the_committed_page_is_the_generated_one(script):
 
 def test_a_row_says_what_the_method_does(script):
     found = {name: script["row"](name, {}) for name in methods.METHODS}
-    assert "| ce 0.1; kl 0.9 | student | 1 | yes | - |" in found["kd"]
+    assert "| ce 0.1; kl 0.9 | student | 1 | yes | cifar-100, imagenet | - |" in found["kd"]
     assert "*hint*: hint 1" in found["fitnets"]
     assert "hint 25%, distill 75%" in found["fitnets"]
     assert "| student, peer2 | 1 | no |" in found["dml"]

@@ -12,11 +12,12 @@ from toolbox import QUIET, facts, method_options, rows
 
 from kdcli import losses, methods
 from kdcli.config import resolve
+from kdcli.methods import table
 from kdcli.stages import distill
 
 PAGE = Path(__file__).resolve().parents[2] / "examples" / "new_method.md"
 BLOCKS = dict(re.findall(r"^`([\w/.]+)`:\n\n```python\n(.*?)^```$", PAGE.read_text("utf-8"), re.M | re.S))
-TABLE = "kdcli/methods/__init__.py"
+TABLE = "kdcli/methods/table.py"
 
 
 @pytest.fixture
@@ -26,7 +27,7 @@ def installed(tmp_path, monkeypatch):
         (tmp_path / room).mkdir()
         (tmp_path / room / "dist.py").write_text(BLOCKS[f"kdcli/{room}/dist.py"], encoding="utf-8")
         monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path / room)])
-    for name, row in eval("{" + BLOCKS[TABLE] + "}", vars(methods)).items():
+    for name, row in eval("{" + BLOCKS[TABLE] + "}", vars(table)).items():
         monkeypatch.setitem(methods.METHODS, name, row)
     importlib.invalidate_caches()
     yield importlib.import_module("kdcli.losses.dist")

@@ -11,8 +11,8 @@ from golden import agree, draw, gradients, soften
 
 from kdcli.losses.datafree import (
     activation,
-    all_layers,
     information_entropy,
+    label_entropy,
     one_hot,
     sampled_activations,
     top_layer,
@@ -54,6 +54,13 @@ def test_information_entropy_is_least_for_balanced_classes() -> None:
     assert gradients(value, collapsed)[0].isfinite().all()
 
 
+def test_label_entropy_is_that_of_the_histogram() -> None:
+    even, one = torch.eye(4), torch.eye(4)[[0, 0, 0, 0]]
+    assert label_entropy(even).item() == pytest.approx(math.log(4))
+    assert label_entropy(one).item() == 0
+    assert label_entropy(torch.eye(4)[[0, 0, 1, 1]]).item() == pytest.approx(math.log(2))
+
+
 def naive_top(a: Any, b: Any) -> float:
     squares = [(max(x, 0) - max(y, 0)) ** 2 for r, s in zip(a, b) for x, y in zip(r, s)]
     return sum(squares) / len(squares)
@@ -61,24 +68,6 @@ def naive_top(a: Any, b: Any) -> float:
 
 def test_top_layer_is_the_printed_mean() -> None:
     agree(top_layer, naive_top, draw(4, 6), draw(4, 6, seed=1))
-
-
-def test_all_layers_weigh_by_one_over_their_units() -> None:
-    a, b = (draw(4, 6), draw(4, 9, seed=1)), (draw(4, 6, seed=2), draw(4, 9, seed=3))
-
-    def loss(*tensors: torch.Tensor) -> torch.Tensor:
-        return all_layers(tensors[:2], tensors[2:])
-
-    def naive(*lists: Any) -> float:
-        return naive_top(lists[0], lists[2]) / 6 + naive_top(lists[1], lists[3]) / 9
-
-    agree(loss, naive, *a, *b)
-    maps = draw(4, 3, 2, 2), draw(4, 3, 2, 2, seed=1)
-    torch.testing.assert_close(all_layers([maps[0]], [maps[1]]), top_layer(*maps) / 12)
-    with pytest.raises(ValueError, match="1 layers of activations and 2 of samples"):
-        all_layers(a[:1], b)
-    with pytest.raises(ValueError, match="0 layers of activations and 0 of samples"):
-        all_layers([], [])
 
 
 def test_samples_have_the_recorded_covariance_and_not_its_square() -> None:

@@ -65,8 +65,8 @@ def test_the_objective_is_the_weighted_sum_of_its_parts(plan, probed):
     )
     found, parties, x = objective(made), made.material.assembly.parties, columns()
     with torch.no_grad():
-        s = parties["student"].taps(x["x"], ["logits", "pooled", "grid", "layer2.map", "layer4.map"])
-        t = parties["teacher"].taps(x["x"], ["logits", "pooled", "blocks.3.map", "map-1"])
+        s = parties["student"].call([x["x"]], ["logits", "pooled", "grid", "layer2.map", "layer4.map"])
+        t = parties["teacher"].call([x["x"]], ["logits", "pooled", "blocks.3.map", "map-1"])
         features = s["pooled"], t["pooled"]
         embedded = [parties[f"cc-{side}"](f) for side, f in zip(("student", "teacher"), features)]
         wanted = {

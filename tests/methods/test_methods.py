@@ -261,7 +261,7 @@ def test_peers_and_exits_are_written_beside_the_student(plan, tmp_path):
         ("rkd", {"optim.batch_size": 2}, "rkd: rkd-distance: .* at least 3"),
         ("rkd", {"optim.batch_size": 8, "optim.accumulate": 4}, "at least 3"),
         ("byot", {"student": "levit_128s", "image_size": "absent"}, "has 3 stages; name maps"),
-        ("rkd", {"method.student": "BatchNorm2d.in"}, "rkd-distance: 'list' object has no"),
+        ("rkd", {"method.student": "BatchNorm2d.in"}, "rkd-distance: 's.BatchNorm2d.in' is 15 layers"),
         ("self", {"student": "test_vit"}, "the student's own architecture"),
         ("okddip", {"method.trunk": "block9"}, "no 'block9'"),
     ],

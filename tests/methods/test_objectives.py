@@ -14,10 +14,11 @@ from kdcli.artifacts.model import InputSpec
 from kdcli.engine.turn import TurnModule
 from kdcli.losses.logits import cross_entropy, kl_divergence
 from kdcli.methods import function
+from kdcli.methods.okddip import PeerAttention
 from kdcli.methods.sskd import transfer, turned
-from kdcli.models.adapters import PeerAttention, Regressor
+from kdcli.models.adapters import Regressor
 from kdcli.models.ensemble import Ensemble
-from kdcli.models.timm import Network
+from kdcli.models.timm import TimmModel
 from kdcli.tasks.classification import Classification
 from kdcli.words import Method
 from kdcli.words.analysis import without_zero_terms
@@ -36,6 +37,10 @@ class Given(nn.Module):
 
     def forward(self, *_: Tensor) -> dict[str, Tensor]:
         return {name: tap * 1.0 for name, tap in self.taps.items()}
+
+    def tensor(self, name: str) -> Tensor:
+        assert name == "classifier"
+        return self.linear.weight
 
     def grad(self, name: str) -> Tensor:
         found = self.taps[name].grad
@@ -207,7 +212,7 @@ def test_an_ensemble_is_the_mean_of_softened_probabilities(
             return self.logits
 
     x = inputs()
-    members = [Network(Logits(z), InputSpec((4, 4)), list("abcdefghij"), name="m") for z in peers(x)]
+    members = [TimmModel(Logits(z), InputSpec((4, 4)), list("abcdefghij"), name="m") for z in peers(x)]
     parties = {"student": Given(logits=x["logits_s"]), "teacher": Ensemble(members, mean, temperature).eval()}
     found = run(method("ensemble", alpha=1.0, temperature=temperature), parties, x["target"])
     assert near(found["loss"], GOLDEN[golden]["value"])

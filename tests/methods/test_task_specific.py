@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from kdcli.artifacts.model import InputSpec
 from kdcli.engine.turn import TurnModule
 from kdcli.methods.task_specific import task_specific
-from kdcli.models.timm import Network
+from kdcli.models.timm import TimmModel
 from kdcli.tasks.classification import Classification
 from kdcli.words.analysis import without_zero_terms
 
@@ -35,8 +35,8 @@ class Given(nn.Module):
         return self.logits * 1.0
 
 
-def party(logits: Tensor) -> Network:
-    return Network(Given(logits), InputSpec((2, 2)), [str(i) for i in range(7)], name="given")
+def party(logits: Tensor) -> TimmModel:
+    return TimmModel(Given(logits), InputSpec((2, 2)), [str(i) for i in range(7)], name="given")
 
 
 S = torch.cat([g(6, 7, seed=1), g(4, 7, seed=3)])
@@ -44,7 +44,7 @@ T = torch.cat([2 * g(6, 7, seed=2), 2 * g(4, 7, seed=4)])
 LABELS = torch.tensor([0, 1, 2, 3, 4, 5, -1, -1, -1, -1])
 
 
-def run(student: Network, teacher: Network, rows: slice, **settings: float | bool) -> dict[str, Tensor]:
+def run(student: TimmModel, teacher: TimmModel, rows: slice, **settings: float | bool) -> dict[str, Tensor]:
     task = Classification(tuple(str(i) for i in range(7)))
     method = without_zero_terms(task_specific(task, **settings))  # type: ignore[arg-type]
     module = TurnModule(method.phases[0].turns[0], {"student": student, "teacher": teacher}).train()

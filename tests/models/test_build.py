@@ -18,15 +18,15 @@ from kdcli.artifacts.manifest import Manifest
 from kdcli.artifacts.store import open_output
 from kdcli.errors import InputError, UsageError
 from kdcli.models.build import ALIASES, build, input_spec
-from kdcli.models.save import save
-from kdcli.models.taps import tensor_of
-from kdcli.models.timm import Network
+from kdcli.models.timm import TimmModel
 
 CLASSES = ["bag", "shoe", "shirt"]
 VIT, RESNET = "test_vit", "test_resnet"
 
 
-def tiny(name: str = VIT, size: int | None = 64, seed: int = 0, classes: list[str] | None = None) -> Network:
+def tiny(
+    name: str = VIT, size: int | None = 64, seed: int = 0, classes: list[str] | None = None
+) -> TimmModel:
     return build(name, pretrained=False, size=size, seed=seed, classes=classes or CLASSES).eval()
 
 
@@ -35,25 +35,25 @@ def views(size: int = 64) -> Tensor:
     return torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8, generator=generator)
 
 
-def write(network: Network, path: Path, member: str = "") -> Path:
+def write(network: TimmModel, path: Path, member: str = "") -> Path:
     """Commit a network as a model artifact, as the stages do."""
     with open_output(path, {"made": "by a test"}) as output:
         assert output is not None
-        names = save(network, output.partial)
+        names = network.save(output.partial)
         if member:
             (output.partial / member).mkdir()
-            names += [f"{member}/{n}" for n in save(network, output.partial / member)]
+            names += [f"{member}/{n}" for n in network.save(output.partial / member)]
         facts = {"classes": network.classes, "layout": network.layout, "task": "classification"}
         output.commit(Manifest("model", "distill", {"made": "by a test"}, facts=facts), names)
     return path
 
 
-def logits(network: Network, size: int | None = None) -> Tensor:
+def logits(network: TimmModel, size: int | None = None) -> Tensor:
     with torch.no_grad():
         return network.eval()(views(size or network.spec.size[0]))
 
 
-def same_weights(a: Network, b: Network) -> bool:
+def same_weights(a: TimmModel, b: TimmModel) -> bool:
     one, two = a.state_dict(), b.state_dict()
     return one.keys() == two.keys() and all(torch.equal(one[n], two[n]) for n in one)
 
@@ -179,15 +179,13 @@ def test_local_dir_reads_an_artifact_as_plain_timm_does(artifact: Path) -> None:
 
 def test_other_classes_get_a_fresh_head_and_the_same_get_the_trained_one(artifact: Path) -> None:
     kept = build(str(artifact), classes=CLASSES)
-    assert torch.equal(tensor_of(kept, "head.weight"), tensor_of(tiny(), "head.weight"))
+    assert torch.equal(kept.tensor("head.weight"), tiny().tensor("head.weight"))
     fresh = build(str(artifact), classes=["a", "b"], seed=3)
     assert fresh.classes == ["a", "b"]
     assert logits(fresh).shape == (2, 2)
-    assert torch.equal(
-        tensor_of(fresh, "blocks.5.attn.qkv.weight"), tensor_of(kept, "blocks.5.attn.qkv.weight")
-    )
+    assert torch.equal(fresh.tensor("blocks.5.attn.qkv.weight"), kept.tensor("blocks.5.attn.qkv.weight"))
     renamed = build(str(artifact), classes=[*CLASSES[1:], CLASSES[0]])
-    assert not torch.equal(tensor_of(renamed, "head.weight"), tensor_of(kept, "head.weight"))
+    assert not torch.equal(renamed.tensor("head.weight"), kept.tensor("head.weight"))
 
 
 def test_an_artifact_from_scratch_keeps_the_architecture_only(artifact: Path) -> None:
@@ -252,14 +250,14 @@ def test_an_unknown_head_is_refused(tmp_path: Path) -> None:
 # -- what save writes ----------------------------------------------------------------------------------------
 
 
-def lite0(size: int) -> Network:
+def lite0(size: int) -> TimmModel:
     """A convolutional network of a real family, at another size than its own."""
     return build("tf_efficientnet_lite0", pretrained=False, size=size, classes=CLASSES)
 
 
-def reset() -> Network:
+def reset() -> TimmModel:
     body = timm.create_model("test_resnet", pretrained=False, num_classes=7)
-    network = Network(body, input_spec(body), [str(i) for i in range(7)], name="x")
+    network = TimmModel(body, input_spec(body), [str(i) for i in range(7)], name="x")
     network.attach_linear("pooled", torch.randn(4, 96), torch.randn(4), list("abcd"))
     return network
 
@@ -277,7 +275,7 @@ def reset() -> Network:
     ids=["vit-resized", "resnet", "efficientnet", "convnext", "lite0-96px", "classes-reset"],
 )
 def test_plain_timm_loads_what_save_writes(make: object, size: int, tmp_path: Path) -> None:
-    network: Network = make()  # type: ignore[operator]
+    network: TimmModel = make()  # type: ignore[operator]
     assert network.spec.size == (size, size)
     assert network.layout == "timm"
     write(network, tmp_path / "out")
@@ -305,7 +303,7 @@ def test_plain_timm_loads_what_save_writes(make: object, size: int, tmp_path: Pa
 def test_save_writes_given_tensors_and_nothing_pickled(tmp_path: Path) -> None:
     network, other = tiny(), tiny(seed=9)
     (tmp_path / "best").mkdir()
-    names = save(network, tmp_path / "best", dict(other.state_dict()))
+    names = network.save(tmp_path / "best", dict(other.state_dict()))
     assert sorted(names) == sorted(p.name for p in (tmp_path / "best").iterdir())
     assert sorted(names) == ["config.json", "model.safetensors"]
     plain = timm.create_model(f"local-dir:{tmp_path / 'best'}", pretrained=True).eval()
@@ -321,12 +319,12 @@ def test_position_embeddings_are_resampled_as_timm_does(size: int, artifact: Pat
     found = build(str(artifact), size=size)
     plain = timm.create_model(f"local-dir:{artifact}", pretrained=True, img_size=size)
     assert found.spec.size == (size, size)
-    assert torch.equal(tensor_of(found, "pos_embed"), plain.pos_embed)
-    assert tensor_of(found, "pos_embed").shape[1] == 1 + (size // 16) ** 2
+    assert torch.equal(found.tensor("pos_embed"), plain.pos_embed)
+    assert found.tensor("pos_embed").shape[1] == 1 + (size // 16) ** 2
     assert logits(found).shape == (2, 3)
     assert found.source != build(str(artifact)).source
     local = build(f"local-dir:{artifact}", size=size)
-    assert torch.equal(tensor_of(local, "pos_embed"), plain.pos_embed)
+    assert torch.equal(local.tensor("pos_embed"), plain.pos_embed)
 
 
 def test_convolutional_networks_take_any_size(tmp_path: Path) -> None:
@@ -334,7 +332,7 @@ def test_convolutional_networks_take_any_size(tmp_path: Path) -> None:
     for name in (str(path), f"local-dir:{path}"):
         found = build(name, size=40)
         assert found.spec.size == (40, 40)
-        assert torch.equal(tensor_of(found, "conv1.0.weight"), tensor_of(tiny(RESNET), "conv1.0.weight"))
+        assert torch.equal(found.tensor("conv1.0.weight"), tiny(RESNET).tensor("conv1.0.weight"))
         assert logits(found, 64).shape == (2, 3)
 
 
@@ -379,7 +377,7 @@ def test_an_encoder_without_classifier_has_no_classes(tmp_path: Path) -> None:
     torch.save({k: v for k, v in tensors.items() if not k.startswith("head.")}, tmp_path / "w.pth")
     network = build(VIT, weights=str(tmp_path / "w.pth"))
     assert network.classes is None  # 1000 random logits are no trained classifier
-    assert torch.equal(tensor_of(network, "blocks.3.mlp.fc1.weight"), tensors["blocks.3.mlp.fc1.weight"])
+    assert torch.equal(network.tensor("blocks.3.mlp.fc1.weight"), tensors["blocks.3.mlp.fc1.weight"])
     assert build(VIT, weights=str(tmp_path / "w.pth"), classes=CLASSES).classes == CLASSES
 
 

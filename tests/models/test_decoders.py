@@ -19,14 +19,13 @@ from kdcli.models.build import build
 from kdcli.models.ensemble import Ensemble
 from kdcli.models.heads import fresh
 from kdcli.models.heads.decoders import DECODERS, DecodeHead, pyramid, pyramid_widths
-from kdcli.models.save import save
-from kdcli.models.timm import Network
+from kdcli.models.timm import TimmModel
 
 CLASSES = ["sky", "sea", "ship"]
 NAMES = ("test_resnet", "test_vit")
 
 
-def network(kind: str, name: str = "test_resnet", size: int = 64, width: int | None = 16) -> Network:
+def network(kind: str, name: str = "test_resnet", size: int = 64, width: int | None = 16) -> TimmModel:
     made = build(name, pretrained=False, size=size)
     if width is None:
         return build(
@@ -43,15 +42,15 @@ def views(size: int = 64) -> torch.Tensor:
     return torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8, generator=generator)
 
 
-def saved(made: Network, folder: Path) -> Path:
+def saved(made: TimmModel, folder: Path) -> Path:
     with open_output(folder, {"seed": 0}) as output:
         manifest = Manifest("model", "distill", {"seed": 0})
         manifest.facts = {"classes": made.classes}
-        output.commit(manifest, save(made, output.partial))
+        output.commit(manifest, made.save(output.partial))
     return folder
 
 
-def by_hand(kind: str, made: Network, maps: list[torch.Tensor]) -> torch.Tensor:
+def by_hand(kind: str, made: TimmModel, maps: list[torch.Tensor]) -> torch.Tensor:
     """Logits of transformers' own module with the network's weights."""
     from transformers import SegformerConfig, UperNetConfig
     from transformers.models.segformer.modeling_segformer import SegformerDecodeHead
@@ -208,7 +207,7 @@ def test_a_head_that_does_not_fit_its_name_is_refused(change: dict[str, Any], tm
     with open_output(tmp_path / "bad", {}) as output:
         manifest = Manifest("model", "distill", {})
         manifest.facts = {"classes": CLASSES}
-        names = save(made, output.partial)
+        names = made.save(output.partial)
         config = json.loads((output.partial / "config.json").read_text())
         assert config["kdcli_head"] == {"kind": "upernet"}
         config["kdcli_head"] = change
@@ -230,12 +229,12 @@ def test_classes_taps_and_shared_statistics(kind: str) -> None:
     made = network(kind)
     with torch.no_grad():
         before = made(views())
-        found = made.taps(views(), ("logits", "pooled"))
+        found = made.call([views()], ("logits", "pooled"))
         torch.testing.assert_close(made.linear(found["pooled"]), before)
         made.reorder([2, 0, 1], ["ship", "sky", "sea"])
         torch.testing.assert_close(made(views()), before[:, [2, 0, 1]])
         with pytest.raises(InputError, match="ends in several maps: no 'tokens' and no 'grid'"):
-            made.taps(views(), ("grid",))
+            made.call([views()], ("grid",))
     names = list(made.state_dict())
     made.synchronise()
     norms = [m for m in made.head.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]  # type: ignore[union-attr]

@@ -16,13 +16,12 @@ from kdcli.errors import InputError
 from kdcli.models.build import build
 from kdcli.models.ensemble import Ensemble
 from kdcli.models.heads.dense import GRIDS, DenseHead, feature_maps, grid_size, grid_width
-from kdcli.models.save import save
-from kdcli.models.timm import Network
+from kdcli.models.timm import TimmModel
 
 CLASSES = ["sky", "sea", "ship"]
 
 
-def network(name: str = "test_vit", size: int = 64, seed: int = 0, head: str = "grid4") -> Network:
+def network(name: str = "test_vit", size: int = 64, seed: int = 0, head: str = "grid4") -> TimmModel:
     wanted = {"task": "segmentation", "head": head}
     return build(name, classes=CLASSES, **wanted, pretrained=False, size=size, seed=seed).eval()
 
@@ -97,11 +96,11 @@ def test_it_is_trained_whole() -> None:
     assert not torch.equal(dropped(x), dropped(x))
 
 
-def saved(made: Network, folder: Path) -> Path:
+def saved(made: TimmModel, folder: Path) -> Path:
     with open_output(folder, {"seed": 0}) as output:
         manifest = Manifest("model", "probe", {"seed": 0})
         manifest.facts = {"classes": made.classes}
-        output.commit(manifest, save(made, output.partial))
+        output.commit(manifest, made.save(output.partial))
     return folder
 
 
@@ -132,7 +131,7 @@ def test_a_head_of_another_shape_is_refused(tmp_path: Path) -> None:
     with open_output(tmp_path / "bad", {}) as output:
         manifest = Manifest("model", "probe", {})
         manifest.facts = {"classes": CLASSES}
-        names = save(made, output.partial)
+        names = made.save(output.partial)
         save_file(tensors, output.partial / "head.safetensors")
         output.commit(manifest, names)
     with pytest.raises(InputError, match="its head is none that this kdcli knows"):
@@ -176,6 +175,6 @@ def test_several_processes_share_their_statistics() -> None:
 def test_taps_of_a_network_with_this_head() -> None:
     made = network()
     with torch.no_grad():
-        found = made.taps(views(), ("logits", "grid", "pooled"))
+        found = made.call([views()], ("logits", "grid", "pooled"))
     torch.testing.assert_close(found["logits"], made.head.linear(found["pooled"]))
     assert found["grid"].shape == found["pooled"].shape

@@ -146,7 +146,7 @@ def make(name, taps):
     """A toy network and exits on some of its maps, random but fixed."""
     network = build(name, pretrained=False, size=32, classes=["a", "b", "c"]).eval()
     with torch.no_grad():
-        maps = network.taps(torch.zeros(1, 3, 32, 32), [*taps, "map-1"])
+        maps = network.call([torch.zeros(1, 3, 32, 32)], [*taps, "map-1"])
     torch.manual_seed(1)
     deepest = maps["map-1"].shape[1:]
     heads = {f"exit{i}": ExitHead(maps[t].shape[1:], deepest, 3, tap=t) for i, t in enumerate(taps, 1)}
@@ -171,7 +171,7 @@ def test_logits_of_all_exits_are_those_of_their_taps(made):
     x = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     with torch.no_grad():
         found = WithExits(network, exits)(x)
-        taps = network.taps(x, [head.tap for head in exits.values()])
+        taps = network.call([x], [head.tap for head in exits.values()])
         expected = [*(head(taps[head.tap])["logits"] for head in exits.values()), network(x)]
         assert found.shape == (2, 3, 3)
         torch.testing.assert_close(found, torch.stack(expected, 1))
@@ -184,7 +184,7 @@ def test_an_exit_costs_what_lies_before_it(made):
     network, exits = made
     x = torch.zeros(1, 3, 32, 32)
     cost = [flops(WithExits(network, exits, upto), x) for upto in (1, 2, 3)]
-    taps = network.taps(x, [head.tap for head in exits.values()])
+    taps = network.call([x], [head.tap for head in exits.values()])
     heads = [flops(head, taps[head.tap]) for head in exits.values()]
     assert cost[-1] == flops(network, x) + sum(heads)
     assert heads[0] < cost[0] < cost[1] - heads[1] < cost[2] - heads[1]

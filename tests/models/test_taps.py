@@ -6,14 +6,14 @@ from torch import Tensor, nn
 
 from kdcli.errors import InputError
 from kdcli.models.build import build
-from kdcli.models.taps import as_map, grid, tensor_of
-from kdcli.models.timm import Network
+from kdcli.models.taps import as_map, grid
+from kdcli.models.timm import TimmModel
 
 KINDS = ["test_vit", "test_vit2", "test_vit3", "test_resnet", "test_efficientnet", "test_convnext"]
 
 
 @pytest.fixture(scope="module")
-def networks() -> dict[str, Network]:
+def networks() -> dict[str, TimmModel]:
     names = [*KINDS, "test_mambaout"]
     return {n: build(n, pretrained=False, size=64, classes=["a", "b"]).eval() for n in names}
 
@@ -24,15 +24,15 @@ def x() -> Tensor:
     return torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8, generator=generator)
 
 
-def hooks(net: Network) -> int:
+def hooks(net: TimmModel) -> int:
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in net.modules())
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_own_taps(name: str, networks: dict[str, Network], x: Tensor) -> None:
+def test_own_taps(name: str, networks: dict[str, TimmModel], x: Tensor) -> None:
     net, body = networks[name], networks[name].body
     with torch.no_grad():
-        found = net.taps(x, ["logits", "pooled", "tokens", "grid"])
+        found = net.call([x], ["logits", "pooled", "tokens", "grid"])
         features = body.forward_features(net.prepare(x))
         assert torch.equal(found["logits"], net(x))
         assert torch.equal(body.get_classifier()(found["pooled"]), found["logits"])
@@ -47,23 +47,25 @@ def test_own_taps(name: str, networks: dict[str, Network], x: Tensor) -> None:
     assert hooks(net) == 0
 
 
-def test_channels_last_maps_become_grids_with_channels_first(networks: dict[str, Network], x: Tensor) -> None:
+def test_channels_last_maps_become_grids_with_channels_first(
+    networks: dict[str, TimmModel], x: Tensor
+) -> None:
     net = networks["test_mambaout"]
     with torch.no_grad():
-        found = net.taps(x, ["grid", "tokens"])
+        found = net.call([x], ["grid", "tokens"])
         features = net.body.forward_features(net.prepare(x))
     assert torch.equal(found["grid"], features.permute(0, 3, 1, 2))
     assert torch.equal(found["tokens"], features.flatten(1, 2))
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_blocks_are_the_bodys_stages(name: str, networks: dict[str, Network], x: Tensor) -> None:
+def test_blocks_are_the_bodys_stages(name: str, networks: dict[str, TimmModel], x: Tensor) -> None:
     net, body = networks[name], networks[name].body
     stages = [info["module"] for info in body.feature_info]
     names = [f"block{k}" for k in range(1, len(stages) + 1)]
     with torch.no_grad():
-        blocks = net.taps(x, names)
-        paths = net.taps(x, stages)
+        blocks = net.call([x], names)
+        paths = net.call([x], stages)
         _, maps = body.forward_intermediates(net.prepare(x))
     assert [blocks[n].shape for n in names] == [paths[s].shape for s in stages]
     for found, path, expected in zip(blocks.values(), paths.values(), maps[-len(names) :]):
@@ -76,13 +78,13 @@ def test_blocks_are_the_bodys_stages(name: str, networks: dict[str, Network], x:
 
 
 @pytest.mark.parametrize("name", [*KINDS, "test_mambaout"])
-def test_maps_are_the_blocks_as_feature_maps(name: str, networks: dict[str, Network], x: Tensor) -> None:
+def test_maps_are_the_blocks_as_feature_maps(name: str, networks: dict[str, TimmModel], x: Tensor) -> None:
     """Tokens without their prefix, channels last and channels first alike."""
     net, body = networks[name], networks[name].body
     count = len(body.feature_info)
     names = [*(f"map{k}" for k in range(1, count + 1)), "map-1", f"map-{count}"]
     with torch.no_grad():
-        found = net.taps(x, names)
+        found = net.call([x], names)
         _, expected = body.forward_intermediates(net.prepare(x), output_fmt="NCHW")
     expected = expected[-count:]
     for tap, same in zip(names, [*expected, expected[-1], expected[0]]):
@@ -91,21 +93,21 @@ def test_maps_are_the_blocks_as_feature_maps(name: str, networks: dict[str, Netw
     assert hooks(net) == 0
 
 
-def test_maps_beside_the_block_they_are_made_of(networks: dict[str, Network], x: Tensor) -> None:
+def test_maps_beside_the_block_they_are_made_of(networks: dict[str, TimmModel], x: Tensor) -> None:
     net = networks["test_vit3"]
     prefix = net.body.num_prefix_tokens
     assert prefix > 0
     with torch.no_grad():
-        found = net.taps(x, ["map2", "block2", "logits"])
+        found = net.call([x], ["map2", "block2", "logits"])
         assert torch.equal(found["logits"], net(x))
     patches = found["map2"].flatten(2).transpose(1, 2)
     assert torch.equal(patches, found["block2"][:, prefix:])
 
 
-def test_gradient_flows_through_maps(networks: dict[str, Network], x: Tensor) -> None:
+def test_gradient_flows_through_maps(networks: dict[str, TimmModel], x: Tensor) -> None:
     net = networks["test_vit"]
     net.zero_grad()
-    net.taps(x, ["map2"])["map2"].square().mean().backward()
+    net.call([x], ["map2"])["map2"].square().mean().backward()
     grads = {n.split(".")[1] for n, p in net.body.named_parameters() if "blocks" in n and p.grad is not None}
     assert grads == {"0", "1"}
     net.zero_grad()
@@ -125,13 +127,15 @@ def test_a_network_without_stages_has_no_maps(x: Tensor) -> None:
     net = build("test_vit", pretrained=False, size=64).eval()
     net.body.feature_info = []
     with pytest.raises(InputError, match="no 'map1': VisionTransformer has no stages"):
-        net.taps(x, ["map1"])
+        net.call([x], ["map1"])
 
 
-def test_module_paths_give_outputs_and_inputs(networks: dict[str, Network], x: Tensor) -> None:
+def test_module_paths_give_outputs_and_inputs(networks: dict[str, TimmModel], x: Tensor) -> None:
     net = networks["test_vit"]
     with torch.no_grad():
-        found = net.taps(x, ["blocks.1.attn", "blocks.1.mlp.fc1", "blocks.1.mlp.fc1.in", "norm.in", "block6"])
+        found = net.call(
+            [x], ["blocks.1.attn", "blocks.1.mlp.fc1", "blocks.1.mlp.fc1.in", "norm.in", "block6"]
+        )
         fc1 = net.body.get_submodule("blocks.1.mlp.fc1")
         assert torch.equal(fc1(found["blocks.1.mlp.fc1.in"]), found["blocks.1.mlp.fc1"])
     assert torch.equal(found["norm.in"], found["block6"])
@@ -139,11 +143,13 @@ def test_module_paths_give_outputs_and_inputs(networks: dict[str, Network], x: T
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet"])
-def test_batch_norm_lists_hold_every_layers_input(name: str, networks: dict[str, Network], x: Tensor) -> None:
+def test_batch_norm_lists_hold_every_layers_input(
+    name: str, networks: dict[str, TimmModel], x: Tensor
+) -> None:
     net = networks[name]
     layers = [m for m in net.body.modules() if isinstance(m, nn.BatchNorm2d)]
     with torch.no_grad():
-        found = net.taps(x, ["BatchNorm2d.in", "BatchNorm2d.out", "logits"])
+        found = net.call([x], ["BatchNorm2d.in", "BatchNorm2d.out", "logits"])
         assert len(found["BatchNorm2d.in"]) == len(layers) > 3
         channels = sorted(t.shape[1] for t in found["BatchNorm2d.in"])
         assert channels == sorted(m.num_features for m in layers)
@@ -152,12 +158,12 @@ def test_batch_norm_lists_hold_every_layers_input(name: str, networks: dict[str,
     assert hooks(net) == 0
 
 
-def test_taps_are_as_the_module_left_them(networks: dict[str, Network], x: Tensor) -> None:
+def test_taps_are_as_the_module_left_them(networks: dict[str, TimmModel], x: Tensor) -> None:
     """ResNet's blocks add the shortcut in place and its ReLUs overwrite their input."""
     net = networks["test_resnet"]
     paths = ["layer1.0.conv1", "layer1.0.bn1", "layer1.0.bn2", "layer1.0.bn2.in", "layer1.0.act1.in"]
     with torch.no_grad():
-        found = net.taps(x, paths)
+        found = net.call([x], paths)
         block = net.body.get_submodule("layer1.0")
         first = block.bn1(found["layer1.0.conv1"])
         assert torch.equal(found["layer1.0.bn1"], first)
@@ -166,10 +172,10 @@ def test_taps_are_as_the_module_left_them(networks: dict[str, Network], x: Tenso
         assert torch.equal(block.bn2(found["layer1.0.bn2.in"]), found["layer1.0.bn2"])
 
 
-def test_gradient_flows_through_taps(networks: dict[str, Network], x: Tensor) -> None:
+def test_gradient_flows_through_taps(networks: dict[str, TimmModel], x: Tensor) -> None:
     net = networks["test_vit"]
     net.zero_grad()
-    net.taps(x, ["block3"])["block3"].square().mean().backward()
+    net.call([x], ["block3"])["block3"].square().mean().backward()
     grads = {n for n, p in net.body.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
     assert any(n.startswith("blocks.2.") for n in grads)
     assert not any(n.startswith("blocks.3.") for n in grads)
@@ -191,18 +197,18 @@ def test_gradient_flows_through_taps(networks: dict[str, Network], x: Tensor) ->
     ],
 )
 def test_unknown_taps_name_the_nearest_and_leave_no_hook(
-    tap: str, message: str, networks: dict[str, Network], x: Tensor
+    tap: str, message: str, networks: dict[str, TimmModel], x: Tensor
 ) -> None:
     net = networks["test_vit"]
     with pytest.raises(InputError, match=message):
-        net.taps(x, ["block1", "pooled", tap])
+        net.call([x], ["block1", "pooled", tap])
     assert hooks(net) == 0
 
 
-def test_hooks_go_when_the_forward_fails(networks: dict[str, Network]) -> None:
+def test_hooks_go_when_the_forward_fails(networks: dict[str, TimmModel]) -> None:
     net = networks["test_vit"]
     with pytest.raises(AssertionError, match="Input height"):
-        net.taps(torch.zeros(1, 3, 50, 50), ["block1", "pooled", "Linear.in"])
+        net.call([torch.zeros(1, 3, 50, 50)], ["block1", "pooled", "Linear.in"])
     assert hooks(net) == 0
 
 
@@ -210,13 +216,13 @@ def test_a_module_that_does_not_run_is_no_tap(x: Tensor) -> None:
     net = build("test_vit", pretrained=False, size=64).eval()
     net.body.add_module("spare", nn.Linear(2, 2))
     with pytest.raises(InputError, match="has a module 'spare', but does not run it"):
-        net.taps(x, ["spare"])
+        net.call([x], ["spare"])
 
 
 def test_several_classifiers_have_no_pooled_feature() -> None:
     net = build("deit_tiny_distilled_patch16_224", pretrained=False).eval()
     with pytest.raises(InputError, match="has several classifiers, so no one 'pooled' feature"):
-        net.taps(torch.zeros(1, 3, 224, 224), ["pooled"])
+        net.call([torch.zeros(1, 3, 224, 224)], ["pooled"])
 
 
 def test_oblong_grids_are_refused() -> None:
@@ -224,9 +230,9 @@ def test_oblong_grids_are_refused() -> None:
         grid(torch.zeros(1, 8, 4), prefix=1)
 
 
-def test_parameters_and_buffers_by_name(networks: dict[str, Network]) -> None:
+def test_parameters_and_buffers_by_name(networks: dict[str, TimmModel]) -> None:
     net = networks["test_resnet"]
-    assert tensor_of(net, "fc.weight") is net.body.get_parameter("fc.weight")
-    assert tensor_of(net, "bn1.running_mean") is net.body.get_buffer("bn1.running_mean")
+    assert net.tensor("fc.weight") is net.body.get_parameter("fc.weight")
+    assert net.tensor("bn1.running_mean") is net.body.get_buffer("bn1.running_mean")
     with pytest.raises(InputError, match=r"no parameter or buffer 'fc.weigth'. Did you mean 'fc.weight'\?"):
-        tensor_of(net, "fc.weigth")
+        net.tensor("fc.weigth")

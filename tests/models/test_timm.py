@@ -11,12 +11,12 @@ from kdcli.errors import InputError
 from kdcli.models.build import build
 from kdcli.models.heads import fresh
 from kdcli.models.heads.linear import FEATURES, FeatureHead
-from kdcli.models.timm import Network, classifier
+from kdcli.models.timm import TimmModel, classifier
 
 KINDS = ["test_vit", "test_vit2", "test_resnet", "test_efficientnet", "test_convnext", "test_mambaout"]
 
 
-def network(name: str, size: int = 64, classes: int = 5, **options: object) -> Network:
+def network(name: str, size: int = 64, classes: int = 5, **options: object) -> TimmModel:
     return build(
         name, pretrained=False, size=size, classes=[f"c{i}" for i in range(classes)], **options
     ).eval()  # type: ignore[arg-type]
@@ -90,7 +90,7 @@ def test_float_pictures_are_taken_as_prepared() -> None:
 
 def test_odd_interpolation_of_timm_falls_back_to_bicubic() -> None:
     lanczos, bicubic = (
-        Network(nn.Identity(), InputSpec((32, 32), interpolation=kind), None, name="x")
+        TimmModel(nn.Identity(), InputSpec((32, 32), interpolation=kind), None, name="x")
         for kind in ("lanczos", "bicubic")
     )
     assert torch.equal(lanczos(views()), bicubic(views()))
@@ -101,7 +101,7 @@ def test_odd_interpolation_of_timm_falls_back_to_bicubic() -> None:
 
 def test_dinov2_feature_assembly_is_the_golden_one() -> None:
     layers = [(g(2, 16, 8, seed=i), g(2, 8, seed=100 + i)) for i in range(4)]
-    net = Network(Blocks(layers), InputSpec((8, 8)), None, name="blocks")
+    net = TimmModel(Blocks(layers), InputSpec((8, 8)), None, name="blocks")
     parts = net.features(torch.zeros(2, 3, 8, 8), list(FEATURES))
     golden = {"pooled": (-1.8881884, 8), "pooled+avg": (-1.5686333, 16)}
     golden |= {"last4": (2.3577447, 32), "last4+avg": (2.6773005, 40)}
@@ -128,7 +128,7 @@ def test_vit_features_are_class_tokens_after_the_final_norm(name: str) -> None:
             num_heads=3,
             depth=5,
         )
-        net = Network(body, InputSpec((56, 56)), None, name=name).eval()
+        net = TimmModel(body, InputSpec((56, 56)), None, name=name).eval()
     body, prepared = net.body, net.prepare(views())
     tokens: list[Tensor] = []
     handles = [block.register_forward_hook(lambda _m, _i, out: tokens.append(out)) for block in body.blocks]
@@ -164,7 +164,7 @@ def test_feature_names_follow_the_architecture() -> None:
 
 def test_networks_of_fewer_than_four_blocks_repeat_their_first() -> None:
     body = timm.create_model("test_vit", pretrained=False, img_size=32, depth=2).eval()
-    net = Network(body, InputSpec((32, 32)), None, name="short")
+    net = TimmModel(body, InputSpec((32, 32)), None, name="short")
     with torch.no_grad():
         parts = net.features(views(32), ["last4"])
     assert torch.equal(parts["back2"], parts["back4"])
@@ -185,7 +185,7 @@ def test_attached_head_equals_a_linear_layer_on_the_features(name: str) -> None:
         net.attach_linear(feature, weight, bias, ["a", "b", "c"])
         with torch.no_grad():
             torch.testing.assert_close(net(views()), x @ weight.T + bias, rtol=1e-5, atol=1e-5)
-            assert torch.equal(net.taps(views(), ["logits", "tokens"])["logits"], net(views()))
+            assert torch.equal(net.call([views()], ["logits", "tokens"])["logits"], net(views()))
         assert net.classes == ["a", "b", "c"]
         assert net.layout == ("timm" if feature == "pooled" else "kdcli")
 
@@ -205,7 +205,7 @@ def test_a_head_over_blocks_runs_the_body_once() -> None:
     net.attach_linear("last4", g(3, 256, seed=1), g(3, seed=2), ["a", "b", "c"])
     passes = []
     handle = net.body.patch_embed.register_forward_hook(lambda *_: passes.append(1))
-    found = net.taps(views(), ["logits", "tokens", "pooled", "LayerNorm.in"])
+    found = net.call([views()], ["logits", "tokens", "pooled", "LayerNorm.in"])
     handle.remove()
     assert len(passes) == 1
     assert found["pooled"].shape == (2, 256)  # what the head takes

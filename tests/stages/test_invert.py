@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from toolbox import QUIET, StopAfter, facts, inversion_plan, rows, synthetic
 
+from kdcli.artifacts import manifest as manifests
 from kdcli.config import resolve
 from kdcli.console import Console
 from kdcli.data.sources import open_unlabelled
@@ -133,7 +134,7 @@ def test_stopped_anywhere_it_goes_on(looks, whole, normed, tmp_path):
         synthesize.run(plan, QUIET, stop=StopAfter(looks))
     partial = tmp_path / "out.partial"
     assert len(list(partial.glob("data-*.arrow"))) == looks // 8
-    assert len(list(partial.glob("resting-*.safetensors"))) == (looks > 0)
+    assert len(list(partial.glob("round-*/state-*"))) == (looks % 8 > 0)  # else it was between two
     assert synthetic(synthesize.run(plan, QUIET).path) == synthetic(whole)
 
 
@@ -144,11 +145,17 @@ def test_a_block_that_rested_is_not_begun_anew(normed, tmp_path):
     plan = inversion_plan(normed, tmp_path / "out", count=8)
     with pytest.raises(Preempted):
         synthesize.run(plan, QUIET, stop=StopAfter(5))
-    (file,) = (tmp_path / "out.partial").glob("resting-*.safetensors")
+    state = tmp_path / "out.partial" / "round-000000000" / "state-000000000004"
+    file = state / "weights.safetensors"
     kept = load_file(file)
-    assert int(kept["done"]) == 4
-    save_file({**kept, "pixels": kept["pixels"] + 1}, file)
-    assert synthetic(synthesize.run(plan, QUIET).path) != synthetic(make(normed, tmp_path / "b", count=8))
+    save_file({"pictures/pixels": kept["pictures/pixels"] + 1}, file)
+    with pytest.raises(InputError, match=r"the running state .*round-000000000.* is damaged"):
+        synthesize.run(plan, QUIET)
+    hashes = json.loads((state / "hashes.json").read_text())
+    (state / "hashes.json").write_text(json.dumps({**hashes, file.name: manifests.file_hash(file)}))
+    out = synthesize.run(plan, QUIET).path
+    assert synthetic(out) != synthetic(make(normed, tmp_path / "b", count=8))
+    assert not list(out.glob("round-*"))
 
 
 def test_bf16_makes_nearly_the_same(whole, normed, tmp_path):
@@ -195,6 +202,12 @@ def test_other_mixers_have_no_use_for_a_teacher(pictures, normed, tmp_path):
     for more, what in (({"teacher": str(normed)}, "--teacher"), ({"inversion.steps": 3}, "inversion")):
         with pytest.raises(UsageError, match=f"mixup has no use for {what}"):
             synthesize.plan(resolve(synthesize.Config, options={**given, **more}), QUIET)
+
+
+def test_weights_that_are_all_zero_are_refused(normed, tmp_path):
+    zero = dict.fromkeys(("inversion.label", "inversion.statistics", "inversion.tv_l2"), 0.0)
+    with pytest.raises(UsageError, match="every term of --mixer deepinversion weighs 0"):
+        inversion_plan(normed, tmp_path / "out", **zero)
 
 
 def test_a_model_of_layer_norms_is_refused(teacher, tmp_path):
@@ -254,7 +267,7 @@ def test_adaptive_pictures_are_sought_where_a_student_disagrees(normed, rival, t
 
 def test_the_student_decides_the_pictures(normed, rival, whole, tmp_path):
     options = {"mixer": "adaptive-deepinversion", "student": str(rival), "count": 8}
-    adaptive = synthetic(make(normed, tmp_path / "out", **options))
+    adaptive = synthetic(make(normed, tmp_path / "out", **options, **{"inversion.competition": 20.0}))
     assert adaptive[0]["mixer"] == "adaptive-deepinversion"
     assert adaptive[0]["image"] != synthetic(whole)[0]["image"]
     off = make(normed, tmp_path / "off", **options, **{"inversion.competition": 0})

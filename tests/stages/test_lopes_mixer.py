@@ -9,12 +9,12 @@ from safetensors.torch import load_file
 from toolbox import QUIET, facts, flip, rows, synthetic
 
 from kdcli.config import resolve
-from kdcli.data.sources import open_data
 from kdcli.data.views import evaluation_view
 from kdcli.errors import InputError, UsageError
 from kdcli.models.build import build
 from kdcli.sections import DataSection
 from kdcli.stages import probe, synthesize
+from kdcli.tasks import open_task_data
 
 TAPS = ["pooled", "block4"]
 
@@ -42,7 +42,7 @@ def recorded(normed, pictures, tmp_path_factory):
 
 
 def train_rows(pictures):
-    data = open_data(DataSection(source=str(pictures)), need=("train", "validation"))
+    data = open_task_data(DataSection(source=str(pictures)), "train", "validation")
     samples = data.split("train")
     return samples, np.bincount(samples.labels, minlength=4)
 
@@ -52,7 +52,7 @@ def test_the_record_is_that_of_the_training_pictures(recorded, pictures):
     network = build(str(recorded)).eval()
     x = torch.stack([evaluation_view(samples.picture(i, 10**6), network.spec) for i in range(len(samples))])
     with torch.no_grad():
-        found = network.taps(x, TAPS)
+        found = network.call([x], TAPS)
     record = load_file(recorded / "statistics.safetensors")
     kept = [c for c in range(4) if counts[c] >= 10]
     assert record["classes"].tolist() == kept

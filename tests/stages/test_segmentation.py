@@ -118,6 +118,10 @@ def test_methods_with_a_teacher(
     assert plan.material.networks["student"].logit_count == 4 * 2 * 2
     assert plan.material.networks["teacher"].logit_count == 4 * 4 * 4  # grids of other sizes
     assert plan.material.row_bytes == 12 + 2 * 64
+    found = {"mask": (32, 32), "s.logits": (4, 2, 2), "t.logits": (4, 4, 4)}
+    assert plan.material.assembly.shapes == found  # of the dry step
+    shown = {row["term"]: row["taps"] for row in plan.to_json()["objective"]}
+    assert shown["ce"] == "s.logits [4, 2, 2], mask [32, 32]"
     out = distill.run(plan, QUIET).path
     logged = [row for row in rows(out) if "loss" in row]
     assert {"ce", "kl"} <= set(logged[0])

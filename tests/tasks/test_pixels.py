@@ -12,13 +12,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from kdcli.config import resolve
-from kdcli.data.sources import open_data
 from kdcli.engine.runtime import open_runtime
 from kdcli.engine.turn import TurnModule
 from kdcli.losses.pixels import pixel_cross_entropy, pixel_kl_divergence
 from kdcli.metrics.segmentation import FOLLOWS, segmentation_metrics
 from kdcli.models.build import build
 from kdcli.sections import DataSection, RunSection
+from kdcli.tasks import open_task_data
 from kdcli.tasks.segmentation.pixels import Reading, pixel_logits, slid, tallies
 from kdcli.words import Call, Term, Turn
 
@@ -81,7 +81,7 @@ def test_a_picture_below_the_window_is_enlarged_and_brought_back() -> None:
 
 @pytest.fixture(scope="module")
 def split(masks_data: Path):
-    return open_data(DataSection(source=str(masks_data)), need=("test",)).split("test")
+    return open_task_data(DataSection(source=str(masks_data)), "test").split("test")
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +110,7 @@ def test_figures_are_those_of_a_naive_count(split, networks) -> None:
                 logits = net(torch.from_numpy(image).permute(2, 0, 1)[None])
             grown = F.interpolate(logits, (64, 64), mode="bilinear", align_corners=False)
             predictions.append(grown.argmax(1)[0])
-        mask = torch.from_numpy(split.mask(i, (64, 64), 10_000)).long()
+        mask = split.beside(i, (64, 64), 10_000).as_subclass(torch.Tensor).long()
         jaccard.update(predictions[0][None], mask[None])
         keep = mask != 255
         same += int((predictions[0] == predictions[1])[keep].sum())

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from kdcli.data.samples import Data
 from kdcli.errors import UsageError
@@ -22,7 +23,8 @@ def test_terms_and_names() -> None:
     term = task.supervised("s")
     assert (term.loss, term.args, term.rows) == (pixel_cross_entropy, ("s.logits", "mask"), "labelled")
     assert term.keywords == {"label_smoothing": 0.1}
-    assert task.row_weight(np.zeros(3, np.int64)) is None
+    columns = task.target_columns(np.zeros(3, np.int64)).plain({"y": torch.tensor([0, -1])})
+    assert {name: column.tolist() for name, column in columns.items()} == {"labelled": [True, False]}
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 if TYPE_CHECKING:
-    from kdcli.models.timm import Network
+    from kdcli.models.timm import TimmModel
 
 
 class Head(nn.Module, ABC):
@@ -32,9 +32,9 @@ class Head(nn.Module, ABC):
         """What ``config.json`` says of it."""
 
     @abstractmethod
-    def read(self, network: Network, x: Any) -> tuple[Any, Any]:
+    def read(self, network: TimmModel, x: Any) -> tuple[Any, Any]:
         """What the body ends in, for prepared pictures, and what ``forward`` takes of it."""
 
     @abstractmethod
-    def cells(self, network: Network) -> tuple[int, ...]:
+    def cells(self, network: TimmModel) -> tuple[int, ...]:
         """The grid of its logits for the network's input: () for one row a picture, else (h, w)."""

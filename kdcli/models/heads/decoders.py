@@ -26,7 +26,7 @@ from kdcli.models.heads.dense import maps_of
 from kdcli.models.taps import is_isotropic, quarter_ends
 
 if TYPE_CHECKING:
-    from kdcli.models.timm import Network
+    from kdcli.models.timm import TimmModel
 
 # Their width between the maps and the logits: transformers' defaults.
 DECODERS: dict[str, int] = {"segformer": 256, "upernet": 512}
@@ -67,12 +67,12 @@ class DecodeHead(Head):
         """What ``config.json`` says of it."""
         return {"kind": self.kind}
 
-    def read(self, network: Network, x: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    def read(self, network: TimmModel, x: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Four maps [B, D_i, h_i, w_i] of prepared pictures, finest first, twice."""
         maps = pyramid(network.body, x)
         return maps, maps
 
-    def cells(self, network: Network) -> tuple[int, ...]:
+    def cells(self, network: TimmModel) -> tuple[int, ...]:
         """(h, w) of the logits: those of the finest map."""
         body: Any = network.body
         size = network.spec.size

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from kdcli.models.heads.base import Head
 
 if TYPE_CHECKING:
-    from kdcli.models.timm import Network
+    from kdcli.models.timm import TimmModel
 
 # The last n ∈ {1, 4} blocks of a ViT, or stages of a CNN: DINOv2's two.
 GRIDS: dict[str, int] = {"grid": 1, "grid4": 4}
@@ -52,12 +52,12 @@ class DenseHead(Head):
         """What ``config.json`` says of it."""
         return {"feature": self.feature}
 
-    def read(self, network: Network, x: Tensor) -> tuple[Tensor, Tensor]:
+    def read(self, network: TimmModel, x: Tensor) -> tuple[Tensor, Tensor]:
         """The feature grid [B, D, h, w] of prepared pictures, twice."""
         grid = assembled_grid(feature_maps(network.body, x, self.feature), x.shape[-1])
         return grid, grid
 
-    def cells(self, network: Network) -> tuple[int, ...]:
+    def cells(self, network: TimmModel) -> tuple[int, ...]:
         """(h, w) of the feature grid."""
         return grid_size(network.body, self.feature, network.spec.size)
 

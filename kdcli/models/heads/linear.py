@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from kdcli.models.heads.base import Head
 
 if TYPE_CHECKING:
-    from kdcli.models.timm import Network
+    from kdcli.models.timm import TimmModel
 
 # What a linear head may read, as parts laid side by side: oldest block first, then the mean of the patch
 # tokens, as DINOv2's create_linear_input has it. ``pooled`` is what timm's own head takes.
@@ -40,11 +40,11 @@ class FeatureHead(Head):
         """What ``config.json`` says of it."""
         return {"feature": self.feature}
 
-    def read(self, network: Network, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def read(self, network: TimmModel, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """What the body's own head would take, unpooled, and the feature's parts, each [B, D_i]."""
         return network.run(x, FEATURES[self.feature])
 
-    def cells(self, network: Network) -> tuple[int, ...]:
+    def cells(self, network: TimmModel) -> tuple[int, ...]:
         """One row a picture."""
         return ()
 

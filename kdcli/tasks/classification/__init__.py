@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from kdcli.errors import InputError
-from kdcli.losses.logits import cross_entropy, kl_divergence
+from kdcli.errors import InputError, UsageError
 from kdcli.words import Term
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from kdcli.data.samples import Data
+    from kdcli.data.targets import TargetColumns
     from kdcli.sections import DataSection, OptimSection, ViewSection
 
 
@@ -34,8 +34,8 @@ class Classification:
     label_smoothing: float = 0.0
     weighted: bool = False
     name: str = "classification"
-    head: str = ""
     selection: str = "top1"
+    leaves_unused: bool = False
 
     @classmethod
     def of(
@@ -45,8 +45,16 @@ class Classification:
         smoothing = optim.label_smoothing if optim else 0.0
         return cls(tuple(data.classes or ()), smoothing, section.class_balance == "loss")
 
+    def wanted(self, kind: str | None) -> dict[str, Any]:
+        """The network's own pooled classifier."""
+        if kind is not None:
+            raise UsageError(f"head={kind}: {self.name} has one head only, the student's own.")
+        return {"classes": list(self.classes), "task": self.name}
+
     def supervised(self, call: str) -> Term:
         """Cross-entropy on the labelled rows of a batch."""
+        from kdcli.losses.logits import cross_entropy
+
         weight = ("row_weight",) if self.weighted else ()
         keywords = {"label_smoothing": self.label_smoothing} if self.label_smoothing else {}
         return Term(
@@ -55,16 +63,29 @@ class Classification:
 
     def taught(self, student: str, teacher: str, *, temperature: float, t_squared: bool) -> Term:
         """KL between softened logits, on all rows of a batch."""
+        from kdcli.losses.logits import kl_divergence
+
         keywords = {"temperature": temperature, "t_squared": t_squared}
         return Term("kl", kl_divergence, (f"{student}.logits", f"~{teacher}.logits"), keywords=keywords)
 
-    def row_weight(self, labels: np.ndarray) -> Tensor | None:
-        """Factors that even out the classes, where asked for."""
-        return class_weights(labels, len(self.classes)) if self.weighted else None
+    def target_columns(self, labels: np.ndarray) -> TargetColumns:
+        """Class numbers, with factors that even out the classes where asked for."""
+        from kdcli.tasks.classification.target import ClassColumns
+
+        classes = len(self.classes)
+        return ClassColumns(classes, class_weights(labels, classes) if self.weighted else None)
+
+    def example(self, rows: int, side: int) -> dict[str, Tensor]:
+        """The classes in turn."""
+        import torch
+
+        return {"y": torch.arange(rows) % len(self.classes)}
 
 
 def class_weights(labels: np.ndarray, classes: int) -> Tensor:
     """[C] factors N / (C · n_c) that give every class the same share of the loss."""
+    import torch
+
     counts = np.bincount(labels[labels >= 0], minlength=classes)
     return torch.tensor(counts.sum() / (classes * np.maximum(counts, 1)), dtype=torch.float32)
 

@@ -92,8 +92,8 @@ def tallies(
     for done, (index, *rows) in enumerate(zip(mine, *streams), start=1):
         logits: dict[str, Tensor] = dict(zip(networks, rows))
         height, width = rows[0].shape[-2:]
-        truth = samples.mask(index, (width, height), reading.max_pixels)
-        mask = torch.from_numpy(truth).to(runtime.device)
+        truth = samples.beside(index, (width, height), reading.max_pixels)
+        mask = truth.as_subclass(Tensor).to(runtime.device)
         for name, tally in found.items():
             prediction = logits[name].argmax(0)
             tally.confusion += pixel_confusion(prediction, mask, classes).cpu()

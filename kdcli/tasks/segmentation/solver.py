@@ -30,8 +30,7 @@ from kdcli.engine.state import clone_to_cpu
 from kdcli.errors import Preempted
 from kdcli.losses.pixels import at_size, pixel_cross_entropy
 from kdcli.metrics.segmentation import pixel_confusion, segmentation_metrics
-from kdcli.models.heads import fresh
-from kdcli.models.heads.dense import GRIDS, DenseHead, grid_width
+from kdcli.models.heads import GRIDS, Head
 from kdcli.models.timm import Network
 from kdcli.seeds import seed_of
 
@@ -64,7 +63,7 @@ class DenseResult:
 
     def attach(self, network: Network, classes: list[str]) -> None:
         """Make it the network's head."""
-        head = fresh(self.spec.feature, network.body, len(classes))
+        head = network.fresh_head(self.spec.feature, len(classes))
         head.load_state_dict(self.state)
         network.attach(head, classes, "segmentation")
 
@@ -89,7 +88,7 @@ class _Trained:
     """One head on its way."""
 
     spec: HeadSpec
-    head: DenseHead
+    head: Head
     optimizer: torch.optim.Optimizer
     best: DenseResult
     frozen: bool = False
@@ -155,8 +154,7 @@ def train_dense_heads(
 def _begin(network: Network, spec: HeadSpec, classes: int, seed: int) -> _Trained:
     """A head as it starts: its weights depend on the seed and the feature."""
     torch.manual_seed(seed_of(seed, GRIDS[spec.feature], 19) >> 1)
-    head = DenseHead(spec.feature, grid_width(network.body, spec.feature), classes)
-    head = head.to(next(network.parameters()).device)
+    head = network.fresh_head(spec.feature, classes).to(next(network.parameters()).device)
     optimizer = torch.optim.AdamW(head.parameters(), lr=spec.lr, weight_decay=spec.weight_decay)
     return _Trained(spec, head, optimizer, DenseResult(spec, {}, math.nan, 0))
 
@@ -205,7 +203,7 @@ class _Maps:
         self.network, self.names, self.part, self.device = network, names, part, filling.runtime.device
         self.batch_size = filling.batch_size
         deepest = max(names, key=lambda name: GRIDS[name])
-        self.taps = tuple(f"map{i}" for i in range(min(GRIDS[deepest], len(_stages(network)))))
+        self.taps = tuple(f"map{i}" for i in range(network.map_count(deepest)))
         request = Request(
             network=network,
             taps=self.taps,
@@ -225,8 +223,3 @@ class _Maps:
             maps = [batch[f"{_FROM}.{tap}"].to(self.device, non_blocking=True) for tap in self.taps]
             grids = {name: self.network.assembled(maps[-GRIDS[name] :]) for name in self.names}
             yield grids, batch["mask"].to(self.device, non_blocking=True)
-
-
-def _stages(network: Network) -> list[Any]:
-    body: Any = network.body
-    return list(body.feature_info)

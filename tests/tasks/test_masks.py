@@ -12,24 +12,26 @@ import pytest
 import torch
 from PIL import Image
 from toolbox import encode, sample_photographs, scenes
+from torchvision.tv_tensors import Mask
 
 from kdcli.artifacts.model import InputSpec
 from kdcli.data.batches import training_loader
 from kdcli.data.images import decode, upright_size
-from kdcli.data.masks import VOID
 from kdcli.data.order import Pool
 from kdcli.data.samples import Data
-from kdcli.data.sources import open_data, open_unlabelled
+from kdcli.data.sources import open_unlabelled
 from kdcli.data.views import TrainingView, WholeCut
 from kdcli.errors import BadImageError, InputError, UsageError
 from kdcli.sections import DataSection, ViewSection
+from kdcli.tasks import open_task_data
+from kdcli.tasks.segmentation.target import VOID
 
 
 def opened(source: Path, *need: str, **options: Any) -> Data:
     """Without a split named, train and a carved validation; else these, with nothing carved."""
     more = {"validation": "train"} if need else {}
     section = DataSection(source=str(source), **more, **options)
-    return open_data(section, need=need or ("train", "validation"))
+    return open_task_data(section, *(need or ("train", "validation")))
 
 
 def saved(
@@ -53,7 +55,7 @@ def test_masks_are_found_and_their_classes_counted(masks_data: Path) -> None:
     train, validation = data.split("train"), data.split("validation")
     assert (len(train), len(validation)) == (43, 5)
     assert set(train.labels) == {0}
-    mask = train.mask(0, (64, 64), 5000)
+    mask = train.beside(0, (64, 64), 5000).numpy()
     assert (mask.dtype, mask.shape) == (np.uint8, (64, 64))
     assert {0, VOID} < set(np.unique(mask)) <= {0, 1, 2, 3, VOID}
     assert opened(masks_data, "test").classes == data.classes  # counted in train, whatever is used
@@ -71,14 +73,14 @@ def test_palettes_keep_their_indices_and_void_may_be_any_value(tmp_path: Path) -
     )
     data = opened(source, "train", void=7)
     assert data.classes == ["0", "1", "2"]
-    assert data.split("train").mask(0, (2, 2), 100).tolist() == [[0, 1], [2, VOID]]
+    assert data.split("train").beside(0, (2, 2), 100).tolist() == [[0, 1], [2, VOID]]
 
 
 def test_a_picture_without_a_mask_is_unlabelled(tmp_path: Path) -> None:
     data = opened(saved(tmp_path / "d", [*cells(), (encode(Image.new("RGB", (9, 7))), None)]), "train")
     train = data.split("train")
     assert train.labels.tolist() == [0] * 6 + [-1]
-    assert train.mask(6, (9, 7), 100).tolist() == [[0] * 9] * 7  # no pixel of it is void
+    assert train.beside(6, (9, 7), 100).tolist() == [[0] * 9] * 7  # no pixel of it is void
     kept = opened(tmp_path / "d", "train", labels_per_class=2).split("train")
     assert int(kept.labelled().sum()) == 2
 
@@ -93,7 +95,7 @@ def test_an_image_folder_with_metadata(tmp_path: Path) -> None:
     (folder / "metadata.jsonl").write_text("\n".join(lines))
     data = opened(tmp_path / "data", "train")
     assert (data.task, len(data.split("train"))) == ("segmentation", 5)
-    assert set(np.unique(data.split("train").mask(0, (16, 16), 1000))) <= {0, 1, 2, 3, VOID}
+    assert set(np.unique(data.split("train").beside(0, (16, 16), 1000))) <= {0, 1, 2, 3, VOID}
 
 
 def test_another_mask_is_other_data(tmp_path: Path) -> None:
@@ -166,7 +168,7 @@ def test_no_or_several_mask_columns(tmp_path: Path) -> None:
     both = saved(tmp_path / "two", cells(), ("mask", "seg"))
     with pytest.raises(InputError, match="several mask columns among mask, seg"):
         opened(both, "train")
-    assert opened(both, "train", image_column="mask").split("train").mask_column == "seg"
+    assert opened(both, "train", image_column="mask").split("train").targets.column == "seg"
 
 
 def test_corrupt_masks_are_skipped_where_that_is_asked_for(tmp_path: Path) -> None:
@@ -189,11 +191,11 @@ def test_the_size_in_the_header_is_that_of_the_upright_picture() -> None:
 SECTION = {"hflip": 0.5, "vflip": 0.5, "scale": (0.2, 1.0)}
 
 
-def halves() -> tuple[Image.Image, np.ndarray]:
+def halves() -> tuple[Image.Image, Mask]:
     """A photograph with a bright rectangle, and the mask of exactly that rectangle."""
     image = sample_photographs()["china.jpg"].resize((160, 120)).point(lambda v: v // 4)
     image.paste((255, 255, 255), (30, 20, 110, 70))
-    return image, (np.asarray(image)[..., 0] == 255).astype(np.uint8)
+    return image, Mask((np.asarray(image)[..., 0] == 255).astype(np.uint8))
 
 
 @pytest.mark.parametrize(
@@ -205,7 +207,7 @@ def test_a_view_without_its_mask_has_the_same_pixels(more: dict[str, Any]) -> No
     for view in range(6):
         alone, (x, m) = cut(image, view, 11), cut(image, view, 11, mask)
         assert torch.equal(alone, x)
-        assert (m.dtype, m.shape, type(m)) == (torch.uint8, (48, 48), torch.Tensor)
+        assert (m.dtype, m.shape, type(m)) == (torch.uint8, (48, 48), Mask)
 
 
 def test_picture_and_mask_move_together() -> None:
@@ -225,7 +227,7 @@ def test_picture_and_mask_move_together() -> None:
     whole = WholeCut(InputSpec((32, 48), crop=0.5))
     x, m = whole(image, 0, 0, mask)
     assert (x.shape, m.shape) == ((3, 32, 48), (32, 48))
-    assert float(m.float().mean()) == pytest.approx(mask.mean(), abs=0.02)
+    assert float(m.float().mean()) == pytest.approx(float(mask.float().mean()), abs=0.02)
     assert ((x.float().mean(0) > 160) != m.bool()).float().mean() < 0.03
     assert torch.equal(whole(image, 0, 0), x)
 
@@ -243,6 +245,6 @@ def test_batches_carry_masks(masks_data: Path) -> None:
     (batch,) = loader([[(4, 0), (9, 2)]])
     assert (batch["mask"].dtype, batch["mask"].shape) == (torch.uint8, (2, 32, 32))
     image, number = train.picture(9, 5000), int(train.ids[9])
-    x, m = cut(image, 2, number, train.mask(9, (64, 64), 5000))
+    x, m = cut(image, 2, number, train.beside(9, (64, 64), 5000))
     assert torch.equal(batch["x"][1], x)
     assert torch.equal(batch["mask"][1], m)

@@ -1,8 +1,7 @@
-"""How pictures are made from a teacher alone: the fields of the section, importable without torch."""
+"""Parameters of the methods that make pictures from a teacher alone; importable without torch."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Literal
 
 from kdcli.config import Section, option
@@ -49,11 +48,11 @@ class InversionSection(Section):
     competition: float | None = option(None, f"a_c, weight of 1 - JS(student, teacher) {_MINE}", ge=0)
     latent: int | None = option(None, f"Dimension of the generator's noise {_MINE}", ge=1)
     one_hot: float | None = option(None, f"DAFL: weight of the pseudo-labels' cross-entropy {_MINE}", ge=0)
-    entropy: float | None = option(
-        None, f"DAFL: weight of the class balance, log base 10 as in the code {_MINE}", ge=0
-    )
-    activation: float | None = option(
-        None, f"DAFL: weight of the features' size, a mean as in the code {_MINE}", ge=0
+    entropy: float | None = option(None, f"DAFL: weight of the class balance {_MINE}", ge=0)
+    activation: float | None = option(None, f"DAFL: weight of the features' size {_MINE}", ge=0)
+    base: float | None = option(None, "DAFL: base of the class balance's logarithm [10].", gt=1)
+    reduction: Literal["mean", "sum"] | None = option(
+        None, "DAFL: over a picture's features; the paper prints a sum [mean]."
     )
     min_count: int | None = option(
         None, "Lopes: least pictures of a class behind its record, for their privacy [20].", ge=2
@@ -115,21 +114,10 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "one_hot": 0.05,
         "entropy": 5.0,
         "activation": 0.01,
+        "base": None,  # these two stand for the method's own, as in runs from before one could set them
+        "reduction": None,
     },
 }
-
-
-def refuse_unheeded(config: Any, names: Mapping[str, str]) -> None:
-    """Raise UsageError for options of ``synthesize`` that its mixer would not heed.
-
-    Args:
-        config: all options.
-        names: of those options, to what a message calls them (empty: their flag).
-    """
-    for name, shown in names.items():
-        if getattr(config, name) != getattr(type(config)(), name):
-            shown = shown or f"--{name.replace('_', '-')}"
-            raise UsageError(f"--mixer {config.mixer} has no use for {shown}.")
 
 
 def resolved(section: InversionSection, mixer: str) -> InversionSection:

@@ -1,22 +1,24 @@
-"""Records of activations: what is drawn from them, and which classes are refused."""
+"""Pictures from recorded activations: what is drawn from a record, and which classes are refused."""
 
 import pytest
 import torch
 
+from kdcli.engine.moments import Moments
 from kdcli.errors import InputError
-from kdcli.synthesis.lopes import Records, allowed, lopes
-from kdcli.synthesis.settings import InversionSection, resolved
+from kdcli.methods.datafree import InversionSection, resolved
+from kdcli.methods.lopes import allowed, lopes, sampled
+from kdcli.models.build import build
 
 
 def records(**spreads):
     means = {tap: torch.tensor([[1.0, 2.0], [-3.0, 4.0]]) for tap in spreads}
-    return Records(torch.tensor([0, 3]), torch.tensor([40, 25]), means, spreads)
+    return Moments(torch.tensor([0, 3]), torch.tensor([40, 25]), means, spreads)
 
 
 def test_samples_have_the_recorded_moments():
     covariance = torch.tensor([[[2.0, 0.5], [0.5, 1.0]], [[0.2, 0.0], [0.0, 0.1]]])
     deviation = torch.tensor([[1.0, 2.0], [0.1, 0.2]])
-    found = records(pooled=covariance, block1=deviation).sampled(5, torch.tensor([0, 3]).repeat(4000))
+    found = sampled(records(pooled=covariance, block1=deviation), 5, torch.tensor([0, 3]).repeat(4000))
     for k in (0, 1):
         rows = found["a0"][k::2]
         assert torch.allclose(rows.mean(dim=0), torch.tensor([[1.0, 2.0], [-3.0, 4.0]])[k], atol=0.1)
@@ -26,8 +28,8 @@ def test_samples_have_the_recorded_moments():
 
 def test_samples_are_a_function_of_the_seed():
     some, targets = records(pooled=torch.eye(2).repeat(2, 1, 1)), torch.tensor([3, 0, 3])
-    assert torch.equal(some.sampled(1, targets)["a0"], some.sampled(1, targets)["a0"])
-    assert not torch.equal(some.sampled(1, targets)["a0"], some.sampled(2, targets)["a0"])
+    assert torch.equal(sampled(some, 1, targets)["a0"], sampled(some, 1, targets)["a0"])
+    assert not torch.equal(sampled(some, 1, targets)["a0"], sampled(some, 2, targets)["a0"])
 
 
 def test_classes_of_few_pictures_are_refused():
@@ -46,12 +48,13 @@ def test_classes_of_few_pictures_are_refused():
         allowed(some, names, stricter.model_copy(update={"min_count": 50}))
 
 
-def test_layers_are_weighed_by_their_size():
-    section = resolved(InversionSection(), "lopes")
-    (one,) = lopes(records(pooled=torch.ones(2, 2)), section)
-    assert [term.weight for term in one.turns[0].terms] == [1.0]
-    (two,) = lopes(records(pooled=torch.ones(2, 2), block1=torch.ones(2, 2)), section)
-    assert [(term.name, term.weight) for term in two.turns[0].terms] == [
+def test_layers_are_weighed_by_their_size(normed):
+    section, teacher = resolved(InversionSection(), "lopes"), build(str(normed))
+    taps = {"pooled": torch.ones(2, 2), "block1": torch.ones(2, 2)}
+    (one,) = lopes(section, teacher=teacher, moments=records(pooled=torch.ones(2, 2))).turns
+    assert [term.weight for term in one.terms] == [1.0]
+    (two,) = lopes(section, teacher=teacher, moments=records(**taps)).turns
+    assert [(term.name, term.weight) for term in two.terms] == [
         ("activations/pooled", 0.5),
         ("activations/block1", 0.5),
     ]

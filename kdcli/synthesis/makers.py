@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,10 @@ from kdcli.data.cache import Cache, Store
 from kdcli.data.order import Pool
 from kdcli.data.samples import Samples
 from kdcli.engine.cache import Filling, Request, fill
-from kdcli.synthesis.draws import Draw
+from kdcli.synthesis.draws import Draw, Make
 from kdcli.synthesis.sampling import SamplingSection
 from kdcli.synthesis.weights import Weights
 
-Make = Callable[[list[Draw]], Sequence[Any]]
 _THREADS = 2  # Pillow and numpy release the interpreter's lock
 _ENCODED = 32  # pictures at a time
 
@@ -55,15 +54,28 @@ def from_pixels(
     return make
 
 
+@dataclass(frozen=True)
+class Diffusion:
+    """A diffusion model and how it is sampled.
+
+    Attributes:
+        weights: of encoder and model.
+        sampling: strengths, padding, guidance, solver.
+        resolution: side of the result in pixels.
+        batch_size: B.
+    """
+
+    weights: Weights
+    sampling: SamplingSection
+    resolution: int
+    batch_size: int
+
+
 def from_tokens(
     mixer: Callable[[Tensor], Tensor],
     samples: Samples,
-    weights: Weights,
-    sampling: SamplingSection,
     draws: Iterable[Draw],
-    *,
-    resolution: int,
-    batch_size: int,
+    diffusion: Diffusion,
     cache: Path,
     filling: Filling,
 ) -> Make:
@@ -75,11 +87,8 @@ def from_tokens(
     Args:
         mixer: embeddings [B, K, D] to tokens [B, T, D].
         samples: the sources.
-        weights: of encoder and model.
-        sampling: strengths, padding, guidance, solver.
         draws: all that will be asked for.
-        resolution: side of the result in pixels.
-        batch_size: B.
+        diffusion: the model, and how it is sampled.
         cache: folder of caches, where the embeddings are kept.
         filling: device, precision and loaders.
 
@@ -90,6 +99,7 @@ def from_tokens(
     from kdcli.synthesis.clip import TAP
     from kdcli.synthesis.imagemixer import padded, scaled
 
+    weights, sampling, batch_size = diffusion.weights, diffusion.sampling, diffusion.batch_size
     embeddings = embedded(weights, samples, draws, cache, filling)
     device, dtype = filling.runtime.device, pipeline.DTYPES[filling.runtime.accelerator.mixed_precision]
     model = pipeline.load(weights.folder, sampling.scheduler, dtype, device)
@@ -104,7 +114,7 @@ def from_tokens(
             model,
             padded(mixer(scaled(found, sampling.strengths)), sampling.pad_tokens or 0),
             [draw.noise for draw in batch],
-            resolution=resolution,
+            resolution=diffusion.resolution,
             steps=sampling.steps,
             guidance=sampling.guidance,
         )
@@ -122,8 +132,8 @@ def embedded(
     filling = replace(filling, batch_size=_ENCODED * filling.runtime.world_size)
     used = np.zeros((1, len(samples)), bool)
     used[0, [i for draw in draws for i in draw.sources]] = True
-    encoder: Any = clip.ClipEncoder(weights.folder, weights.name, weights.hash).to(filling.runtime.device)
-    cut: Any = clip.cut(weights.image_size, squash=not weights.image_mixer)
-    tapped = partial(encoder.tapped, batch_size=_ENCODED)
-    request = Request(encoder, (clip.TAP,), tapped, cut, cut.recipe(), 1, Store("fp32"))
+    encoder = clip.load_encoder(weights.folder, weights.name, weights.hash).to(filling.runtime.device)
+    cut = clip.cut(weights.image_size, squash=not weights.image_mixer)
+    compute = partial(clip.embed, encoder, batch_size=_ENCODED)
+    request = Request(encoder, (clip.TAP,), compute, cut, cut.recipe(), 1, Store("fp32"))
     return fill(cache, request, Pool((samples,)), filling, "image embeddings", used)

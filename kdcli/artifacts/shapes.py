@@ -1,0 +1,67 @@
+"""The types of a manifest's fields, checked once when it is read, so that no one meets a number for a list.
+
+Only what kdcli reads of an artifact is described; whatever else a manifest says is kept as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Shard = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,9}/[0-9]{1,9}$")]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(strict=True, extra="allow")
+
+
+class _File(_Part):
+    sha256: str
+    size: Count
+
+
+class _Split(_Part):
+    hash: str = ""
+
+
+class _Data(_Part):
+    splits: dict[str, _Split] = {}
+
+
+class _Config(_Part):
+    data: dict[str, Any] = {}
+    shard: Shard | None = None
+
+
+class _Identity(_Part):
+    config: _Config = _Config()
+
+
+class _Manifest(_Part):
+    kind: str
+    stage: str
+    identity: _Identity
+    parents: list[dict[str, str]]
+    files: dict[str, _File]
+    classes: list[str] | None = None
+    data: _Data | None = None
+    images: Count = 0
+    key: str = ""
+    licences: dict[str, str] = {}
+    metrics: dict[str, Any] = {}
+    selection: str = ""
+    targets: list[str] = []
+
+
+def malformed(manifest: Mapping[str, Any]) -> str:
+    """The first field that is of another type than kdcli writes, and how; empty if there is none."""
+    try:
+        _Manifest.model_validate(dict(manifest))
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        where = [str(part)[:60] for part in first["loc"]]
+        return f"{where[0]} is malformed ({'.'.join(where)}: {first['msg'].lower()})"
+    return ""

@@ -1,0 +1,142 @@
+"""What is known of pictures beside their pixels, and what a task gives to have it found, read and learned.
+
+The data know targets through :class:`Targets` only, and never which task they are of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from kdcli.data.loading import Raw
+    from kdcli.data.samples import Samples
+    from kdcli.sections import DataSection
+
+UNLABELLED = -1
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What is known of each of N pictures; of this kind, a class number and nothing else.
+
+    Attributes:
+        labels: [N] int64, -1 for unlabelled: the class number, or whatever stratum splits are carved and
+            batches are balanced by.
+    """
+
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def hashes(self) -> tuple[np.ndarray, ...]:
+        """[N] each: what the fingerprint of the samples covers beside pictures and labels."""
+        return ()
+
+    def take(self, keep: np.ndarray) -> Self:
+        """The targets selected by a mask or index array."""
+        return replace(self, labels=self.labels[keep])
+
+    def hidden(self, rows: np.ndarray) -> Self:
+        """The same with some of the labels hidden, those selected by a mask or index array."""
+        labels = self.labels.copy()
+        labels[rows] = UNLABELLED
+        return replace(self, labels=labels)
+
+    def blank(self, count: int) -> Targets:
+        """Targets of this kind for ``count`` pictures of which nothing is known."""
+        return unlabelled(count)
+
+    def read(self, index: int, size: tuple[int, int], max_pixels: int, where: str) -> Any:
+        """What is cut together with a picture, or None.
+
+        Args:
+            index: of the picture.
+            size: its width and height.
+            max_pixels: of anything that has to be decoded.
+            where: split and row, for messages.
+
+        Returns:
+            torchvision's ``tv_tensors`` (masks, boxes), or any nesting of them in lists and dictionaries; of
+            an unlabelled picture something of the same form.
+
+        Raises:
+            BadImageError: it cannot be decoded.
+            InputError: it does not fit the picture.
+        """
+        return None
+
+    def columns(self, indices: np.ndarray, moved: Sequence[Any]) -> dict[str, Any]:
+        """Columns of a batch beside ``x``, ``y`` and ``index``.
+
+        Args:
+            indices: [B] of the pictures.
+            moved: what :meth:`read` gave for each, cut as the picture was.
+
+        Returns:
+            Tensors [B, …]; a list of B tensors where rows are of unlike length.
+        """
+        return {}
+
+
+def unlabelled(count: int) -> Targets:
+    """Targets of pictures of which nothing is known."""
+    return Targets(np.full(count, UNLABELLED, np.int64))
+
+
+class Reader(Protocol):
+    """Finds and reads the targets of one source: what :func:`kdcli.data.sources.open_data` asks a task for.
+
+    It is made of the source's tables and of how they are to be opened, and refuses there what it cannot read.
+    A reader's module imports without torch: each one is asked before anything else is known of a run.
+
+    Attributes:
+        task: whose it is, a key of :data:`kdcli.tasks.TASKS`.
+        columns: names of the columns that hold targets: none of them is taken for the picture.
+    """
+
+    task: str
+    columns: Collection[str]
+
+    @classmethod
+    def claims(cls, table: Any, config: DataSection) -> bool:
+        """Whether a table's labels look like this task's, where ``data.task`` is ``auto``."""
+
+    def targets(self, name: str, table: Any) -> Targets:
+        """Of the pictures of the split ``name``, row by row. Raises InputError naming a row."""
+
+    def classes(self, splits: Mapping[str, Samples], whole: Callable[[str], Samples]) -> list[str] | None:
+        """Class names by number, every label of ``splits`` checked against them; None without labels.
+
+        Args:
+            splits: those in use, by their names in the source.
+            whole: opens another split of the source.
+
+        Raises:
+            InputError: a label outside the classes.
+        """
+
+    def check(self, train: Samples, classes: list[str]) -> None:
+        """Raise InputError for a training split that cannot be learned from."""
+
+
+ReaderOf = Callable[["Raw", "DataSection"], Reader]
+"""Makes the reader of a source."""
+
+
+class TargetColumns(Protocol):
+    """What losses read of a batch beside its views, made of the batch's columns on the device."""
+
+    def plain(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Of pictures as they are: ``labelled`` [B], which rows have a target, and what the terms name."""
+
+    def mixed(self, batch: Mapping[str, Any], share: float) -> dict[str, Any]:
+        """The same of mixed pictures, each of ``share`` of itself and the rest of its partner.
+
+        Pairs are those of :mod:`kdcli.data.mixing`.
+        """

@@ -1,0 +1,192 @@
+"""The rows of the table of methods. Imports nothing but words: no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Needs = Literal["any", "picture", "class"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row of the table.
+
+    Attributes:
+        target: ``module:function`` of the task, of what ``parts`` make, and of parameters.
+        help: one line.
+        paper: where it comes from.
+        teacher: whether it needs one.
+        needs: of a task. ``any``: the method learns by the task's own terms only; ``picture``: it compares
+            what networks say of whole pictures; ``class``: it takes logits for those of one class a picture,
+            or reads class numbers.
+        twin: whether teacher and student must be of one architecture.
+        parts: functions that make what ``target`` is given after the task. Their parameters are the method's
+            too; ``weight`` where it may be given by name.
+    """
+
+    target: str
+    help: str
+    paper: str
+    teacher: bool = True
+    needs: Needs = "class"
+    twin: bool = False
+    parts: tuple[str, ...] = ()
+
+
+def _at(module: str, function: str) -> str:
+    return f"kdcli.methods.{module}:{function}"
+
+
+_TF_KD = "Yuan et al. 2020, arXiv 1909.11723"
+_TANG = "Tang et al. 2020, arXiv 2002.03532"
+_CHO = "Cho & Hariharan 2019, ICCV"
+_ALLEN_ZHU = "Allen-Zhu & Li 2020, arXiv 2012.09816"
+
+METHODS: dict[str, Entry] = {
+    "supervised": Entry(
+        _at("supervised", "supervised"),
+        "labels only: the baseline, and the way to train a first teacher",
+        "none",
+        teacher=False,
+        needs="any",
+    ),
+    "kd": Entry(
+        _at("kd", "kd"),
+        "labels and softened teacher logits",
+        "Hinton, Vinyals & Dean 2015, arXiv 1503.02531",
+        needs="any",
+        parts=(_at("kd", "part"),),
+    ),
+    "task-specific": Entry(
+        _at("task_specific", "task_specific"),
+        "a probed teacher on all pictures, labels on labelled ones",
+        "Marrie et al. 2024, arXiv 2402.11305",
+        needs="any",
+    ),
+    "dkd": Entry(
+        _at("dkd", "dkd"),
+        "the true class and the others apart",
+        "Zhao et al. 2022, arXiv 2203.08679",
+        parts=(_at("dkd", "part"),),
+    ),
+    "eskd": Entry(_at("eskd", "eskd"), "the teacher's term is dropped part-way", _CHO, needs="picture"),
+    "sequential": Entry(
+        _at("eskd", "sequential"), "each student teaches the next one", _CHO, needs="picture"
+    ),
+    "self": Entry(
+        _at("ensemble", "self"),
+        "an earlier run of the same network teaches",
+        _ALLEN_ZHU,
+        needs="picture",
+        twin=True,
+    ),
+    "ensemble": Entry(
+        _at("ensemble", "ensemble"), "the mean of several teachers", _ALLEN_ZHU, needs="picture"
+    ),
+    "kd-pt": Entry(_at("effects", "kd_pt"), "the teacher's confidence only", _TANG),
+    "kd-sim": Entry(_at("effects", "kd_sim"), "the teacher's class relations only", _TANG),
+    "kd-topk": Entry(_at("effects", "kd_topk"), "the teacher's largest probabilities", _TANG),
+    "hint": Entry(
+        _at("hint", "hint"),
+        "one regressed map, jointly with labels: the FitNet of tables",
+        "Romero et al. 2015, arXiv 1412.6550, as RepDistiller has it",
+        needs="picture",
+        parts=(_at("hint", "part"),),
+    ),
+    "fitnets": Entry(
+        _at("fitnets", "fitnets"),
+        "a hint first, then the whole student: the paper's two phases",
+        "Romero et al. 2015, arXiv 1412.6550",
+        parts=(_at("fitnets", "guided"),),
+    ),
+    "at": Entry(
+        _at("at", "at"),
+        "attention maps",
+        "Zagoruyko & Komodakis 2017, arXiv 1612.03928",
+        needs="picture",
+        parts=(_at("at", "part"),),
+    ),
+    "nst": Entry(
+        _at("nst", "nst"),
+        "selectivity of channels",
+        "Huang & Wang 2017, arXiv 1707.01219",
+        needs="picture",
+        parts=(_at("nst", "part"),),
+    ),
+    "rkd": Entry(
+        _at("rkd", "rkd"),
+        "distances and angles between pictures",
+        "Park et al. 2019, arXiv 1904.05068",
+        needs="picture",
+        parts=(_at("rkd", "part"),),
+    ),
+    "sp": Entry(
+        _at("sp", "sp"),
+        "similarities between pictures",
+        "Tung & Mori 2019, arXiv 1907.09682",
+        needs="picture",
+        parts=(_at("sp", "part"),),
+    ),
+    "cc": Entry(
+        _at("cc", "cc"),
+        "correlation of neighbours",
+        "Peng et al. 2019, arXiv 1904.01802",
+        needs="picture",
+        parts=(_at("cc", "part"),),
+    ),
+    "pkt": Entry(
+        _at("pkt", "pkt"),
+        "affinities as probabilities",
+        "Passalis & Tefas 2018, arXiv 1803.10837",
+        needs="picture",
+        parts=(_at("pkt", "part"),),
+    ),
+    "byot": Entry(
+        _at("byot", "byot"),
+        "exits learn from the network's own end",
+        "Zhang et al. 2019, arXiv 1905.08094",
+        teacher=False,
+    ),
+    "dml": Entry(
+        _at("dml", "dml"),
+        "networks that teach one another",
+        "Zhang et al. 2018, arXiv 1706.00384",
+        teacher=False,
+    ),
+    "one": Entry(
+        _at("one", "one"),
+        "branches and their gated ensemble",
+        "Lan et al. 2018, arXiv 1806.04606",
+        teacher=False,
+    ),
+    "okddip": Entry(
+        _at("okddip", "okddip"),
+        "diverse peers by attention, and a leader",
+        "Chen et al. 2020, arXiv 1912.00350",
+        teacher=False,
+    ),
+    "lsr": Entry(_at("label_smoothing", "lsr"), "label smoothing", _TF_KD, teacher=False),
+    "tf-kd-self": Entry(
+        _at("label_smoothing", "tf_kd_self"), "the student's own pretrained self teaches", _TF_KD, twin=True
+    ),
+    "tf-kd-reg": Entry(_at("label_smoothing", "tf_kd_reg"), "a teacher made by hand", _TF_KD, teacher=False),
+    "reversed": Entry(_at("label_smoothing", "reversed_kd"), "a weaker teacher", _TF_KD),
+    "defective": Entry(_at("label_smoothing", "defective"), "a badly trained teacher", _TF_KD),
+    "sskd": Entry(
+        _at("sskd", "sskd"),
+        "self-supervision on turned views, transferred with selection",
+        "Xu et al. 2020, arXiv 2006.07114",
+        parts=(_at("sskd", "head"), _at("sskd", "turned_views"), _at("sskd", "tables")),
+    ),
+    "dafl": Entry(
+        _at("dafl", "dafl"),
+        "without data: a generator and the student, both from the teacher",
+        "Chen et al. 2019, arXiv 1904.01186",
+    ),
+}
+
+ADDITIONS: dict[str, str] = {
+    name: METHODS[name].parts[0] for name in ("kd", "dkd", "hint", "at", "nst", "rkd", "sp", "cc", "pkt")
+}
+"""Terms that ``--add`` puts beside any method's: name → function of the weight that returns a part."""

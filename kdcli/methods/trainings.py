@@ -1,0 +1,91 @@
+"""Trainings that several papers share, as settings of a :class:`~kdcli.words.Recipe`.
+
+Read in the code of RepDistiller and mdistiller, in whose tables most methods are compared, and of the papers'
+authors. None clips gradients, and all decay biases and the parameters of norms too, which kdcli spares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from kdcli.words import Recipe
+
+ALL_DECAYED = "weight decay on biases and norms"
+PADDED = "random crops after padding by 4 pixels"
+LEFT_OUT = (PADDED, ALL_DECAYED)
+
+SMALL_PICTURES: Mapping[str, Any] = {"views.count": "live", "views.scale": [1.0, 1.0], "views.hflip": 0.5}
+"""Views of CIFAR: whole pictures, flipped, anew in each epoch."""
+
+IMAGENET: Mapping[str, Any] = {
+    "views.count": "live",
+    "views.scale": [0.08, 1.0],
+    "views.ratio": [0.75, 1.3333],
+    "views.hflip": 0.5,
+    "views.interpolation": "bilinear",
+}
+"""Views of ImageNet, torchvision's ``RandomResizedCrop(224)`` and flip, anew in each epoch."""
+
+_NOTES = {"optim.clip_grad": "nothing is clipped", "views.count": "a new view each epoch"}
+SMALL_STUDENTS = {"optim.lr": "0.01 for MobileNetV2, ShuffleNetV1 and ShuffleNetV2"}
+
+
+def sgd(
+    *,
+    lr: float,
+    weight_decay: float,
+    epochs: float,
+    batch: int,
+    drops: tuple[int, ...],
+    factor: float = 0.1,
+    nesterov: bool = False,
+) -> dict[str, Any]:
+    """SGD with momentum 0.9 whose learning rate is multiplied by ``factor`` after each of some epochs.
+
+    timm calls it ``momentum``, and ``sgd`` with Nesterov's momentum.
+    """
+    return {
+        "optim.opt": "sgd" if nesterov else "momentum",
+        "optim.momentum": 0.9,
+        "optim.lr": lr,
+        "optim.weight_decay": weight_decay,
+        "optim.schedule": "multistep",
+        "optim.milestones": list(drops),
+        "optim.decay_rate": factor,
+        "optim.warmup": 0.0,
+        "optim.epochs": epochs,
+        "optim.batch_size": batch,
+        "optim.clip_grad": None,
+    }
+
+
+def published(
+    name: str,
+    settings: Mapping[str, Any],
+    source: str,
+    notes: Mapping[str, str] | None = None,
+    left_out: tuple[str, ...] = LEFT_OUT,
+) -> Recipe:
+    """The recipe of some settings, with what is to be said of those that all have."""
+    common = {key: note for key, note in _NOTES.items() if key in settings}
+    return Recipe(name, settings, source, {**common, **(notes or {})}, left_out)
+
+
+def tables_cifar_100(
+    parameters: Mapping[str, Any],
+    notes: Mapping[str, str] | None = None,
+    source: str = "RepDistiller train_student.py",
+) -> Recipe:
+    """The training of CIFAR-100 tables, one in RepDistiller and mdistiller, with a method's parameters."""
+    steps = sgd(lr=0.05, weight_decay=5e-4, epochs=240, batch=64, drops=(150, 180, 210))
+    settings = {**steps, **SMALL_PICTURES, **parameters}
+    return published("cifar-100", settings, source, {**SMALL_STUDENTS, **(notes or {})})
+
+
+def tables_imagenet(
+    parameters: Mapping[str, Any], source: str, notes: Mapping[str, str] | None = None
+) -> Recipe:
+    """mdistiller's training on ImageNet, with a method's parameters."""
+    steps = sgd(lr=0.2, weight_decay=1e-4, epochs=100, batch=512, drops=(30, 60, 90))
+    return published("imagenet", {**steps, **IMAGENET, **parameters}, source, notes, (ALL_DECAYED,))

@@ -1,0 +1,226 @@
+"""What a model is to all who use one: its input, its call, what heads can read, its classes, its files.
+
+Kinds are timm's networks (:mod:`kdcli.models.timm`), transformers' (:mod:`kdcli.models.transformers`) and
+several teachers as one (:mod:`kdcli.models.ensemble`). Nothing outside this room names what is inside one.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from kdcli.artifacts.model import InputSpec
+from kdcli.errors import InputError
+
+if TYPE_CHECKING:
+    from kdcli.models.heads.base import Head
+
+
+class Model(nn.Module, ABC):
+    """A network with everything that makes its output reproducible.
+
+    A kind answers what is abstract here; the rest it may leave out, and it is then refused by a message.
+
+    Args:
+        spec: what it wants to see.
+        classes: names of its logits; None where they have none, or where it has no trained classifier.
+        name: for messages.
+        source: hash of the weights it was built from, for cache keys.
+        trained: the state of its weights: ``random``, ``pretrained`` or ``artifact``.
+        task: what its logits answer, a name of :data:`kdcli.tasks.TASKS`.
+        notes: what was decided while it was built and its user should know, a sentence each.
+    """
+
+    head: Head | None
+
+    def __init__(
+        self,
+        spec: InputSpec,
+        classes: list[str] | None,
+        *,
+        name: str,
+        source: str = "",
+        trained: str = "random",
+        task: str = "classification",
+        notes: Sequence[str] = (),
+    ) -> None:
+        super().__init__()
+        self.spec, self.classes, self.name, self.source, self.trained = spec, classes, name, source, trained
+        self.task, self.notes = task, tuple(notes)
+
+    # -- input and call --------------------------------------------------------------------------------------
+    @abstractmethod
+    def prepare(self, x: Tensor) -> Tensor:
+        """Resize and normalise views uint8 [B, 3, H, W]; float tensors are taken as prepared."""
+
+    @abstractmethod
+    def restore(self, x: Tensor) -> Tensor:
+        """Pictures uint8 [B, 3, H, W] of prepared ones (float): what :meth:`prepare` normalises to them."""
+
+    @abstractmethod
+    def call(self, inputs: Sequence[Tensor], taps: Sequence[str]) -> dict[str, Any]:
+        """Named tensors of one call.
+
+        Args:
+            inputs: as many as the model takes, views (uint8) or prepared pictures (float).
+            taps: see :mod:`kdcli.models.taps` for the names.
+
+        Returns:
+            ``{tap: tensor}``, or a list of tensors for a pattern.
+
+        Raises:
+            InputError: another number of inputs, or a tap that it has not.
+        """
+
+    @abstractmethod
+    def tappable(self) -> dict[str, nn.Module]:
+        """Modules by the names that taps call them by, in the order of the model."""
+
+    @abstractmethod
+    def tensor(self, name: str) -> Tensor:
+        """A parameter or buffer by its name; ``classifier`` is the classifier's rows.
+
+        Raises InputError if there is none.
+        """
+
+    def _single(self, inputs: Sequence[Tensor]) -> Tensor:
+        """The one input of a model that takes one. Raises InputError for another number."""
+        if len(inputs) != 1:
+            raise InputError(f"{self.name} takes one input, pictures, and a call gives it {len(inputs)}.")
+        return inputs[0]
+
+    # -- what it is ------------------------------------------------------------------------------------------
+    @property
+    @abstractmethod
+    def architecture(self) -> str:
+        """Its name in the library that it is from."""
+
+    @property
+    @abstractmethod
+    def layout(self) -> str:
+        """Who loads its files with the same answers: ``timm``, ``transformers``, or ``kdcli`` alone."""
+
+    @property
+    @abstractmethod
+    def outputs(self) -> int:
+        """Number of its logits, named or not; 0 without a classifier."""
+
+    @property
+    def logit_shape(self) -> tuple[int, ...]:
+        """Shape of the logits of one picture: [C], or [C, h, w]."""
+        return (self.outputs,)
+
+    @property
+    def logit_count(self) -> int:
+        """Numbers in the logits of one picture."""
+        return math.prod(self.logit_shape)
+
+    @abstractmethod
+    def save(self, folder: Path, tensors: dict[str, Tensor] | None = None) -> list[str]:
+        """Write it as a model directory; the caller commits it.
+
+        Args:
+            folder: existing directory.
+            tensors: state dict to write instead of the model's own (the best step's).
+
+        Returns:
+            Names of the files written.
+        """
+
+    # -- training --------------------------------------------------------------------------------------------
+    def undecayed(self) -> set[str]:
+        """Names of parameters that weight decay spares, beside biases and norms."""
+        return set()
+
+    def layer_groups(self, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
+        """Parameter groups with ``lr_scale`` for a learning rate that falls from layer to layer.
+
+        Args:
+            weight_decay: of all but what is spared.
+            layer_decay: factor from one layer to the one below it.
+
+        Raises:
+            InputError: a model whose layers are not known.
+        """
+        self._refuse("layers that a layer decay could tell apart")
+
+    def synchronise(self) -> None:
+        """Let the head's batch norms see the batches of all processes; CUDA only, torch has none for CPUs."""
+
+    # -- what heads read -------------------------------------------------------------------------------------
+    def feature_names(self) -> list[str]:
+        """Features of ``FEATURES`` that a linear classifier can read here."""
+        return []
+
+    def features(self, x: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+        """Parts [B, D_i] that the named features are made of."""
+        self._refuse("features for a linear classifier")
+
+    def map_count(self, feature: str) -> int:
+        """Number of maps that a feature of ``GRIDS`` is made of."""
+        self._refuse("feature maps")
+
+    def maps(self, x: Tensor, feature: str) -> tuple[Tensor, ...]:
+        """Maps [B, D_i, h_i, w_i] of views that a feature of ``GRIDS`` is made of."""
+        self._refuse("feature maps")
+
+    def map_module(self, name: str) -> nn.Module:
+        """The module behind ``mapK``, ``stageK`` or ``a.b.c.map``. Raises InputError if there is none."""
+        self._refuse("feature maps")
+
+    def as_map(self, output: Tensor) -> Tensor:
+        """What such a module returns, as a map [B, D, H, W]. Raises InputError if it is none."""
+        self._refuse("feature maps")
+
+    def assembled(self, maps: Sequence[Tensor]) -> Tensor:
+        """A feature grid [B, D, h, w] of its maps."""
+        self._refuse("feature maps")
+
+    def fresh_head(self, name: str, classes: int) -> Head:
+        """A head with initial weights for it; see :func:`kdcli.models.heads.fresh`."""
+        self._refuse("place for a new head")
+
+    # -- classifier ------------------------------------------------------------------------------------------
+    def attach(self, head: Head | None, classes: list[str], task: str) -> None:
+        """Make a head the model's; None stands for a fresh classifier of its own kind."""
+        self._refuse("place for a new head")
+
+    def attach_linear(
+        self, feature: str, weight: Tensor, bias: Tensor, classes: list[str], task: str = "classification"
+    ) -> None:
+        """Make a linear classifier over ``feature`` the head, in the library's own layout where it fits."""
+        self._refuse("place for a new head")
+
+    @property
+    def linear(self) -> Any:
+        """The layer that gives the logits. Raises InputError if there is no single linear one."""
+        self._refuse("classifier")
+
+    def reorder(self, order: Sequence[int] | None, classes: list[str]) -> None:
+        """Put the classifier's rows into the order of ``classes``; ``order[i]`` is the old row of class i."""
+        self.classes = list(classes)
+        if order is None:
+            return
+        linear = self.linear
+        rows = torch.tensor(list(order))
+        with torch.no_grad():
+            linear.weight.copy_(linear.weight[rows].clone())
+            if linear.bias is not None:
+                linear.bias.copy_(linear.bias[rows].clone())
+
+    def class_rows(self) -> Tensor | None:
+        """Weight [C, D] of its linear classifier, None where it ends otherwise."""
+        try:
+            linear = self.linear
+        except InputError:
+            return None
+        return linear.weight if isinstance(linear, nn.Linear) else None
+
+    def _refuse(self, what: str) -> NoReturn:
+        raise InputError(f"{self.name} ({self.architecture}) has no {what}.")

@@ -1,0 +1,126 @@
+"""Where a run may write: in nothing that it reads, around nothing that it reads, in nothing of kdcli's own.
+
+``--overwrite`` deletes a whole directory, and files that appear in data, or in an artifact, change what these
+are. So an output that overlaps an input is refused before anything is made. Links are followed, and
+directories are compared as the file system does, whatever they are called.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+from kdcli.artifacts import manifest as manifests
+from kdcli.artifacts.store import refuse_foreign
+from kdcli.config import leaves
+from kdcli.errors import InputError
+from kdcli.sections import RunSection
+
+_DATA = ("--data", "--extra")
+_LOCAL, _REMOTE = "local-dir:", ("hf-hub:", "hf_hub:", "example:")
+
+
+def check(config: RunSection, path: Path) -> None:
+    """Refuse a place that a run must not write to.
+
+    An output that was not named (``runs/…``) may lie in the data, where the working directory is in them: its
+    marks tell the reader of the data to leave it out.
+
+    Args:
+        config: all fields.
+        path: where the artifact will stand.
+
+    Raises:
+        InputError: the output, or what stands beside it while the run is under way, is or contains what the
+            run reads or the working directory, or lies in what it reads or in a directory of kdcli's own;
+            or something stands there that is not to be replaced.
+    """
+    read = [(option, value, bool(config.out) or option not in _DATA) for option, value in inputs(config)]
+    read += [("the working directory", os.getcwd(), False), ("--cache", config.cache, True)]
+    for place in around(path, *([".track"] if config.track else [])):
+        for option, value, inside in read:
+            refuse_overlap(place, option, value, inside)
+    _refuse_own("the output", path)
+    _refuse_own("--cache", Path(config.cache, "key"))
+    refuse_foreign(path, overwrite=config.overwrite)
+
+
+def inputs(config: RunSection) -> Iterator[tuple[str, str]]:
+    """Options that say what a run reads, each with a value that was given: a path, or the name of a model."""
+    for dotted, _, extra in leaves(type(config)):
+        if extra.get("panel") == "Inputs" or extra.get("positional"):
+            given: Any = reduce(getattr, dotted.split("."), config)
+            option = (extra.get("flag") or ("the argument" if extra.get("positional") else dotted)).split(
+                ","
+            )[-1]
+            yield from (
+                (option, v) for v in (given if isinstance(given, list) else [given]) if isinstance(v, str)
+            )
+
+
+def around(path: Path, *more: str) -> list[Path]:
+    """An output, where it stands while it is unfinished, and what else is named after it, by endings."""
+    whole = Path(os.path.abspath(path))
+    return [path, *(whole.with_name(whole.name + ending) for ending in (".partial", *more) if whole.name)]
+
+
+def refuse_overlap(place: Path, option: str, value: str, inside: bool = True) -> None:
+    """Refuse an output that overlaps an input.
+
+    Args:
+        place: of the output.
+        option: of the input.
+        value: of the option; what is no path on this machine overlaps with nothing.
+        inside: whether the output may not lie in the input either.
+
+    Raises:
+        InputError: see above.
+    """
+    for own in _spots(str(place)):
+        for other in _spots(value, there=option != "--cache"):
+            into, over = _lies_in(own, other), _lies_in(other, own)
+            if over or (into and inside):
+                relation = "is" if into and over else "contains" if over else "lies in"
+                raise InputError(
+                    f"the output {place} {relation} {option} {value}: a run does not write into what it "
+                    "reads. Choose another --out."
+                )
+
+
+def _spots(value: str, there: bool = False) -> Iterator[str]:
+    """Where a path lies, links above it followed: as it is called, and where it leads if it is a link.
+
+    With ``there`` nothing where there is no such path: it is the name of a model or of hub data.
+    """
+    if not value or "\0" in value or value.startswith(_REMOTE):
+        return
+    plain = value.removeprefix(_LOCAL)
+    for name in dict.fromkeys((plain, os.path.expanduser(plain))):
+        if not there or os.path.lexists(name):
+            above, last = os.path.split(os.path.abspath(name))
+            yield from dict.fromkeys((os.path.join(os.path.realpath(above), last), os.path.realpath(name)))
+
+
+def _lies_in(inner: str, outer: str) -> bool:
+    """Whether ``inner`` is ``outer`` or lies below it."""
+    return any(str(above) == outer or _same(above, outer) for above in (Path(inner), *Path(inner).parents))
+
+
+def _same(one: Path, other: str) -> bool:
+    try:
+        return os.path.samefile(one, other)
+    except (OSError, ValueError):
+        return False
+
+
+def _refuse_own(what: str, place: Path) -> None:
+    """Refuse a place below a directory that kdcli keeps, and may delete, as a whole."""
+    for above in Path(os.path.realpath(place)).parents:
+        if manifests.carries_mark(above):
+            raise InputError(
+                f"{what} {place} lies in {above}, which is an artifact, an unfinished output or a cache. "
+                "Choose another place."
+            )
