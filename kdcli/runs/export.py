@@ -14,10 +14,6 @@ from kdcli.engine.loop import LOG
 from kdcli.engine.runtime import Runtime
 from kdcli.models.branches import Tail
 from kdcli.models.exits import ExitHead, save_exits
-<<<<<<< HEAD
-from kdcli.models.save import save
-=======
->>>>>>> main
 from kdcli.models.timm import Network
 from kdcli.runs import frame
 from kdcli.words import Method

@@ -16,11 +16,7 @@ from kdcli.engine.loop import train
 from kdcli.engine.runtime import Runtime
 from kdcli.methods.supervised import supervised
 from kdcli.models.timm import Network
-<<<<<<< HEAD
-from kdcli.runs.material import gather
-=======
 from kdcli.runs.material import Lesson, gather
->>>>>>> main
 from kdcli.runs.training import training_job
 from kdcli.sections import StudentSection
 from kdcli.tasks import task_of

@@ -16,18 +16,10 @@ from kdcli.engine.cache import Filling
 from kdcli.engine.features import cached_features, live_features
 from kdcli.engine.heads import HeadResult, HeadSpec, train_heads, train_heads_live
 from kdcli.engine.lbfgs import lbfgs_path
-<<<<<<< HEAD
-from kdcli.engine.runtime import Runtime
-from kdcli.models.timm import Network
-from kdcli.runs import frame
-from kdcli.synthesis.lopes import Records
-from kdcli.synthesis.records import record
-=======
 from kdcli.engine.moments import Moments, Recording, record
 from kdcli.engine.runtime import Runtime
 from kdcli.models.timm import Network
 from kdcli.runs import frame
->>>>>>> main
 from kdcli.tasks.segmentation.solver import DenseResult, Part, train_dense_heads
 
 

@@ -12,33 +12,19 @@ from kdcli.artifacts.files import write_bytes
 from kdcli.console import Console
 from kdcli.errors import InputError, UsageError
 from kdcli.launch import world_size
-<<<<<<< HEAD
-from kdcli.runs import Result, frame, shards, show
-from kdcli.synthesis.settings import InversionSection, refuse_unheeded, resolved
-=======
 from kdcli.methods.datafree import InversionSection, resolved
 from kdcli.runs import Result, frame, show
 from kdcli.runs.pictures import PicturePlan, refuse_unheeded
->>>>>>> main
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from kdcli.artifacts.store import Output
-<<<<<<< HEAD
-    from kdcli.engine.runtime import Runtime
-    from kdcli.models.timm import Network
-    from kdcli.synthesis.draws import Draw
-    from kdcli.synthesis.lopes import Records
-    from kdcli.synthesis.making import Make
-    from kdcli.words import Phase
-=======
     from kdcli.engine.moments import Moments
     from kdcli.engine.runtime import Runtime, Stop
     from kdcli.models.timm import Network
     from kdcli.synthesis.draws import Draw, Make
     from kdcli.words import Method
->>>>>>> main
 
 _SHEET_PICTURES = 64
 _LOG, _GENERATOR = "metrics.jsonl", "generator.safetensors"
@@ -134,12 +120,7 @@ class Plan(PicturePlan):
             InputError: an unfinished output that 0.1 left.
         """
         from kdcli.artifacts.store import write_tensors
-<<<<<<< HEAD
-        from kdcli.engine.runtime import watching
-        from kdcli.synthesis import generator as engine
-=======
         from kdcli.runs import descent as engine
->>>>>>> main
 
         networks = {role: network.to(runtime.device) for role, network in self.networks.items()}
         descent = engine.Descent(self.method, networks, self.section, runtime, console, stop)
@@ -153,12 +134,7 @@ class Plan(PicturePlan):
         """Columns of a block beside its classes: the activations that are sought."""
         from kdcli.methods.lopes import sampled
 
-<<<<<<< HEAD
-        from kdcli.models.pictures import Renormalised
-        from kdcli.synthesis.inversion import Inversion, from_teacher
-=======
         return sampled(self.moments, seed, targets) if self.moments else {}
->>>>>>> main
 
     def facts(self, folder: Path) -> dict[str, Any]:
         """Licences, cost, and how it went; gathers the blocks' rows into the log."""

@@ -29,10 +29,7 @@ from kdcli.models.build import build
 from kdcli.models.ensemble import Ensemble
 from kdcli.models.timm import Network
 from kdcli.runs import frame
-<<<<<<< HEAD
-=======
 from kdcli.runs.caching import caching, only_plain
->>>>>>> main
 from kdcli.runs.refusals import (
     refuse_options,
     refuse_pyramid_pooling,
@@ -41,11 +38,7 @@ from kdcli.runs.refusals import (
     warn_of_points,
     warn_of_signs,
 )
-<<<<<<< HEAD
-from kdcli.sections import StudentSection
-=======
 from kdcli.sections import StudentSection, TrainingData
->>>>>>> main
 from kdcli.tasks import Task
 from kdcli.words import Method
 from kdcli.words.analysis import (

@@ -10,25 +10,15 @@ from kdcli import synthesis
 from kdcli.artifacts.manifest import digest
 from kdcli.console import Console
 from kdcli.errors import InputError, UsageError
-<<<<<<< HEAD
-from kdcli.runs import Result, frame, shards
-=======
 from kdcli.runs import Result, frame
 from kdcli.runs.pictures import PicturePlan, refuse_unheeded
->>>>>>> main
 from kdcli.synthesis.sampling import resolved
 
 if TYPE_CHECKING:
     from kdcli.artifacts.store import Output
     from kdcli.data.samples import Data, Samples
-<<<<<<< HEAD
-    from kdcli.engine.runtime import Runtime
-    from kdcli.synthesis.draws import Draw
-    from kdcli.synthesis.making import Make
-=======
     from kdcli.engine.runtime import Runtime, Stop
     from kdcli.synthesis.draws import Draw, Make
->>>>>>> main
     from kdcli.synthesis.weights import Weights
 
 _SHEET_ROWS = 8

@@ -17,10 +17,6 @@ from kdcli.models.adapters import Regressor
 from kdcli.models.timm import Network
 from kdcli.runs import frame
 from kdcli.sections import OptimSection, StudentSection
-<<<<<<< HEAD
-from kdcli.tasks import Task
-=======
->>>>>>> main
 from kdcli.words import Method
 from kdcli.words.analysis import reads_labels, split_reference, views_used
 

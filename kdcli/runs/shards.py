@@ -15,10 +15,7 @@ from kdcli.artifacts.manifest import Manifest
 from kdcli.console import Console
 from kdcli.errors import InputError
 from kdcli.runs import Result, frame
-<<<<<<< HEAD
-=======
 from kdcli.runs.pictures import SHEET
->>>>>>> main
 from kdcli.sections import RunSection
 
 if TYPE_CHECKING:
