@@ -226,7 +226,8 @@ RUN_KEYS = (
 )
 SOURCE_KEYS = "source train image_column on_bad_image max_bad_fraction max_pixels"
 DATA_KEYS = (
-    f"{SOURCE_KEYS} validation test validation_fraction duplicates split_seed group_by label_column task "
+    f"{SOURCE_KEYS} validation test validation_fraction duplicates split_seed group_by label_column "
+    "label_columns task "
     "mask_column class_names void class_order labels_per_class labelled_fraction class_balance"
 )
 VIEW_KEYS = "count size scale ratio hflip vflip color_jitter auto_augment erase store interpolation"

@@ -53,6 +53,13 @@ class Entry:
 
 
 TASKS: dict[str, Entry] = {
+    "multi-label": Entry(
+        "kdcli.tasks.multilabel:MultiLabel",
+        "kdcli.tasks.multilabel.target:AnswerReader",
+        "any number of labels for each picture",
+        provides=frozenset({"picture"}),
+        options=("label_columns", "class_names"),
+    ),
     "segmentation": Entry(
         "kdcli.tasks.segmentation:Segmentation",
         "kdcli.tasks.segmentation.target:MaskReader",

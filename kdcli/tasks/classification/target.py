@@ -92,8 +92,8 @@ def _classes(raw: Raw, config: DataSection) -> tuple[list[str] | None, str | Non
         return list(kind.names), column
     if not isinstance(kind, datasets.Value):
         raise InputError(
-            f"column '{column}' holds several labels per picture; multi-label classification is not "
-            "supported yet."
+            f"column '{column}' holds several labels per picture, which is --set data.task=multi-label; or "
+            "name a column of single labels: --set data.label_column=…"
         )
     values = {v for table in tables.values() for v in table.unique(column) if v is not None}
     if kind.dtype.startswith(("int", "uint")):
