@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from kdcli.sections import DataSection
 
 UNLABELLED = -1
+WEIGHTS = ("row_weight", "label_weight")  # columns that even out classes, or the answers of labels, in a loss
 
 
 @dataclass(frozen=True)

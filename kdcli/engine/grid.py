@@ -129,7 +129,7 @@ class Features:
             InputError: no labelled sample, targets that the objective cannot learn, NaN or Inf, wrong shapes.
         """
         y, part = self.targets, "training" if self.training else "validation"
-        rows = (y >= 0).flatten(1).all(1).nonzero()[:, 0] if y.ndim > 1 else (y >= 0).nonzero()[:, 0]
+        rows = (y.reshape(len(y), -1) != -1).all(1).nonzero()[:, 0]
         x = self.features.get(name, torch.empty(0))
         shape, wrong = [len(y), width or x.shape[-1]], ""
         if not len(rows):

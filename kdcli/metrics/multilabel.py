@@ -46,21 +46,18 @@ def average_precision(logits: Tensor, answers: Tensor) -> Tensor:
         answers: [N, L].
     """
     check_answers(logits, answers)
-    found = [_average_precision(z[~y.isnan()], y[~y.isnan()]) for z, y in zip(logits.T, answers.T)]
-    return torch.tensor(found, dtype=torch.float64)
-
-
-def _average_precision(scores: Tensor, truth: Tensor) -> float:
-    if not truth.sum():
-        return math.nan
-    order = scores.argsort(descending=True, stable=True)
-    scores, truth = scores[order], truth[order].double()
-    last = scores.new_ones(1, dtype=torch.bool)
-    ends = torch.cat([scores[1:] != scores[:-1], last])  # of equal scores the last
-    hits = truth.cumsum(0)[ends]
-    seen = torch.arange(1, len(scores) + 1, dtype=torch.float64)[ends]
-    steps = torch.diff(hits, prepend=hits.new_zeros(1))
-    return float((steps * hits / seen).sum() / hits[-1])
+    order = logits.argsort(dim=0, descending=True, stable=True)
+    scores, truth = logits.gather(0, order), answers.gather(0, order)
+    yes = (truth == 1).double()
+    hits, seen = yes.cumsum(0), (~truth.isnan()).cumsum(0)
+    ends = torch.ones_like(scores, dtype=torch.bool)
+    ends[:-1] = scores[1:] != scores[:-1]
+    places = torch.arange(len(scores), device=scores.device)[:, None]
+    threshold = (
+        places.where(ends, len(scores) - 1).flip(0).cummin(0).values.flip(0)
+    )  # of equal scores the last
+    precision = hits.gather(0, threshold) / seen.gather(0, threshold).clamp(min=1)
+    return (yes * precision).sum(0) / hits[-1]
 
 
 def counts(predicted: Tensor, answers: Tensor) -> Tensor:
@@ -123,7 +120,7 @@ def multilabel_metrics(logits: Tensor, answers: Tensor, cuts: Tensor | None = No
         cuts: [L] of :func:`thresholds`; None for a probability of one half.
 
     Returns:
-        ``map`` (mean average precision), ``macro_f1`` (mean over labels), ``micro_f1`` (of all answers
+        ``mean_ap`` (mean average precision), ``macro_f1`` (mean over labels), ``micro_f1`` (of all answers
         together), ``exact`` (pictures all of whose answered labels are right), ``nll`` (binary
         cross-entropy in nats, mean over a picture's answered labels, then over pictures). A figure without
         any label to stand on is NaN.
@@ -139,7 +136,7 @@ def multilabel_metrics(logits: Tensor, answers: Tensor, cuts: Tensor | None = No
     told = known.any(dim=1)
     right = ((predicted == (answers == 1)) | ~known).all(dim=1)[told]
     return {
-        "map": float(average_precision(logits, answers).nanmean()),
+        "mean_ap": float(average_precision(logits, answers).nanmean()),
         "macro_f1": float(f1(found).nanmean()),
         "micro_f1": 2 * hits / (2 * hits + false + missed) if hits + missed else math.nan,
         "exact": float(right.double().mean()),
@@ -147,6 +144,39 @@ def multilabel_metrics(logits: Tensor, answers: Tensor, cuts: Tensor | None = No
     }
 
 
-def agreement_by_label(logits: Tensor, teacher_logits: Tensor, cuts: Tensor, teacher_cuts: Tensor) -> float:
-    """Share of all entries [N, L] on which a student and a teacher say the same."""
-    return float(((logits >= cuts) == (teacher_logits >= teacher_cuts)).double().mean())
+def agreement(
+    logits: Tensor, teacher_logits: Tensor, answers: Tensor, cuts: Tensor, teacher_cuts: Tensor
+) -> dict[str, float]:
+    """Fidelity of a student to its teacher, answer by answer, and who of them is right.
+
+    Args:
+        logits: [N, L].
+        teacher_logits: [N, L].
+        answers: [N, L].
+        cuts: the student's thresholds [L].
+        teacher_cuts: the teacher's.
+
+    Returns:
+        Over all N·L answers ``agreement`` (both say the same) and ``kl`` (mean of KL(teacher ‖ student) of
+        one label, in nats); over those that are known ``both_right``, ``only_student``, ``only_teacher``
+        and ``neither_right``, which sum to 1.
+    """
+    check_answers(logits, answers)
+    check_answers(teacher_logits, answers)
+    ours, theirs = logits.double() >= cuts, teacher_logits.double() >= teacher_cuts
+    known = ~answers.isnan()
+    right, teacher_right = (said[known] == (answers[known] == 1) for said in (ours, theirs))
+    student, teacher = logits.double(), teacher_logits.double()
+    divergence = teacher.sigmoid() * (F.logsigmoid(teacher) - F.logsigmoid(student))
+    divergence += (-teacher).sigmoid() * (F.logsigmoid(-teacher) - F.logsigmoid(-student))
+    fractions = {
+        "both_right": right & teacher_right,
+        "only_student": right & ~teacher_right,
+        "only_teacher": ~right & teacher_right,
+        "neither_right": ~right & ~teacher_right,
+    }
+    return {
+        "agreement": float((ours == theirs).double().mean()),
+        "kl": max(0.0, float(divergence.mean())),  # rounding may leave it a hair below 0
+        **{name: float(rows.double().mean()) for name, rows in fractions.items()},
+    }

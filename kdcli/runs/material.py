@@ -39,7 +39,7 @@ from kdcli.runs.refusals import (
     warn_of_signs,
 )
 from kdcli.sections import StudentSection, TrainingData
-from kdcli.tasks import Task
+from kdcli.tasks import TASKS, Task
 from kdcli.words import Method
 from kdcli.words.analysis import (
     cacheable_calls,
@@ -297,6 +297,11 @@ def _teacher(lesson: Lesson, console: Console) -> Model:
         for term in turn.terms
         if "~t.logits" in term.args
     }
+    if config.teacher_mean == "probabilities" and "class" not in TASKS[task.name].provides:
+        raise UsageError(
+            "teacher_mean=probabilities averages those of one class a picture, and these data are for "
+            f"{task.name}."
+        )
     if len(temperatures) > 1 and config.teacher_mean == "probabilities":
         raise UsageError(
             f"terms soften the teachers by {', '.join(f'{t:g}' for t in sorted(temperatures))}, and "

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from kdcli.console import Console
+from kdcli.data.targets import WEIGHTS
 from kdcli.engine.assembly import Assembly
 from kdcli.engine.optim import section_of
 from kdcli.errors import InputError, UsageError
@@ -37,7 +38,7 @@ def refuse_options(config: StudentSection, method: Method) -> None:
     if reads_labels(method) and (optim.mixup or optim.cutmix):
         raise UsageError(f"method {method.name} reads class numbers, and mixed pictures have none: no mixup.")
     terms = [term for turn in method.turns for term in turn.terms]
-    if data.class_balance == "loss" and not any("row_weight" in term.args for term in terms):
+    if data.class_balance == "loss" and not any({*WEIGHTS} & {*term.args} for term in terms):
         raise UsageError(
             f"--class-balance loss: no term of method {method.name} weighs its rows; take sampler."
         )

@@ -53,19 +53,20 @@ class Entry:
 
 
 TASKS: dict[str, Entry] = {
-    "multi-label": Entry(
-        "kdcli.tasks.multilabel:MultiLabel",
-        "kdcli.tasks.multilabel.target:AnswerReader",
-        "any number of labels for each picture",
-        provides=frozenset({"picture"}),
-        options=("label_columns", "class_names"),
-    ),
     "segmentation": Entry(
         "kdcli.tasks.segmentation:Segmentation",
         "kdcli.tasks.segmentation.target:MaskReader",
         "kdcli.tasks.segmentation.figures:FIGURES",
         "a class for every pixel",
         options=("mask_column", "class_names"),
+    ),
+    "multi-label": Entry(
+        "kdcli.tasks.multilabel:MultiLabel",
+        "kdcli.tasks.multilabel.target:AnswerReader",
+        "kdcli.tasks.multilabel.figures:FIGURES",
+        "any number of labels for each picture",
+        provides=frozenset({"picture"}),
+        options=("label_columns", "class_names"),
     ),
     "classification": Entry(
         "kdcli.tasks.classification:Classification",
@@ -268,11 +269,10 @@ def _reader(raw: Raw, config: DataSection) -> Reader:
         table = next(iter(raw.tables.values()))
         name = next(key for key, one in TASKS.items() if _loaded(one.reader).claims(table, config))
     own = TASKS[name]
-    for other, one in TASKS.items():
-        foreign = [option for option in one.options if option not in own.options]
-        if any(getattr(config, option) for option in foreign):
-            given = " and ".join(f"data.{option}" for option in foreign)
-            raise UsageError(f"{given} go with data.task={other}.")
+    for option in dict.fromkeys(option for row in TASKS.values() for option in row.options):
+        if getattr(config, option) and option not in own.options:
+            able = " or ".join(key for key, row in TASKS.items() if option in row.options)
+            raise UsageError(f"data.{option} is for {able}, and {config.source} is opened for {name}.")
     return cast("Reader", _loaded(own.reader)(raw, config))
 
 

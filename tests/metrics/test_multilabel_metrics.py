@@ -79,14 +79,14 @@ def test_a_label_without_positives_is_left_out() -> None:
     found, without = (multilabel_metrics(logits[:, k], answers[:, k]) for k in ([0, 1, 2, 3, 4], rest))
     assert math.isnan(float(average_precision(logits, answers)[2]))
     assert float(thresholds(logits, answers)[2]) == 0
-    for name in ("map", "macro_f1"):
+    for name in ("mean_ap", "macro_f1"):
         assert found[name] == pytest.approx(without[name])
 
 
 def test_perfect_answers_score_one() -> None:
     _, answers = draw()
     found = multilabel_metrics(20 * answers - 10, answers)
-    assert {found[name] for name in ("map", "macro_f1", "micro_f1", "exact")} == {1.0}
+    assert {found[name] for name in ("mean_ap", "macro_f1", "micro_f1", "exact")} == {1.0}
 
 
 @pytest.mark.parametrize(

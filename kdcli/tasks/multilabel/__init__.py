@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from kdcli.errors import UsageError
+from kdcli.tasks.matching import bring_into_order
 from kdcli.words import Term
 
 if TYPE_CHECKING:
@@ -15,7 +17,12 @@ if TYPE_CHECKING:
 
     from kdcli.data.samples import Data
     from kdcli.data.targets import TargetColumns
+    from kdcli.engine.grid import HeadResult, HeadSpec
+    from kdcli.engine.inference import Measuring
+    from kdcli.models.protocol import Model
     from kdcli.sections import DataSection, OptimSection, ViewSection
+    from kdcli.tasks import Evaluation
+    from kdcli.tasks.settings import EvalOptions, ProbeOptions, Probing, Validation
 
 
 @dataclass(frozen=True)
@@ -32,7 +39,7 @@ class MultiLabel:
     label_smoothing: float = 0.0
     weights: tuple[float, ...] | None = None
     name: str = "multi-label"
-    selection: str = "map"
+    selection: str = "mean_ap"
     leaves_unused: bool = False
 
     @classmethod
@@ -44,6 +51,11 @@ class MultiLabel:
             raise UsageError(
                 "--class-balance sampler draws pictures by their class, and these have several labels; loss "
                 "weighs the answers."
+            )
+        if section.labels_per_class is not None:
+            raise UsageError(
+                "--labels-per-class keeps so many pictures of each class, and these have several. To hide "
+                "answers, leave them empty (null) in the data."
             )
         if views is not None and views.store.startswith("top"):
             raise UsageError(
@@ -91,6 +103,52 @@ class MultiLabel:
 
         answers = (torch.arange(rows)[:, None] + torch.arange(len(self.classes))) % 2
         return {"y": torch.arange(rows) % len(self.classes), "answers": answers.float()}
+
+    # -- fitting and measuring: see kdcli.tasks.Task
+    def match(self, network: Model, order: Literal["names", "same"], who: str) -> None:
+        """Put a network's logits into the order of the labels, by their names."""
+        bring_into_order(network, self.classes, order, who)
+
+    def features(self, network: Model) -> list[str]:
+        """DINOv2's four on a ViT, pooled stages on others."""
+        return network.feature_names()
+
+    def heads(self, options: ProbeOptions, features: Sequence[str]) -> list[HeadSpec]:
+        """Linear classifiers by SGD, and by L-BFGS where features are cached; one label is enough."""
+        from kdcli.tasks.linear import specs
+
+        if options.statistics.record:
+            raise UsageError("--statistics records classes of pictures, and these have several labels.")
+        return specs(options, features)
+
+    def fit(self, probing: Probing) -> list[HeadResult]:
+        """All of them together, on cached or live features."""
+        from kdcli.tasks.multilabel.probe import fit
+
+        return fit(probing, len(self.classes))
+
+    def attach(self, network: Model, result: HeadResult) -> None:
+        """Make a linear classifier the network's."""
+        weight, bias = result.tensors["weight"], result.tensors["bias"]
+        network.attach_linear(result.spec.feature, weight, bias, list(self.classes), self.name)
+
+    def metrics(self, measuring: Measuring, network: Model) -> dict[str, float]:
+        """Mean average precision, F1 and likelihood."""
+        from kdcli.tasks.multilabel.evaluate import metrics
+
+        return metrics(measuring, network)
+
+    def wants_validation(self, models: Sequence[str]) -> bool:
+        """True: thresholds are chosen there."""
+        return True
+
+    def evaluation(
+        self, options: EvalOptions, models: Mapping[str, str], validation: Validation
+    ) -> Evaluation:
+        """Precision and F1 by label, agreement with a teacher."""
+        from kdcli.tasks.multilabel.evaluate import Evaluation
+
+        return Evaluation.of(self.classes, options, validation)
 
 
 def answer_weights(targets: Any) -> tuple[float, ...]:

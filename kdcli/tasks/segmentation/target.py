@@ -115,10 +115,6 @@ class MaskReader:
         found = _mask_columns(table, config)
         alone = len(picture_columns(table)) == 1 and not config.mask_column  # the picture itself
         if len(found) != 1 or alone:
-            if len(found) < 2 and config.task == "auto" and not config.mask_column:
-                raise UsageError(
-                    f"data.class_names names the classes of masks, and {config.source} has none."
-                )
             what = "several mask columns" if len(found) > 1 else "no mask column"
             among = found if len(found) > 1 else table.column_names
             raise InputError(
@@ -129,12 +125,9 @@ class MaskReader:
 
     @classmethod
     def claims(cls, table: Any, config: DataSection) -> bool:
-        """Whether a column is named as masks are, beside the pictures, or the options speak of masks."""
-        return bool(
-            config.mask_column
-            or config.class_names
-            or (_mask_columns(table, config) and len(picture_columns(table)) > 1)
-        )
+        """Whether a column is named as masks are, beside the pictures, or the options name one."""
+        beside = _mask_columns(table, config) and len(picture_columns(table)) > 1
+        return bool(config.mask_column or beside)
 
     def targets(self, name: str, table: Any) -> Targets:
         """Hashes of the masks of a split; none of a split that has no such column."""
