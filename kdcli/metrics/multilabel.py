@@ -53,10 +53,8 @@ def average_precision(logits: Tensor, answers: Tensor) -> Tensor:
     ends = torch.ones_like(scores, dtype=torch.bool)
     ends[:-1] = scores[1:] != scores[:-1]
     places = torch.arange(len(scores), device=scores.device)[:, None]
-    threshold = (
-        places.where(ends, len(scores) - 1).flip(0).cummin(0).values.flip(0)
-    )  # of equal scores the last
-    precision = hits.gather(0, threshold) / seen.gather(0, threshold).clamp(min=1)
+    places = places.where(ends, len(scores) - 1).flip(0).cummin(0).values.flip(0)  # of equal scores the last
+    precision = hits.gather(0, places) / seen.gather(0, places).clamp(min=1)
     return (yes * precision).sum(0) / hits[-1]
 
 

@@ -35,7 +35,7 @@ def binary(labels: int) -> Objective:
 
 
 def gradient(logits: Tensor, y: Tensor) -> Tensor:
-    """Of the summed :func:`kdcli.losses.multilabel.binary_cross_entropy`, in logits [H, L, B]; y is [B, L]."""
+    """Of the summed :func:`kdcli.losses.multilabel.binary_cross_entropy`, in logits [H, L, B]; y [B, L]."""
     return logits.sigmoid_().sub_(y.nan_to_num(0.0).T).mul_(_shares(y).T)
 
 

@@ -16,8 +16,8 @@ LISTED = 200  # labels of a table; of more the weakest
 
 _SAYS = (
     "Average precision needs no threshold. F1, precision and recall are those of the threshold, a "
-    "probability, that gave the best F1 on validation pictures; without such pictures it is one half. A dash: "
-    "no picture of the split has the label, or it was never said."
+    "probability, that gave the best F1 on validation pictures; without such pictures it is one half. A "
+    "dash: no picture of the split has the label, or it was never said."
 )
 
 
