@@ -45,7 +45,7 @@ def export(
         command,
         task=plan.task.name,
         layout=student.layout,
-        classes=list(plan.task.classes),
+        classes=student.classes,
         metrics=outcome.metrics,
         metrics_last={f"validation/{k}": v for k, v in progress.last.items()},
         selection=outcome.selection,

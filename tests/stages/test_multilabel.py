@@ -214,7 +214,9 @@ def test_what_has_no_meaning_is_refused(
 
 
 def test_statistics_are_of_classes(heads: Callable[..., probe.Plan], tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="--statistics records classes of pictures"):
+    with pytest.raises(
+        UsageError, match="--statistics records pictures of one class each; these data are for multi"
+    ):
         heads(tmp_path / "o", **{"statistics.record": True})
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from kdcli.artifacts import model as artifacts
-from kdcli.errors import UsageError
-from kdcli.tasks.matching import bring_into_order, refuse_one_class
+from kdcli.tasks.matching import refuse_one_class
+from kdcli.tasks.whole import WholePicture
 from kdcli.words import Term
 
 if TYPE_CHECKING:
@@ -27,21 +27,16 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Classification:
+class Classification(WholePicture):
     """The task of one set of class names.
 
     Attributes:
-        classes: names by class number.
-        label_smoothing: of the supervised loss.
         weighted: whether batches carry ``row_weight`` (class balance in the loss).
     """
 
-    classes: tuple[str, ...]
-    label_smoothing: float = 0.0
-    weighted: bool = False
     name: str = "classification"
     selection: str = "top1"
-    leaves_unused: bool = False
+    weighted: bool = False
 
     @classmethod
     def of(
@@ -49,13 +44,7 @@ class Classification:
     ) -> Classification:
         """The task of some data; see :func:`kdcli.tasks.task_of`."""
         smoothing = optim.label_smoothing if optim else 0.0
-        return cls(tuple(data.classes or ()), smoothing, section.class_balance == "loss")
-
-    def wanted(self, kind: str | None) -> dict[str, Any]:
-        """The network's own pooled classifier."""
-        if kind is not None:
-            raise UsageError(f"head={kind}: {self.name} has one head only, the student's own.")
-        return {"classes": list(self.classes), "task": self.name}
+        return cls(tuple(data.classes or ()), smoothing, weighted=section.class_balance == "loss")
 
     def supervised(self, call: str) -> Term:
         """Cross-entropy on the labelled rows of a batch."""
@@ -88,31 +77,16 @@ class Classification:
         return {"y": torch.arange(rows) % len(self.classes)}
 
     # -- fitting and measuring: see kdcli.tasks.Task
-    def match(self, network: Model, order: Literal["names", "same"], who: str) -> None:
-        """Put a network's logits into the order of the classes, by their names."""
-        bring_into_order(network, self.classes, order, who)
-
-    def features(self, network: Model) -> list[str]:
-        """DINOv2's four on a ViT, pooled stages on others."""
-        return network.feature_names()
-
     def heads(self, options: ProbeOptions, features: Sequence[str]) -> list[HeadSpec]:
-        """Linear classifiers by SGD, and by L-BFGS where features are cached."""
-        from kdcli.tasks.linear import specs
-
+        """Linear classifiers, which have to have something to tell apart."""
         refuse_one_class(self.classes)
-        return specs(options, features)
+        return super().heads(options, features)
 
     def fit(self, probing: Probing) -> list[HeadResult]:
         """All of them together, on cached or live features."""
         from kdcli.tasks.classification.probe import fit
 
         return fit(probing, len(self.classes))
-
-    def attach(self, network: Model, result: HeadResult) -> None:
-        """Make a linear classifier the network's."""
-        weight, bias = result.tensors["weight"], result.tensors["bias"]
-        network.attach_linear(result.spec.feature, weight, bias, list(self.classes), self.name)
 
     def metrics(self, measuring: Measuring, network: Model) -> dict[str, float]:
         """Accuracy, likelihood and calibration."""

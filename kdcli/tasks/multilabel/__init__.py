@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from kdcli.errors import UsageError
-from kdcli.tasks.matching import bring_into_order
+from kdcli.tasks.whole import WholePicture
 from kdcli.words import Term
 
 if TYPE_CHECKING:
@@ -17,30 +17,25 @@ if TYPE_CHECKING:
 
     from kdcli.data.samples import Data
     from kdcli.data.targets import TargetColumns
-    from kdcli.engine.grid import HeadResult, HeadSpec
+    from kdcli.engine.grid import HeadResult
     from kdcli.engine.inference import Measuring
     from kdcli.models.protocol import Model
     from kdcli.sections import DataSection, OptimSection, ViewSection
     from kdcli.tasks import Evaluation
-    from kdcli.tasks.settings import EvalOptions, ProbeOptions, Probing, Validation
+    from kdcli.tasks.settings import EvalOptions, Probing, Validation
 
 
 @dataclass(frozen=True)
-class MultiLabel:
+class MultiLabel(WholePicture):
     """The task of one set of labels, any number of which a picture may have.
 
     Attributes:
-        classes: names by number.
-        label_smoothing: of the supervised loss.
         weights: factors of the answer yes for each label (class balance in the loss), or None.
     """
 
-    classes: tuple[str, ...]
-    label_smoothing: float = 0.0
-    weights: tuple[float, ...] | None = None
     name: str = "multi-label"
     selection: str = "mean_ap"
-    leaves_unused: bool = False
+    weights: tuple[float, ...] | None = None
 
     @classmethod
     def of(
@@ -64,13 +59,8 @@ class MultiLabel:
         weights = None
         if section.class_balance == "loss" and "train" in data.splits:
             weights = answer_weights(data.splits["train"].targets)
-        return cls(tuple(data.classes or ()), optim.label_smoothing if optim else 0.0, weights)
-
-    def wanted(self, kind: str | None) -> dict[str, Any]:
-        """The network's own pooled classifier."""
-        if kind is not None:
-            raise UsageError(f"head={kind}: {self.name} has one head only, the student's own.")
-        return {"classes": list(self.classes), "task": self.name}
+        smoothing = optim.label_smoothing if optim else 0.0
+        return cls(tuple(data.classes or ()), smoothing, weights=weights)
 
     def supervised(self, call: str) -> Term:
         """Binary cross-entropy of the answered labels of the labelled rows of a batch."""
@@ -105,32 +95,11 @@ class MultiLabel:
         return {"y": torch.arange(rows) % len(self.classes), "answers": answers.float()}
 
     # -- fitting and measuring: see kdcli.tasks.Task
-    def match(self, network: Model, order: Literal["names", "same"], who: str) -> None:
-        """Put a network's logits into the order of the labels, by their names."""
-        bring_into_order(network, self.classes, order, who)
-
-    def features(self, network: Model) -> list[str]:
-        """DINOv2's four on a ViT, pooled stages on others."""
-        return network.feature_names()
-
-    def heads(self, options: ProbeOptions, features: Sequence[str]) -> list[HeadSpec]:
-        """Linear classifiers by SGD, and by L-BFGS where features are cached; one label is enough."""
-        from kdcli.tasks.linear import specs
-
-        if options.statistics.record:
-            raise UsageError("--statistics records classes of pictures, and these have several labels.")
-        return specs(options, features)
-
     def fit(self, probing: Probing) -> list[HeadResult]:
         """All of them together, on cached or live features."""
         from kdcli.tasks.multilabel.probe import fit
 
         return fit(probing, len(self.classes))
-
-    def attach(self, network: Model, result: HeadResult) -> None:
-        """Make a linear classifier the network's."""
-        weight, bias = result.tensors["weight"], result.tensors["bias"]
-        network.attach_linear(result.spec.feature, weight, bias, list(self.classes), self.name)
 
     def metrics(self, measuring: Measuring, network: Model) -> dict[str, float]:
         """Mean average precision, F1 and likelihood."""
