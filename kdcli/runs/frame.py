@@ -96,8 +96,8 @@ def labelled(config: DataSection, *splits: str) -> Data:
     data = open_task_data(config, *splits)
     if data.classes is None:
         raise InputError(
-            f"{config.source} has no labels: no column of them (name it: --set data.label_column=…), and no "
-            "two class folders."
+            f"{config.source} has no labels: no column of them (name it: --set data.label_column=…, or "
+            "columns of 0 and 1: --set 'data.label_columns=[…]'), and no two class folders."
         )
     return data
 

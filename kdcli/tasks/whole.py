@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from kdcli import tasks
 from kdcli.errors import UsageError
+from kdcli.tasks import entry
 from kdcli.tasks.matching import bring_into_order
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class WholePicture:
         """Linear classifiers by SGD, and by L-BFGS where features are cached."""
         from kdcli.tasks.linear import specs
 
-        if options.statistics.record and "class" not in tasks.entry(self.name).provides:
+        if options.statistics.record and "class" not in entry(self.name).provides:
             raise UsageError(
                 f"--statistics records pictures of one class each; these data are for {self.name}."
             )

@@ -105,6 +105,7 @@ def test_scripts_are_executable_bash(path):
         ("few_labels.sh", 6, "example:fashion-mnist"),
         ("sweep.sh", 6, "example:fashion-mnist"),
         ("matrix.sh", 3, "example:fashion-mnist"),
+        ("several_labels.sh", 4, "$runs/emoji"),
         ("good_practices.sh", 5, "$data"),
     ],
 )
@@ -165,6 +166,7 @@ def test_this_parser_refuses_what_kdcli_refuses(line, message):
         "CHANGELOG.md",
         "examples/methods.md",
         "examples/new_method.md",
+        "examples/new_task.md",
         "examples/results/few_labels.md",
         "examples/results/matrix.md",
         "examples/results/sweep.md",

@@ -130,7 +130,9 @@ def test_an_order_is_never_guessed(installed, graded, tmp_path):
     options = common(graded, tmp_path, student="test_resnet", from_scratch=True)
     del options["data.class_names"]
     options |= {"method.name": "supervised", "out": str(tmp_path / "o")}
-    with pytest.raises(InputError, match=r"the order of good, bad, very good, fair: --set 'data\.class_names="):
+    with pytest.raises(
+        InputError, match=r"the order of good, bad, very good, fair: --set 'data\.class_names="
+    ):
         distill.plan(resolve(distill.Config, options=options), QUIET)
     options |= {"data.class_names": ORDER, "method.name": "dkd", "teacher": str(graded)}
     with pytest.raises(UsageError, match="method dkd is for classification, and these data are for ordinal"):
