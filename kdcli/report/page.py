@@ -3,7 +3,8 @@
 The report is a plain mapping, so that it can be read back from its JSON file::
 
     {"title": str, "created": str,
-     "data": {"name", "split", "samples", "task"?, "classes": [names], "fingerprint"},
+     "data": {"name", "split", "samples", "task"?, "classes": [names], "absent"?: [the last of them],
+              "fingerprint"},
      "models": [{"name", "path", "selection"?: str,
                  "metrics": {the task's figures},
                  "teacher"?: {"name", "agreement", "kl", "both_right", "only_student", "only_teacher",
