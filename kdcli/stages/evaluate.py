@@ -175,9 +175,9 @@ def _lacking(classes: Sequence[str], absent: Sequence[str]) -> str:
     """What to say of classes that the models know and the data lack."""
     shown = ", ".join(absent[:5]) + (f" and {len(absent) - 5} more" if len(absent) > 5 else "")
     return (
-        f"the data lack {len(absent)} of the {len(classes)} classes that are known here ({shown}): measured are "
-        f"the {len(classes) - len(absent)} that are there. All logits are kept, so that an answer which names "
-        "one of the others is wrong."
+        f"the data lack {len(absent)} of the {len(classes)} classes that are known here ({shown}): measured "
+        f"are the {len(classes) - len(absent)} that are there. All logits are kept, so that an answer which "
+        "names one of the others is wrong."
     )
 
 

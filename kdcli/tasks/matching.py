@@ -51,8 +51,9 @@ def beyond(
         if unknown and len(names) != len(classes):
             more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
             raise InputError(
-                f"{who} does not know {', '.join(map(repr, unknown[:3]))}{more}, which the data has; it knows "
-                f"{len(names)} classes ({_few(names)}). Leave these pictures out, or probe it on this data."
+                f"{who} does not know {', '.join(map(repr, unknown[:3]))}{more}, which the data has; it "
+                f"knows {len(names)} classes ({_few(names)}). Leave these pictures out, or probe it on this "
+                "data."
             )
         found[who] = [] if unknown else [name for name in names if name not in there]
     for who, names in found.items():
