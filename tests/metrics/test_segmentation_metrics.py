@@ -88,7 +88,7 @@ def test_what_cannot_be_measured() -> None:
 
 
 def test_the_mean_over_the_classes_of_the_data() -> None:
-    """Pixels that were taken for a class which the data lack count against their own class, and no further."""
+    """Pixels that were taken for a class which the data lack count against their own class, no further."""
     confusion = torch.tensor([[6, 1, 3], [0, 10, 0], [0, 0, 0]])
     whole, part = segmentation_metrics(confusion), segmentation_metrics(confusion, 2)
     assert part["miou"] == pytest.approx((6 / 10 + 10 / 11) / 2)
