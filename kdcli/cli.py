@@ -6,7 +6,6 @@ else goes to stderr. Only this module touches file descriptors, signal handlers 
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shlex
@@ -69,7 +68,7 @@ def run(arguments: list[str], answer: TextIO, stop: StopSignal) -> int:
             return error.exit_code
         if error.exit_code == errors.KdcliError.exit_code:  # a bug: say where
             for note in getattr(error, "__notes__", ()):
-                console.warn(note)
+                console.trace(note)
         console.error(str(error))
         return error.exit_code
     except TyperException as error:
@@ -87,8 +86,7 @@ def run(arguments: list[str], answer: TextIO, stop: StopSignal) -> int:
         if isinstance(error, OSError) and error.errno in errors.DISK_FAULTS:
             console.error(str(errors.from_os_error(error, "the output")))
             return errors.EnvironmentFault.exit_code
-        with contextlib.suppress(OSError, ValueError):  # stderr has gone
-            traceback.print_exc()
+        console.trace(traceback.format_exc())
         console.error(f"this is a bug in kdcli: {type(error).__name__}: {error}")
         return 1
 

@@ -1,22 +1,46 @@
-"""What a person sees while a stage works: always on stderr, rich on a terminal, plain lines elsewhere."""
+"""What a person sees while a stage works: always on stderr, rich on a terminal, plain lines elsewhere.
+
+Names of files, classes, columns and models come from others, and so do the texts of libraries' errors. All
+that is shown, here and on the pages of reports, goes through :func:`legible`. What a program reads does not:
+``--json``, manifests and ``report.json`` keep the exact text, in JSON of ASCII characters alone.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
 import time
+import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TextIO
 
 _PLAIN_EVERY_S = 10.0
+_JOINERS = "\u200c\u200d"  # of letters, in Persian and Indian words, and of emoji
+_SHOWN = ("Zs", "Co", "Cn")  # spaces, private letters, and what a newer Unicode may have
+
+
+def legible(text: str) -> str:
+    """Text that can be shown on a terminal or a page: one line, of characters that are seen.
+
+    Control characters (an escape sequence could clear the screen or pass for news of ours), line breaks,
+    marks that turn the direction of writing, invisible characters and bytes that are no text are written as
+    Python writes them: ``\\x1b``, ``\\n``, ``\\u202e``. Letters of every script stay, and so do emoji.
+    """
+    return text if text.isprintable() else "".join(map(_legible, text))
+
+
+def _legible(character: str) -> str:
+    if character.isprintable() or character in _JOINERS or unicodedata.category(character) in _SHOWN:
+        return character
+    return character.encode("unicode_escape").decode()
 
 
 class Progress:
     """Counts of one activity with rate, remaining time and current values."""
 
     def __init__(self, label: str, total: int, unit: str, start: int = 0) -> None:
-        self.label, self.total, self.unit = label, total, unit
+        self.label, self.total, self.unit = legible(label), total, unit
         self.done = self._first = start
         self._started = time.monotonic()
 
@@ -40,7 +64,7 @@ class Progress:
         rate = self.rate
         left = (self.total - self.done) / rate if rate else float("inf")
         eta = f", {duration(left)} left" if self.done < self.total and left != float("inf") else ""
-        shown = "".join(f"  {name} {value:.4g}" for name, value in values.items())
+        shown = "".join(f"  {legible(name)} {value:.4g}" for name, value in values.items())
         return f"{self.label}: {self.done:,}/{self.total:,} {self.unit}, {rate:.1f}/s{eta}{shown}"
 
 
@@ -104,10 +128,11 @@ class Console:
         if self._rich is None:
             from rich.console import Console as RichConsole
 
-            self._rich = RichConsole(file=self.stream, highlight=False)
+            self._rich = RichConsole(file=self.stream, highlight=False, emoji=False)  # a class may be ":x:"
         return self._rich
 
     def _write(self, line: str) -> None:
+        line = legible(line)
         try:
             if self._bars:  # above the live bar, which rich draws anew
                 self.rich.print(line, markup=False, soft_wrap=True)
@@ -130,17 +155,21 @@ class Console:
         """The one message of a command that failed."""
         self._write(f"error: {line}")
 
+    def trace(self, text: str) -> None:
+        """Where a bug is: lines of a traceback, indented, so that none of them passes for a message."""
+        for line in text.splitlines():
+            self._write(f"  {line}")
+
     def table(self, header: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
         """A small table; first column left, the others right aligned."""
         if self.quiet:
             return
         if title:
             self._write(title)
-        widths = [max(len(str(r[i])) for r in [header, *rows]) for i in range(len(header))]
-        for row in [header, *rows]:
-            cells = [
-                str(c).ljust(w) if i == 0 else str(c).rjust(w) for i, (c, w) in enumerate(zip(row, widths))
-            ]
+        shown = [[legible(str(cell)) for cell in row] for row in [header, *rows]]
+        widths = [max(len(row[i]) for row in shown) for i in range(len(header))]
+        for row in shown:
+            cells = [c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths))]
             self._write("  " + "  ".join(cells).rstrip())
 
     @contextmanager

@@ -37,19 +37,26 @@ def reachable_hub() -> Iterator[bool]:
             client.HF_HUB_OFFLINE = offline
 
 
-def cache_fault(error: BaseException | None) -> EnvironmentFault | None:
-    """What to say of an error if its cause is that a cache of weights cannot be written to, else None."""
+def cache_fault(error: BaseException | None, what: str = "weights") -> EnvironmentFault | None:
+    """What to say of an error if its cause is that a cache of weights cannot be written to, else None.
+
+    Args:
+        error: that a library raised.
+        what: is cached.
+    """
     from huggingface_hub import constants
 
     torch_home = os.environ.get("TORCH_HOME") or os.path.join(os.path.expanduser("~"), ".cache", "torch")
     caches = {"HF_HOME": (constants.HF_HOME, constants.HF_HUB_CACHE), "TORCH_HOME": (torch_home,)}
+    if (datasets := sys.modules.get("datasets")) is not None:
+        caches["HF_DATASETS_CACHE"] = (str(datasets.config.HF_DATASETS_CACHE),)
     while error is not None:
         if isinstance(error, OSError) and (error.errno in DISK_FAULTS or isinstance(error, FileExistsError)):
             place = os.path.abspath(os.fsdecode(error.filename or ""))
             for variable, folders in caches.items():
                 if any(f"{place}{os.sep}".startswith(f"{folder}{os.sep}") for folder in folders):
                     return EnvironmentFault(
-                        f"cannot write to the cache of weights ({variable}): {place}: {error.strerror}. Mend "
+                        f"cannot write to the cache of {what} ({variable}): {place}: {error.strerror}. Mend "
                         f"its rights or free some space, or set {variable} to a folder of yours."
                     )
         error = error.__cause__ or error.__context__

@@ -36,6 +36,16 @@ FORWARDED = {s: s for s in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)} | {s
 UNHANDLED = {-signal.SIGTERM: PREEMPTED, -signal.SIGUSR1: PREEMPTED, -signal.SIGINT: INTERRUPTED}
 # What a rank may say only because another one vanished (a collective broke): other codes tell more.
 ECHOES = (1, EnvironmentFault.exit_code, -signal.SIGABRT)
+# What the signal that killed a rank mostly means.
+_HINTS: dict[int, str] = {
+    signal.SIGKILL: "It mostly means out of memory (see dmesg): use a smaller batch or fewer loader workers.",
+    signal.SIGBUS: "It mostly means that shared memory (/dev/shm) or the disk is full: free some, or use "
+    "fewer loader workers.",
+}
+_CRASH = (
+    "Compiled code crashed, of a library, a decoder or a driver: PYTHONFAULTHANDLER=1 before the command "
+    "shows where."
+)
 # Between looks at the ranks; for one that SIGKILL does not end at once (a hung driver), before giving it up.
 POLL_S, REAP_S = 0.03, 4.0
 
@@ -191,8 +201,7 @@ class _Job:
             return code
         raise EnvironmentFault(
             f"worker process of rank {rank} was killed by {signal.Signals(-code).name}; the job was stopped. "
-            "SIGKILL mostly means out of memory (see dmesg): use a smaller batch or fewer loader workers. "
-            "The same command again continues from the last committed step."
+            f"{_HINTS.get(-code, _CRASH)} The same command again continues from the last committed step."
         )
 
 

@@ -13,7 +13,7 @@ import threading
 import pytest
 
 from kdcli import console as module
-from kdcli.console import Console, duration, size
+from kdcli.console import Console, duration, legible, size
 
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 COLOUR = re.compile(r"\x1b\[(?:\d+;)*[349]\d(?:;\d+)*m")
@@ -205,3 +205,93 @@ def test_durations(seconds: float, text: str) -> None:
 )
 def test_sizes(count: float, text: str) -> None:
     assert size(count) == text
+
+
+# -- names of others -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a\x1b[31mb", r"a\x1b[31mb"),
+        ("one\ntwo\r\tthree", r"one\ntwo\r\tthree"),
+        ("\x00\x07\x7f\x85\x9b", r"\x00\x07\x7f\x85\x9b"),
+        ("\u2028\u2029", r"\u2028\u2029"),
+        (
+            "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e",
+            r"\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e",
+        ),
+        ("\u2066\u2067\u2068\u2069", r"\u2066\u2067\u2068\u2069"),
+        ("\ufeff\u200b\u00ad\u2060\U000e0041", r"\ufeff\u200b\xad\u2060\U000e0041"),
+        ("caf\udce9", r"caf\udce9"),
+    ],
+)
+def test_what_is_not_seen_is_written_out(text: str, shown: str) -> None:
+    assert legible(text) == shown
+    assert legible(shown) == shown
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            "",
+            "a b",
+            "größe",
+            "日本語\u3000名",
+            "\u05d0\u05d1",
+            "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645",
+        ),
+        *("👩\u200d🔬", "❤\ufe0f", "e\u0301", "1\u202f000 €\u00a0", "C:\\new\\x1b", "\ue0b0"),
+    ],
+)
+def test_letters_of_every_script_stay(text: str) -> None:
+    assert legible(text) == text
+
+
+def test_everything_is_shown_legibly() -> None:
+    stream = io.StringIO()
+    console = Console(stream=stream)
+    console.note("a\x1b[2J")
+    console.warn("w\nerror: x")
+    console.error("e\u202e")
+    console.table(["m\r", "n"], [["long\x1b name", "1"], ["b", "22"]], title="t\x07")
+    with console.progress("p\x1b]0;x\x07", 1, "steps") as bar:
+        bar.update(1, **{"l\x9b": 1.0})
+    lines = stream.getvalue().splitlines()
+    assert lines[:4] == [r"a\x1b[2J", r"warning: w\nerror: x", r"error: e\u202e", r"t\x07"]
+    assert lines[4:7] == [
+        r"  m\r" + " " * 13 + "n",
+        r"  long\x1b name" + "   1",
+        "  b" + " " * 12 + "  22",
+    ]
+    assert lines[7].startswith(r"p\x1b]0;x\x07: 1/1 steps")
+    assert lines[7].endswith(r"  l\x9b 1")
+
+
+def test_a_traceback_is_indented_line_by_line() -> None:
+    stream = io.StringIO()
+    Console(stream=stream, quiet=True).trace('Traceback:\n  File "a\x1b.py"\nValueError: x\nerror: no\n')
+    assert stream.getvalue() == '  Traceback:\n    File "a\\x1b.py"\n  ValueError: x\n  error: no\n'
+
+
+EVIL = r"""
+import time
+from kdcli.console import Console
+console = Console()
+with console.progress("\x1b]0;evil\x07 \u202e a\nb :warning:", 2, "steps") as bar:
+    for i in range(2):
+        bar.update(i + 1)
+        time.sleep(0.15)
+    console.warn("\x1b]0;evil\x07 \u202e a\nb :warning:")
+"""
+
+
+def test_a_live_bar_shows_names_legibly() -> None:
+    raw = on_terminal(EVIL, COLUMNS="200")
+    assert "\x1b]" not in raw
+    assert "\x07" not in raw
+    assert "\u202e" not in raw
+    shown = r"\x1b]0;evil\x07 \u202e a\nb :warning:"
+    assert f"{shown}: 2/2 steps" in CONTROL.sub("", raw)
+    assert f"warning: {shown}\r\n" in raw

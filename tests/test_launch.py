@@ -227,8 +227,20 @@ def test_killed_rank_is_named(toy: Toy, peer: str) -> None:
     os.kill(victim, signal.SIGKILL)
     code, _, err = toy.end(process)
     assert code == 4
-    assert "rank 1 was killed by SIGKILL" in err
+    assert "rank 1 was killed by SIGKILL; the job was stopped. It mostly means out of memory" in err
     assert time.monotonic() - began < 4
+
+
+@pytest.mark.parametrize(
+    ("number", "hint"),
+    [(signal.SIGSEGV, "Compiled code crashed"), (signal.SIGBUS, "shared memory (/dev/shm)")],
+)
+def test_a_crash_has_another_hint_than_a_kill(toy: Toy, number: signal.Signals, hint: str) -> None:
+    code, _, err = toy.run(f"die:{number}", "late:0")
+    assert code == 4
+    assert f"was killed by {number.name}; the job was stopped. " in err
+    assert hint in err
+    assert "out of memory" not in err
 
 
 def test_an_abort_that_follows_a_failure_does_not_hide_it(toy: Toy) -> None:

@@ -23,6 +23,11 @@ from kdcli.data.samples import Samples
 from kdcli.data.views import EvaluationCut, TrainingView
 from kdcli.errors import EnvironmentFault, InputError, KdcliError
 
+_LOST = "It may have run out of memory: lower --workers, then run the same command again."
+_CRASHED = (
+    "Compiled code crashed there, mostly a decoder at a damaged picture: --workers 0 and "
+    "PYTHONFAULTHANDLER=1 before the command show where."
+)
 _CHECK_S = 2.0  # how often the loader processes are looked after while a batch is awaited
 
 
@@ -86,8 +91,7 @@ class _Views(Dataset):
         except KdcliError:
             raise
         except Exception as error:  # a bug of ours or of an augmentation: say where it can be seen again
-            where = f"{part.name} row {int(part.rows[place])}, view {view}"
-            raise _bug(where, error) from error
+            raise _bug(f"{part.where(place)}, view {view}", error) from error
 
 
 def _bug(where: str, error: Exception) -> KdcliError:
@@ -190,8 +194,8 @@ class Loader:
                 if "timed out" not in text:
                     kill()
                     raise EnvironmentFault(
-                        f"a loader process of {names} was lost ({text.splitlines()[0].rstrip('.')}). It may "
-                        "have run out of memory: lower --workers, then run the same command again."
+                        f"a loader process of {names} was lost ({text.splitlines()[0].rstrip('.')}). "
+                        f"{_CRASHED if 'Segmentation fault' in text else _LOST}"
                     ) from error
                 if time.monotonic() - start >= self._timeout:
                     kill()

@@ -204,6 +204,7 @@ def _fault(splits: Splits, found: Found, classes: set[str], loose: Sequence[str]
         )
     direct = [f for root in _roots(splits) for f in found.folders if os.path.dirname(f) == root]
     empty = [f for f in direct if os.path.basename(f) not in classes and os.path.basename(f)[0] not in "._"]
+    empty = [f for f in empty if not any(below(f, found.ours))]  # runs/, where the user keeps notes too
     if classes and empty:
         name = os.path.basename(empty[0])
         others = list(below(empty[0], found.others))

@@ -48,7 +48,10 @@ from PIL import (
 
 from kdcli.errors import BadImageError, EnvironmentFault, KdcliError
 
+_EMPTY = "the picture is empty (0 bytes)"
+_NO_END = "damaged picture: the PNG is truncated (no IEND)"
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+_UNKNOWN = f"not a readable {', '.join(FORMATS[:-1])} or {FORMATS[-1]} picture"
 DEFAULT_MAX_PIXELS = 89_478_485  # Pillow's own line between a picture and a suspect: 256 MiB of RGB
 
 _BITS_PER_SAMPLE, _ORIENTATION, _TILE_WIDTH, _TILE_LENGTH = 258, 274, 322, 323  # TIFF and EXIF tag numbers
@@ -84,7 +87,7 @@ def decode(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.Image:
         image = _open(data, max_pixels)
         image.load()
         if image.format == "PNG" and data.rfind(b"IEND") < 0:
-            raise BadImageError("damaged picture: the PNG is truncated (no IEND)")
+            raise BadImageError(_NO_END)
         upright = _UPRIGHT.get(_orientation(image))
         rgb = _to_rgb(image, _transparent_key(image, data))
         if upright is not None:
@@ -122,12 +125,30 @@ def decode_indices(
         turned = image.format == "TIFF" and _ORIENTATION in getattr(image, "tag_v2", {})  # Pillow turns it
         image.load()
         if image.format == "PNG" and data.rfind(b"IEND") < 0:
-            raise BadImageError("damaged picture: the PNG is truncated (no IEND)")
+            raise BadImageError(_NO_END)
         orientation = 1 if turned else _stated_orientation(image)
         if orientation is None:
             orientation = 1 if picture is None else _of_picture(picture, image.size, max_pixels)
         upright = _UPRIGHT.get(orientation)
         return np.asarray(image if upright is None else image.transpose(upright)).astype(np.uint8)
+
+
+def glance(data: bytes) -> None:
+    """Refuse what is no picture at first sight: a few bytes are looked at, and nothing is decoded.
+
+    Whatever is refused here `decode` would refuse, and most that is damaged passes.
+
+    Raises:
+        BadImageError: no bytes, another format, or a PNG that was cut off.
+    """
+    if not data:
+        raise BadImageError(_EMPTY)
+    start = data[:16]
+    formats = [name for name in FORMATS if (accepts := Image.OPEN[name][1]) is None or accepts(start)]
+    if not formats:
+        raise BadImageError(_UNKNOWN)
+    if formats == ["PNG"] and data.rfind(b"IEND") < 0:
+        raise BadImageError(_NO_END)
 
 
 def upright_size(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> tuple[int, int]:
@@ -174,7 +195,7 @@ def _decoder_errors() -> Iterator[None]:
     except KdcliError:  # ours, or a signal handler's
         raise
     except UnidentifiedImageError:  # its own text has only a memory address
-        raise BadImageError(f"not a readable {', '.join(FORMATS[:-1])} or {FORMATS[-1]} picture") from None
+        raise BadImageError(_UNKNOWN) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BadImageError(f"picture too large: {str(error).partition(',')[0]}") from None
     except Exception as error:
@@ -187,7 +208,7 @@ def _open(data: bytes, max_pixels: int) -> ImageFile.ImageFile:
     if not isinstance(data, bytes):
         raise BadImageError(f"expected the bytes of a picture, got {type(data).__name__}")
     if not data:
-        raise BadImageError("the picture is empty (0 bytes)")
+        raise BadImageError(_EMPTY)
     if ImageFile.LOAD_TRUNCATED_IMAGES:
         raise EnvironmentFault(
             "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set: truncated pictures would be filled with grey. "

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from kdcli.artifacts import manifest as manifests
-from kdcli.data.files import kinds, look, refuse_special
+from kdcli.data.files import kinds, look, notes, refuse_special
 from kdcli.data.folders import image_folder, unread_list
 from kdcli.data.splits import resembles, role
 from kdcli.data.tables import Raw, read_parquet, read_saved, readable, reason
 from kdcli.errors import DISK_FAULTS, InputError, UsageError, from_os_error, nearest
-from kdcli.hub import reachable_hub
+from kdcli.hub import cache_fault, reachable_hub
 
 __all__ = ["Raw", "load", "reason"]
 
@@ -58,6 +58,8 @@ def _load_hub(source: str) -> Raw:
         with reachable_hub():
             loaded = datasets.load_dataset(source)  # since datasets 4 no script is ever run
     except Exception as error:  # the library raises many kinds; each means that the source cannot be read
+        if fault := cache_fault(error, "the hub"):
+            raise fault from error
         if isinstance(error, OSError) and error.errno in DISK_FAULTS:
             raise from_os_error(error, Path(constants.HF_HUB_CACHE)) from error
         raise InputError(
@@ -96,8 +98,11 @@ def _load_folder(path: Path) -> Raw:
             return Raw(read_saved(path))
     found = look(path.resolve())
     if found.tables:
+        if lost := [link for link in found.dangling if link.lower().endswith(".parquet")]:
+            raise InputError(f"{lost[0]} is a link that leads nowhere: a part of the table is missing.")
         aside = len(found.pictures)
         said = [f"{path}: {aside} pictures beside the parquet files are not read"] if aside else []
+        said = [*notes(found), *said]
         files = sorted(map(Path, found.tables), key=lambda file: (file.parent.parts, file.name))
         return Raw(_parquet(files, found.root), notes=said)
     archives = [file for file in found.others if ".tar" in Path(file).suffixes]

@@ -8,6 +8,7 @@ id in any subset and subsets share a cache. Splits are carved by hash of the pic
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +23,8 @@ from kdcli.data.files import refuse_special
 from kdcli.data.images import decode, upright_size
 from kdcli.data.targets import UNLABELLED, Place, Targets
 from kdcli.errors import BadImageError, InputError
+
+_REMEDY = "Mend the picture, or run with --on-bad-image skip."
 
 
 @dataclass(frozen=True)
@@ -59,34 +62,37 @@ class Samples:
         return self.targets.labels
 
     def where(self, index: int) -> str:
-        """Split and row of sample ``index``, for messages."""
+        """Split, row and, where it has one, file of sample ``index``, for messages: its cell is read."""
+        return f"{self._row(index)}{file_of(self._cell(index), self.root)}"
+
+    def _row(self, index: int) -> str:
         return f"{self.name} row {int(self.rows[index])}"
+
+    def _cell(self, index: int) -> Any:
+        return self.table[int(self.rows[index])][self.column]
 
     def data(self, index: int) -> bytes:
         """Stored bytes of sample ``index``. Raises InputError for a cell that names a foreign file or URL."""
-        cell = self.table[int(self.rows[index])][self.column]
-        return cell_bytes(cell, self.root, self.where(index))
+        return cell_bytes(self._cell(index), self.root, self._row(index))
 
     def picture(self, index: int, max_pixels: int) -> Any:
-        """The decoded RGB picture. Raises BadImageError naming the row."""
+        """The decoded RGB picture. Raises BadImageError naming row and file."""
         data = self.data(index)
         try:
             return decode(data, max_pixels=max_pixels)
         except BadImageError as error:
-            raise BadImageError(
-                f"{self.where(index)}: {error} Mend the picture, or run with --on-bad-image skip."
-            ) from error
+            raise corrupt(self.where(index), error) from error
 
     def size(self, index: int, max_pixels: int) -> tuple[int, int]:
-        """Width and height of a picture. Raises BadImageError naming the row."""
+        """Width and height of a picture. Raises BadImageError naming row and file."""
         try:
             return upright_size(self.data(index), max_pixels=max_pixels)
         except BadImageError as error:
-            raise BadImageError(f"{self.where(index)}: {error}") from error
+            raise corrupt(self.where(index), error, "") from error
 
     def place(self, index: int, size: tuple[int, int], max_pixels: int) -> Place:
         """A picture of ``size`` (width, height), as those who read its target need it."""
-        return Place(size, self.where(index), partial(self.data, index), max_pixels)
+        return Place(size, self._row(index), partial(self.data, index), max_pixels)
 
     def beside(self, index: int, size: tuple[int, int], max_pixels: int) -> Any:
         """What is cut together with a picture of ``size``; see :meth:`Targets.read`."""
@@ -126,6 +132,20 @@ class Samples:
     def labelled(self) -> np.ndarray:
         """[N] mask of the samples with a label."""
         return self.labels != UNLABELLED
+
+
+def corrupt(where: str, error: BadImageError, remedy: str = _REMEDY) -> BadImageError:
+    """The error of a decoder, with what is corrupt and what to do."""
+    return BadImageError(f"{where}: {str(error).rstrip('.')}. {remedy}".rstrip())
+
+
+def file_of(cell: Any, root: Path | None) -> str:
+    """The file that an image cell names, in brackets, or nothing: put behind the row in messages."""
+    path = cell.get("path") if isinstance(cell, dict) else cell
+    if not isinstance(path, str) or not path:
+        return ""
+    whole = root is not None and os.path.abspath(path).startswith(f"{root}{os.sep}")
+    return f" ({os.path.relpath(path, root) if whole else path})"
 
 
 def cell_bytes(cell: Any, root: Path | None, where: str) -> bytes:

@@ -7,15 +7,17 @@ import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from kdcli.data import splits as splits_of
 from kdcli.data.columns import image_column, named_column, undecoded
 from kdcli.data.duplicates import settle
-from kdcli.data.images import decode, upright_size
+from kdcli.data.images import decode, glance, upright_size
 from kdcli.data.loading import Raw, load
-from kdcli.data.samples import Data, Samples, carve, cell_bytes, hide_labels, identify
+from kdcli.data.samples import Data, Samples, carve, cell_bytes, corrupt, file_of, hide_labels, identify
 from kdcli.data.targets import Reader, ReaderOf, unlabelled
 from kdcli.errors import BadImageError, InputError
 from kdcli.sections import DataSection, SourceSection
@@ -83,8 +85,8 @@ def open_unlabelled(source: str, config: SourceSection) -> Data:
 
 
 def refuse_small(samples: Samples, min_side: int, max_pixels: int) -> None:
-    """Raise InputError naming the row of a picture of fewer than ``min_side`` pixels a side, or a bad one."""
-    for i, row in enumerate(samples.rows):
+    """Raise InputError naming a picture of fewer than ``min_side`` pixels a side, or a bad one."""
+    for i in range(len(samples)):
         try:
             width, height = upright_size(samples.data(i), max_pixels=max_pixels)
         except BadImageError:
@@ -92,7 +94,7 @@ def refuse_small(samples: Samples, min_side: int, max_pixels: int) -> None:
             raise
         if min(width, height) < min_side:
             raise InputError(
-                f"{samples.name} row {int(row)}: a source of {width} x {height} pixels is too small "
+                f"{samples.where(i)}: a source of {width} x {height} pixels is too small "
                 f"(data.min_side={min_side}). Remove it, or lower --set data.min_side=…"
             )
 
@@ -143,7 +145,14 @@ class _Source:
     def splits(self, names: Iterable[str]) -> tuple[dict[str, Samples], tuple[str, ...]]:
         """Samples by split, and ids of the corrupt pictures that were left out where that is asked for."""
         samples = {name: self.split(name) for name in dict.fromkeys(names)}
-        return _without_corrupt(samples, self.config) if self.config.on_bad_image == "skip" else (samples, ())
+        if self.config.on_bad_image != "skip":
+            return samples, ()
+        kept, skipped, named = _without_corrupt(samples, self.config)
+        if named:
+            more = f" and {len(named) - 5} more" if len(named) > 5 else ""
+            said = f"{len(named)} corrupt pictures are left out: {', '.join(named[:5])}{more}"
+            self.raw.notes.append(f"{self.config.source}: {said}")
+        return kept, skipped
 
     def split(self, name: str) -> Samples:
         """All samples of a split of the source."""
@@ -157,7 +166,10 @@ class _Source:
         hashes = []
         for start in range(0, len(pictures), _ROWS):
             for row, cell in enumerate(pictures[start : start + _ROWS][column], start):
-                hashes.append(hashlib.sha256(cell_bytes(cell, self.raw.root, f"{name} row {row}")).digest())
+                data = cell_bytes(cell, self.raw.root, f"{name} row {row}")
+                if config.on_bad_image == "stop":
+                    _look_at(data, cell, self.raw.root, f"{name} row {row}")
+                hashes.append(hashlib.sha256(data).digest())
         ids, shas = identify(hashes)
         if groups is not None:  # a picture without a group is one by itself
             groups = np.array([f"picture {s}" if g is None else f"group {g}" for g, s in zip(groups, shas)])
@@ -167,22 +179,34 @@ class _Source:
 
 def _without_corrupt(
     samples: dict[str, Samples], config: SourceSection
-) -> tuple[dict[str, Samples], tuple[str, ...]]:
-    """Decode everything once and leave out what cannot be decoded (only with ``--on-bad-image skip``)."""
-    kept, skipped, total = {}, [], sum(map(len, samples.values()))
+) -> tuple[dict[str, Samples], tuple[str, ...], list[str]]:
+    """Decode everything once and leave out what cannot be decoded (only with ``--on-bad-image skip``).
+
+    Returns what is left, and ids and places of the others.
+    """
+    kept, skipped, named, total = {}, [], list[str](), sum(map(len, samples.values()))
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         for name, split in samples.items():
             good = np.array(
                 list(pool.map(lambda i, s=split: _decodes(s, i, config.max_pixels), range(len(split)))), bool
             )
             skipped += [f"{value:016x}" for value in split.ids[~good]]
+            named += [split.where(int(i)) for i in np.flatnonzero(~good)]
             kept[name] = split.take(good)
     if len(skipped) > config.max_bad_fraction * total:
         raise InputError(
             f"{len(skipped)} of {total} pictures are corrupt, more than data.max_bad_fraction="
-            f"{config.max_bad_fraction:g} allows. First: {skipped[0]}."
+            f"{config.max_bad_fraction:g} allows. First: {named[0]}."
         )
-    return kept, tuple(skipped)
+    return kept, tuple(skipped), named
+
+
+def _look_at(data: bytes, cell: Any, root: Path | None, where: str) -> None:
+    """Raise BadImageError for a picture that is seen to be none without decoding it."""
+    try:
+        glance(data)
+    except BadImageError as error:
+        raise corrupt(f"{where}{file_of(cell, root)}", error) from error
 
 
 def _decodes(split: Samples, index: int, max_pixels: int) -> bool:

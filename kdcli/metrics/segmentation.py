@@ -42,11 +42,12 @@ def class_iou(confusion: Tensor) -> Tensor:
     return hits / (counts.sum(0) + counts.sum(1) - hits)
 
 
-def segmentation_metrics(confusion: Tensor) -> dict[str, float]:
+def segmentation_metrics(confusion: Tensor, classes: int | None = None) -> dict[str, float]:
     """All numbers by which a segmentation is reported.
 
     Args:
         confusion: [C, C] of the whole data set, rows truth.
+        classes: how many, the first ones, the data have; the mean IoU is over them. None for all.
 
     Returns:
         ``miou``: mean of the classes' IoU; ``pixel_accuracy``; ``mean_accuracy``: mean over the classes that
@@ -60,7 +61,7 @@ def segmentation_metrics(confusion: Tensor) -> dict[str, float]:
         raise ValueError("a metric of no pixel is undefined")
     hits, truth = counts.diagonal(), counts.sum(1)
     return {
-        "miou": float(class_iou(confusion).nanmean()),
+        "miou": float(class_iou(confusion)[:classes].nanmean()),
         "pixel_accuracy": float(hits.sum() / counts.sum()),
         "mean_accuracy": float((hits / truth)[truth > 0].mean()),
     }

@@ -3,7 +3,8 @@
 The report is a plain mapping, so that it can be read back from its JSON file::
 
     {"title": str, "created": str,
-     "data": {"name", "split", "samples", "task"?, "classes": [names], "fingerprint"},
+     "data": {"name", "split", "samples", "task"?, "classes": [names], "absent"?: [the last of them],
+              "fingerprint"},
      "models": [{"name", "path", "selection"?: str,
                  "metrics": {the task's figures},
                  "teacher"?: {"name", "agreement", "kl", "both_right", "only_student", "only_teacher",
@@ -30,7 +31,7 @@ from typing import Any
 
 from kdcli.report.figures import FOLLOWING, Figure
 from kdcli.report.forms import MISSING, gflops, number
-from kdcli.report.panels import Block, Drawing, Panel, Points, Table, Text, code, spread
+from kdcli.report.panels import Block, Drawing, Html, Panel, Points, Table, Text, code, spread
 
 _NUMBERS = re.compile(r"\[\n\s*(?:(?:-?[0-9.eE+-]+|NaN|null),?\s+)+\]")
 
@@ -65,7 +66,7 @@ def render(report: Mapping[str, Any], figures: Sequence[Figure], panels: Sequenc
     """The report as one HTML page with inline figures: no scripts, no external resources; it prints well.
 
     Args:
-        report: see the module. Names, paths and notes are escaped.
+        report: see the module. Names, paths and notes are made legible and escaped.
         figures: that it may have.
         panels: of its task.
 
@@ -77,7 +78,9 @@ def render(report: Mapping[str, Any], figures: Sequence[Figure], panels: Sequenc
     if not report["models"]:
         raise ValueError("a report needs at least one model")
     folder = resources.files("kdcli.report")
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment = jinja2.Environment(
+        autoescape=True, finalize=Html.escape, trim_blocks=True, lstrip_blocks=True
+    )
     page = environment.from_string(folder.joinpath("page.html").read_text(encoding="utf-8"))
     found = [
         _results(report, figures),

@@ -1,18 +1,28 @@
 """What a page is made of: panels, each a title and parts that write themselves as HTML.
 
-Text is escaped, but for what is ``Markup`` already: drawings, which matplotlib escaped, and cells made by the
-functions below.
+Text is made legible and escaped, but for what is ``Markup`` already: drawings, which matplotlib escaped, and
+cells made by the functions below.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, Self
 
 from markupsafe import Markup
 
+from kdcli.console import legible
 from kdcli.report.forms import number
+
+
+class Html(Markup):
+    """Markup that makes whatever text is put into it legible, and escapes it."""
+
+    @classmethod
+    def escape(cls, s: Any, /) -> Self:
+        """A text as markup; what is markup already stays as it is."""
+        return super().escape(s if hasattr(s, "__html__") else legible(str(s)))
 
 
 class Block(Protocol):
@@ -43,7 +53,7 @@ class Heading:
 
     def html(self) -> Markup:
         """As HTML."""
-        return Markup("<h3>{}</h3>").format(self.text)
+        return Html("<h3>{}</h3>").format(self.text)
 
 
 @dataclass(frozen=True)
@@ -55,7 +65,7 @@ class Text:
 
     def html(self) -> Markup:
         """As HTML."""
-        return Markup('<p class="faint">{}</p>' if self.faint else "<p>{}</p>").format(self.text)
+        return Html('<p class="faint">{}</p>' if self.faint else "<p>{}</p>").format(self.text)
 
 
 @dataclass(frozen=True)
@@ -76,13 +86,13 @@ class Table:
 
     def html(self) -> Markup:
         """As HTML."""
-        kinds = [Markup(' class="text"') if i in self.text else "" for i in range(len(self.header))]
-        head = [Markup('<th scope="col"{}>{}</th>').format(*cell) for cell in zip(kinds, self.header)]
-        rows = [[Markup("<td{}>{}</td>").format(*cell) for cell in zip(kinds, row)] for row in self.rows]
-        body = [Markup("<tr>{}</tr>\n").format(_joined(row)) for row in rows]
-        return Markup(
+        kinds = [Html(' class="text"') if i in self.text else "" for i in range(len(self.header))]
+        head = [Html('<th scope="col"{}>{}</th>').format(*cell) for cell in zip(kinds, self.header)]
+        rows = [[Html("<td{}>{}</td>").format(*cell) for cell in zip(kinds, row)] for row in self.rows]
+        body = [Html("<tr>{}</tr>\n").format(_joined(row)) for row in rows]
+        return Html(
             '<div class="scroll"><table{}>\n<thead><tr>{}</tr></thead>\n<tbody>\n{}</tbody>\n</table></div>'
-        ).format(Markup(' class="wide"') if self.wide else "", _joined(head), _joined(body))
+        ).format(Html(' class="wide"') if self.wide else "", _joined(head), _joined(body))
 
 
 @dataclass(frozen=True)
@@ -99,8 +109,8 @@ class Drawing:
 
     def html(self) -> Markup:
         """As HTML."""
-        kind = Markup(' class="panels"') if self.panels else ""
-        return Markup("<figure{}>{}</figure>").format(kind, Markup(self.svg))
+        kind = Html(' class="panels"') if self.panels else ""
+        return Html("<figure{}>{}</figure>").format(kind, Html(self.svg))
 
 
 @dataclass(frozen=True)
@@ -117,11 +127,11 @@ class Pictures:
 
     def html(self) -> Markup:
         """As HTML."""
-        shape = Markup(
+        shape = Html(
             '<figure><img src="{}" alt="{}: {}"><figcaption class="faint">{}</figcaption></figure>\n'
         )
         shown = [shape.format(address, self.name, caption, caption) for caption, address in self.images]
-        return Markup('<div class="overlays">\n{}</div>').format(_joined(shown))
+        return Html('<div class="overlays">\n{}</div>').format(_joined(shown))
 
 
 @dataclass(frozen=True)
@@ -132,7 +142,7 @@ class Beside:
 
     def html(self) -> Markup:
         """As HTML."""
-        return Markup('<div class="beside">{}</div>').format(_joined([b.html() for b in self.parts]))
+        return Html('<div class="beside">{}</div>').format(_joined([b.html() for b in self.parts]))
 
 
 @dataclass(frozen=True)
@@ -143,27 +153,27 @@ class Points:
 
     def html(self) -> Markup:
         """As HTML."""
-        points = [Markup("<li>{}</li>\n").format(text) for text in self.texts]
-        return Markup("<ul>\n{}</ul>").format(_joined(points))
+        points = [Html("<li>{}</li>\n").format(text) for text in self.texts]
+        return Html("<ul>\n{}</ul>").format(_joined(points))
 
 
 def code(text: str) -> Markup:
     """A cell in the letters of code."""
-    return Markup("<code>{}</code>").format(text)
+    return Html("<code>{}</code>").format(text)
 
 
 def spread(values: Mapping[str, float] | None) -> str:
     """A cell of a median and, in brackets, the 10th and 90th percentiles."""
     if values is None:
         return ""
-    ends = Markup('{} <span class="faint">({} – {})</span>')
+    ends = Html('{} <span class="faint">({} – {})</span>')
     return ends.format(*(number(values[key]) for key in ("median", "p10", "p90")))
 
 
 def swatch(colour: str, text: str) -> Markup:
     """A cell whose text follows a patch of a colour."""
-    return Markup('<span class="swatch" style="background: {}"></span>{}').format(colour, text)
+    return Html('<span class="swatch" style="background: {}"></span>{}').format(colour, text)
 
 
 def _joined(parts: Sequence[str]) -> Markup:
-    return Markup("").join(parts)
+    return Html("").join(parts)

@@ -25,6 +25,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
+from kdcli.console import legible
 from kdcli.report.figures import Figure as Quality
 
 Model = Mapping[str, Any]
@@ -98,12 +99,13 @@ def _svg(figure: Figure, label: str) -> str:
         return re.sub(r'(\sid="|\shref="#|url\(#)', rf"\g<1>{prefix}-", short_tag)
 
     text = re.sub(r"<\w[^>]*>", tidy, text)  # only in tags: a class may be named 'id="x'
-    start = f'<svg role="img" aria-label="{html.escape(label)}" style="{ROOT}" '
+    start = f'<svg role="img" aria-label="{html.escape(legible(label))}" style="{ROOT}" '
     return text.replace("<svg ", start, 1).strip()
 
 
 def short(name: str, length: int = 28) -> str:
-    """The name, its middle cut out where it is longer than ``length`` characters."""
+    """The name made legible, its middle cut out where it is longer than ``length`` characters."""
+    name = legible(name)
     if len(name) <= length:
         return name
     head = (length - 1) // 2

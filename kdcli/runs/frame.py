@@ -158,10 +158,21 @@ def teacher(name: str, task: Task, order: Literal["names", "same"]) -> Model:
     Raises:
         InputError: it knows other classes, or does another task.
     """
+    network = opened(name, task, order)
+    task.match(network, order, name)
+    return network
+
+
+def opened(name: str, task: Task, order: Literal["names", "same"]) -> Model:
+    """A frozen network of a task, whose classes are yet to be matched.
+
+    Raises:
+        InputError: it does another task, or knows no names of its classes.
+    """
     from kdcli.models.build import build
 
     network = build(name)
-    match(network, name, task, order)
+    _admit(network, name, task, order)
     return network.requires_grad_(False).eval()
 
 
@@ -171,12 +182,17 @@ def match(network: Model, name: str, task: Task, order: Literal["names", "same"]
     Raises:
         InputError: it knows other classes, or does another task.
     """
+    _admit(network, name, task, order)
+    task.match(network, order, name)
+
+
+def _admit(network: Model, name: str, task: Task, order: Literal["names", "same"]) -> None:
+    """Refuse a network of another task, and give one without names of its classes those of the data."""
     if network.task != task.name:
         raise InputError(
             f"{name} does {network.task}, the data is for {task.name}. Probe the teacher on this data first."
         )
     network.take_names(list(task.classes), order)
-    task.match(network, order, name)
 
 
 def split_hash(name: str, split: str) -> str:

@@ -18,6 +18,7 @@ from kdcli.artifacts import manifest as manifests
 from kdcli.artifacts.files import refuse_unusable
 from kdcli.artifacts.store import named, refuse_foreign
 from kdcli.config import leaves
+from kdcli.console import legible
 from kdcli.errors import InputError
 from kdcli.sections import RunSection
 
@@ -42,6 +43,11 @@ def check(config: RunSection, path: Path) -> None:
         EnvironmentFault: a folder was named for the caches, and cannot be written to.
     """
     whole = named(path)
+    if legible(str(path)) != str(path):
+        raise InputError(
+            f"--out {str(path)!r}: the path is given to the next command as one line of text, so that it has "
+            "no control characters. Choose another --out."
+        )
     read = [(option, value, bool(config.out) or option not in _DATA) for option, value in inputs(config)]
     read += [("the working directory", os.getcwd(), False), ("--cache", config.cache, True)]
     for place in around(path, *([".track"] if config.track else [])):

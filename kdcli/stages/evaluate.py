@@ -8,6 +8,7 @@ Tiny, on a CPU:  kdcli eval runs/student --data example:fashion-mnist --no-cost
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
@@ -23,14 +24,14 @@ from kdcli.errors import InputError, UsageError
 from kdcli.report.gates import Gate, judge, parse, refuse_unmeasured
 from kdcli.runs import Result, frame, show
 from kdcli.sections import DataSection, RunSection
-from kdcli.tasks import figures, task_of
+from kdcli.tasks import covering, figures, task_of
 from kdcli.tasks.settings import EvalOptions, Validation
 
 if TYPE_CHECKING:
     from kdcli.data.samples import Data, Samples
     from kdcli.engine.runtime import Runtime, Stop
     from kdcli.models.protocol import Model
-    from kdcli.tasks import Evaluation
+    from kdcli.tasks import Evaluation, Task
 
 _CURVE_POINTS = 400
 
@@ -60,7 +61,11 @@ _OF_SOME_TASKS = ("window", "stride", "exit_slack", "effects_mix")
 
 @dataclass
 class Plan:
-    """Everything a run needs, checked."""
+    """Everything a run needs, checked.
+
+    ``classes`` are those of the models' logits: first those of the data, then the ``absent`` ones, which the
+    data lack.
+    """
 
     config: Config
     target: frame.Target
@@ -70,6 +75,8 @@ class Plan:
     teacher: Model | None
     gates: list[Gate]
     evaluation: Evaluation
+    classes: tuple[str, ...]
+    absent: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
         """What ``--dry-run --json`` prints."""
@@ -130,15 +137,26 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
     if unless_complete and frame.complete(target, config):
         return _answer(target.path, gates, console)
     paths = {_short(name, config.models): name for name in config.models}
-    evaluation = task.evaluation(_options(config), paths, validation)
+    built, task, absent = _built(config, task)
+    if absent:
+        console.warn(_lacking(task.classes, absent))
+    evaluation = task.evaluation(_options(config, absent), paths, validation)
+    networks = {short: built[name] for short, name in paths.items()}
+    teacher = built[config.teacher] if config.teacher else None
+    return Plan(
+        config, target, data, samples, networks, teacher, gates, evaluation, tuple(task.classes), absent
+    )
+
+
+def _built(config: Config, task: Task) -> tuple[dict[str, Model], Task, tuple[str, ...]]:
+    """All networks by name, in the order of one task's classes; that task; the classes that the data lack."""
     order = config.data.class_order
-    networks = {short: frame.teacher(name, task, order) for short, name in paths.items()}
-    teacher = None
-    if config.teacher in config.models:
-        teacher = networks[_short(config.teacher, config.models)]
-    elif config.teacher:
-        teacher = frame.teacher(config.teacher, task, order)
-    return Plan(config, target, data, samples, networks, teacher, gates, evaluation)
+    names = dict.fromkeys([*config.models, *([config.teacher] if config.teacher else [])])
+    built = {name: frame.opened(name, task, order) for name in names}
+    task, absent = covering(task, built, order)
+    for name, network in built.items():
+        task.match(network, order, name)
+    return built, task, absent
 
 
 def _validation(config: Config, samples: Samples) -> Validation:
@@ -153,7 +171,17 @@ def _validation(config: Config, samples: Samples) -> Validation:
     return Validation(found)
 
 
-def _options(config: Config) -> EvalOptions:
+def _lacking(classes: Sequence[str], absent: Sequence[str]) -> str:
+    """What to say of classes that the models know and the data lack."""
+    shown = ", ".join(absent[:5]) + (f" and {len(absent) - 5} more" if len(absent) > 5 else "")
+    return (
+        f"the data lack {len(absent)} of the {len(classes)} classes that are known here ({shown}): measured "
+        f"are the {len(classes) - len(absent)} that are there. All logits are kept, so that an answer which "
+        "names one of the others is wrong."
+    )
+
+
+def _options(config: Config, absent: tuple[str, ...]) -> EvalOptions:
     fields, values = Config.model_fields, {key: getattr(config, key) for key in _OF_SOME_TASKS}
     return EvalOptions(
         given=frozenset(key for key, value in values.items() if value != fields[key].default),
@@ -161,6 +189,7 @@ def _options(config: Config) -> EvalOptions:
         class_order=config.data.class_order,
         repeats=config.repeats if config.cost else 0,
         seed=config.seed,
+        absent=absent,
         **values,
     )
 
@@ -232,7 +261,8 @@ def _report(plan: Plan, runtime: Runtime, console: Console) -> tuple[dict[str, A
             "split": plan.config.split,
             "samples": len(plan.samples),
             "task": plan.data.task,
-            "classes": plan.data.classes,
+            "classes": list(plan.classes),
+            **({"absent": list(plan.absent)} if plan.absent else {}),
             "fingerprint": plan.samples.fingerprint,
         },
         "models": models,
@@ -267,7 +297,8 @@ def _curves(path: Path) -> list[dict[str, Any]]:
 
 
 def _notes(plan: Plan) -> list[str]:
-    notes = []
+    said = _lacking(plan.classes, plan.absent)
+    notes = [said[0].upper() + said[1:]] if plan.absent else []
     for name in plan.config.models:
         splits = (frame.model_facts(name).get("data") or {}).get("splits", {})
         if any(s.get("hash") == plan.samples.fingerprint for s in splits.values()):

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 from kdcli.errors import UsageError, nearest
+from kdcli.tasks.matching import beyond
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,6 +43,8 @@ class Entry:
         provides: what terms beside the task's own may read: ``picture`` (one answer a picture: logits
             [B, C]) and ``class`` (class numbers ``y`` [B]).
         options: fields of the data section that mean nothing to tasks which do not list them.
+        subsets: whether networks can be measured on data that lack some of their classes: the task then has
+            these behind its own, and :class:`kdcli.tasks.settings.EvalOptions` says which they are.
     """
 
     target: str
@@ -50,6 +53,7 @@ class Entry:
     help: str
     provides: frozenset[str] = frozenset()
     options: tuple[str, ...] = ()
+    subsets: bool = False
 
 
 TASKS: dict[str, Entry] = {
@@ -59,6 +63,7 @@ TASKS: dict[str, Entry] = {
         "kdcli.tasks.segmentation.figures:FIGURES",
         "a class for every pixel",
         options=("mask_column", "class_names"),
+        subsets=True,
     ),
     "multi-label": Entry(
         "kdcli.tasks.multilabel:MultiLabel",
@@ -74,6 +79,7 @@ TASKS: dict[str, Entry] = {
         "kdcli.tasks.classification.figures:FIGURES",
         "one class for each picture",
         provides=frozenset({"picture", "class"}),
+        subsets=True,
     ),
 }
 """In the order in which they are asked whether data are theirs; the last one takes what is left."""
@@ -284,6 +290,29 @@ def _loaded(target: str) -> Any:
 def task_named(name: str, classes: Sequence[str]) -> Task:
     """A task without data: what a network does, with the classes that it knows."""
     return cast(Task, _loaded(TASKS[name].target)(tuple(classes)))
+
+
+def covering(
+    task: Task, networks: Mapping[str, Model], order: Literal["names", "same"]
+) -> tuple[Task, tuple[str, ...]]:
+    """The task of some data, with the classes behind its own that the data lack and networks know.
+
+    Args:
+        task: of the data.
+        networks: that are to be measured, by how messages call them.
+        order: how classes match.
+
+    Returns:
+        The task, and the names of those classes.
+
+    Raises:
+        InputError: see :func:`kdcli.tasks.matching.beyond`.
+    """
+    if not entry(task.name).subsets:
+        return task, ()
+    known = {name: network.classes for name, network in networks.items()}
+    absent = tuple(beyond(task.classes, known, order))
+    return (replace(cast(Any, task), classes=(*task.classes, *absent)) if absent else task), absent
 
 
 def figures(task: str | None = None) -> list[Figure]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from kdcli.errors import InputError
@@ -25,6 +25,51 @@ def bring_into_order(
     network.reorder(permutation(classes, network.classes, order, who), list(classes))
 
 
+def beyond(
+    classes: Sequence[str], known: Mapping[str, Sequence[str] | None], order: Literal["names", "same"]
+) -> list[str]:
+    """Classes that networks know and data lack, where the networks can be measured on such data all the same.
+
+    Args:
+        classes: of the data.
+        known: of each network, by how messages call it.
+        order: see :func:`permutation`, which refuses what this says nothing about.
+
+    Returns:
+        Their names, in the order of the first network.
+
+    Raises:
+        InputError: a class of the data that a network does not know, or networks that know different ones.
+    """
+    if order == "same":
+        return []
+    there, found = set(classes), dict[str, list[str]]()
+    for who, names in known.items():
+        if names is None or len(set(names)) < len(names):
+            continue
+        unknown = [name for name in classes if name not in set(names)] if there - set(names) else []
+        if unknown and len(names) != len(classes):
+            more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
+            raise InputError(
+                f"{who} does not know {', '.join(map(repr, unknown[:3]))}{more}, which the data has; it "
+                f"knows {len(names)} classes ({_few(names)}). Leave these pictures out, or probe it on this "
+                "data."
+            )
+        found[who] = [] if unknown else [name for name in names if name not in there]
+    for who, names in found.items():
+        first, own = next(iter(found.items()))
+        if odd := set(own) ^ set(names):
+            raise InputError(
+                f"of {first} and {who} only one knows the class '{min(odd)}', which the data lack: they have "
+                "no answers to compare. Measure them one at a time."
+            )
+    return next(iter(found.values()), [])
+
+
+def _few(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:4])}, …" if len(names) > 4 else ", ".join(names)
+
+
 def permutation(
     classes: Sequence[str], known: Sequence[str] | None, order: Literal["names", "same"], who: str
 ) -> list[int] | None:
@@ -44,10 +89,9 @@ def permutation(
     if list(known) == list(classes):
         return None
     if len(known) != len(classes):
-        raise InputError(
-            f"{who} knows {len(known)} classes, the data has {len(classes)}. Probe the teacher on this "
-            "data first."
-        )
+        by_name = "Leave data.class_order=same out to have them matched by name"
+        remedy = by_name if order == "same" else "Probe the teacher on this data first"
+        raise InputError(f"{who} knows {len(known)} classes, the data has {len(classes)}. {remedy}.")
     if order == "same":
         return None
     if twice := [name for name, count in Counter(known).items() if count > 1]:

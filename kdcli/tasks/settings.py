@@ -130,6 +130,7 @@ class EvalOptions:
         class_order: how classes of models and data match.
         repeats: timed forwards; 0 for no latency.
         seed: of whatever is random.
+        absent: classes, the last of the task's, that networks know and the data lack: no mean is over them.
     """
 
     given: frozenset[str]
@@ -141,6 +142,7 @@ class EvalOptions:
     class_order: Literal["names", "same"]
     repeats: int
     seed: int
+    absent: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

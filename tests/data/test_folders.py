@@ -166,3 +166,24 @@ def test_hidden_folders_and_what_a_mac_leaves_are_passed_over_and_said(tmp_path:
     data = opened(tmp_path)
     assert labels(data) == {"cat": 9, "dog": 9}
     assert data.notes == (f"{tmp_path}: passed over as hidden: .cache, __MACOSX, cat/._0.png",)
+
+
+def test_a_folder_that_also_holds_what_kdcli_wrote_is_no_class(tmp_path: Path) -> None:
+    """``runs/`` with notes of the user's in it, or ``exp/7/out``."""
+    from kdcli.artifacts.manifest import Manifest
+    from kdcli.artifacts.store import open_output
+
+    class_folders(tmp_path, {"cat": 10, "dog": 10})
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "notes.txt").write_text("better than before")
+    for name in ("runs/distill-1", "exp/7/out"):
+        with open_output(tmp_path / name, {}) as output:
+            assert output is not None
+            (output.partial / "plot.png").write_bytes(tiny_picture(500))
+            output.commit(Manifest("report", "eval", {}), ["plot.png"])
+    data = opened(tmp_path)
+    assert labels(data) == {"cat": 9, "dog": 9}
+    assert data.notes == (
+        f"{tmp_path}: files that are not read: 1 .txt",
+        f"{tmp_path}: passed over as kdcli's own output: exp, runs/distill-1",
+    )

@@ -15,6 +15,7 @@ import tarfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 import numpy as np
@@ -23,6 +24,7 @@ from PIL import Image
 from toolbox import class_folders as fill
 from toolbox import tiny_picture as picture
 
+from kdcli.data.images import glance
 from kdcli.data.loading import load
 from kdcli.data.samples import UNLABELLED, Data
 from kdcli.data.sources import open_train, open_unlabelled, refuse_small
@@ -542,19 +544,71 @@ def damaged(folder: Path, *rows: int) -> str:
 
 def test_skip_leaves_out_damaged_pictures_and_records_them(tmp_path: Path) -> None:
     source = damaged(tmp_path / "d", 3, 8)
-    whole = opened(source, "train", validation_fraction=0.2)
-    assert whole.skipped == ()
     data = opened(source, on_bad_image="skip", max_bad_fraction=0.1)
+    assert data.notes == (f"{source}: 2 corrupt pictures are left out: train row 3, train row 8",)
     rows = np.concatenate([s.rows for s in data.splits.values()])
     assert sorted(rows.tolist()) == [i for i in range(20) if i not in (3, 8)]
     assert len(data.skipped) == 2
     assert data.describe()["skipped"] == list(data.skipped)
     with pytest.raises(
-        InputError, match=r"2 of 20 pictures are corrupt, more than data\.max_bad_fraction=0\.05"
+        InputError, match=r"2 of 20 .*, more than data\.max_bad_fraction=0\.05 allows\. First: train row 3\."
     ):
         opened(source, on_bad_image="skip", max_bad_fraction=0.05)
     extra = open_unlabelled(source, DataSection(on_bad_image="skip", max_bad_fraction=0.1))
     assert (sizes(extra), extra.skipped) == ({"extra train": 18}, data.skipped)
+
+
+@pytest.mark.parametrize("options", [{}, {"on_bad_image": "skip"}])
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", r"the picture is empty \(0 bytes\)\."),
+        (b"hello", r"not a readable PNG, .*PPM picture\."),
+        (b"\0\0\0\x18ftypheic", r"not a readable PNG, .*PPM picture\."),
+        (picture(3)[:-12], r"damaged picture: the PNG is truncated \(no IEND\)\."),
+    ],
+)
+def test_what_is_seen_to_be_no_picture_is_named_by_its_file_while_data_are_opened(
+    tmp_path: Path, content: bytes, reason: str, options: dict[str, Any]
+) -> None:
+    fill(tmp_path / "train", {"cat": 10, "dog": 10})
+    (tmp_path / "train" / "cat" / "photo.jpg").write_bytes(content)
+    if options:
+        with pytest.raises(InputError, match=r"1 of 21 .*First: train row 10 \(train/cat/photo\.jpg\)\."):
+            opened(tmp_path, **options)
+        return
+    message = rf"^train row 10 \(train/cat/photo\.jpg\): {reason} Mend the picture, or run with --on-bad"
+    with pytest.raises(BadImageError, match=message):
+        opened(tmp_path)
+    with pytest.raises(BadImageError, match=reason):
+        open_unlabelled(str(tmp_path), DataSection())
+
+
+def test_a_picture_that_breaks_off_is_named_by_its_file(tmp_path: Path) -> None:
+    fill(tmp_path / "train", {"cat": 10, "dog": 10})
+    file = tmp_path / "train" / "dog" / "deep" / "photo.jpg"
+    file.parent.mkdir()
+    buffer = io.BytesIO()
+    Image.effect_noise((32, 32), 50).save(buffer, "JPEG")
+    file.write_bytes(buffer.getvalue()[:-100])
+    samples = opened(tmp_path).split("train")
+    index = next(i for i in range(len(samples)) if "photo" in samples.where(i))
+    with pytest.raises(
+        BadImageError,
+        match=r"^train row 20 \(train/dog/deep/photo\.jpg\): damaged picture: .*[^.]\. Mend the picture, or",
+    ):
+        samples.picture(index, 10_000)
+
+
+def test_every_format_passes_at_first_sight(tmp_path: Path) -> None:
+    for kind in ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM"):
+        buffer = io.BytesIO()
+        Image.new("RGB", (5, 4)).save(buffer, kind)
+        glance(buffer.getvalue())
+    for kind, mode in (("PPM", "1"), ("PPM", "L"), ("TIFF", "I;16B"), ("PPM", "F")):
+        buffer = io.BytesIO()
+        Image.new(mode, (5, 4)).save(buffer, kind)
+        glance(buffer.getvalue())
 
 
 def test_skip_honours_the_limit_of_pixels(tmp_path: Path) -> None:

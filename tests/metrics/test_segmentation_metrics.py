@@ -85,3 +85,12 @@ def test_what_cannot_be_measured() -> None:
         pixel_confusion(torch.zeros(3), torch.full((3,), 7), 2)
     with pytest.raises(ValueError, match="no pixel"):
         segmentation_metrics(pixel_confusion(torch.zeros(3), torch.full((3,), 255), 2))
+
+
+def test_the_mean_over_the_classes_of_the_data() -> None:
+    """Pixels that were taken for a class which the data lack count against their own class, no further."""
+    confusion = torch.tensor([[6, 1, 3], [0, 10, 0], [0, 0, 0]])
+    whole, part = segmentation_metrics(confusion), segmentation_metrics(confusion, 2)
+    assert part["miou"] == pytest.approx((6 / 10 + 10 / 11) / 2)
+    assert whole["miou"] == pytest.approx((6 / 10 + 10 / 11 + 0) / 3)
+    assert {k: v for k, v in part.items() if k != "miou"} == {k: v for k, v in whole.items() if k != "miou"}

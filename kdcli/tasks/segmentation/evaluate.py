@@ -33,10 +33,12 @@ class Evaluation:
     Attributes:
         classes: names by the masks' values.
         window: that slides over pictures, if one does.
+        absent: number of classes, the last ones, that the data lack.
     """
 
     classes: Sequence[str]
     window: Window | None
+    absent: int = 0
 
     @classmethod
     def of(cls, classes: Sequence[str], options: EvalOptions) -> Evaluation:
@@ -46,7 +48,8 @@ class Evaluation:
             "effects_mix": "the effects of a teacher are measured of classifiers of whole pictures",
         }
         refuse_unheeded(options, ("window", "stride"), "segmentation", reasons)
-        return cls(classes, None if options.window is None else Window(options.window, options.stride))
+        window = None if options.window is None else Window(options.window, options.stride)
+        return cls(classes, window, len(options.absent))
 
     def describe(self) -> list[str]:
         """Lines of the plan."""
@@ -75,7 +78,8 @@ class Evaluation:
                 shown=SHOWN,
                 progress=bar.update,
             )
-        parts = {name: _part(found[name], teacher) for name in networks}
+        there = len(self.classes) - self.absent
+        parts = {name: _part(found[name], teacher, there) for name in networks}
         shown = self._overlays(measuring, {name: found[name].shown for name in networks})
         return Measured(parts, shown=shown)
 
@@ -99,12 +103,12 @@ class Evaluation:
         return found
 
 
-def _part(tally: Tally, teacher: Model | None) -> dict[str, Any]:
-    """A model's part of the report."""
+def _part(tally: Tally, teacher: Model | None, there: int) -> dict[str, Any]:
+    """A model's part of the report; only the first ``there`` classes have an IoU."""
     iou = class_iou(tally.confusion).tolist()
     part: dict[str, Any] = {
-        "metrics": segmentation_metrics(tally.confusion),
-        "iou": [None if math.isnan(value) else value for value in iou],
+        "metrics": segmentation_metrics(tally.confusion, there),
+        "iou": [None if math.isnan(value) or i >= there else value for i, value in enumerate(iou)],
         "pixels": tally.confusion.sum(1).tolist(),
     }
     if teacher is not None:

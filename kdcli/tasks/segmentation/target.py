@@ -19,7 +19,7 @@ import numpy as np
 from kdcli.data import splits as splits_of
 from kdcli.data.columns import MASK_NAMES, picture_columns, undecoded
 from kdcli.data.images import decode_indices
-from kdcli.data.samples import cell_bytes
+from kdcli.data.samples import cell_bytes, corrupt, file_of
 from kdcli.data.targets import UNLABELLED, Place, Targets, unlabelled
 from kdcli.errors import BadImageError, InputError, UsageError
 
@@ -77,15 +77,16 @@ class Masks(Targets):
         """
         if self.labels[index] == UNLABELLED:
             return np.zeros(place.size[::-1], np.uint8)
-        data = cell_bytes(self.table[int(self.rows[index])][self.column], self.root, place.where)
+        cell = self.table[int(self.rows[index])][self.column]
+        data = cell_bytes(cell, self.root, place.where)
         try:
             mask = decode_indices(data, max_pixels=place.max_pixels, picture=place.stored())
         except BadImageError as error:
-            raise BadImageError(f"{place.where}: its mask: {error}") from error
+            raise corrupt(f"{place.where}: its mask{file_of(cell, self.root)}", error) from error
         if mask.shape != place.size[::-1]:
             raise InputError(
-                f"{place.where}: its mask has {mask.shape[1]} x {mask.shape[0]} pixels, its picture "
-                f"{place.size[0]} x {place.size[1]}."
+                f"{place.where}: its mask{file_of(cell, self.root)} has {mask.shape[1]} x {mask.shape[0]} "
+                f"pixels, its picture {place.size[0]} x {place.size[1]}."
             )
         if self.void != VOID:
             mask = np.where(mask == self.void, np.uint8(VOID), mask)
