@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import typing
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import field_validator
+from pydantic import Field, field_validator
 
 from kdcli.config import Section, head_option, inputs, option, outputs, reading, running, training
+
+MOST = 1e30  # of what is multiplied with weights: single precision ends at 3.4e38
+Beta = Annotated[float, Field(ge=0, lt=1)]
+Epoch = Annotated[float, Field(ge=0, le=1e9)]
 
 
 class SourceSection(Section):
@@ -72,35 +76,45 @@ class ViewSection(Section):
 class OptimSection(Section):
     """How trained parties learn."""
 
-    opt: str = training("adamw", "Optimiser, any of timm's.", "--opt")
-    lr: float = training(5e-4, "Learning rate at the global batch size.", "--lr", gt=0)
+    opt: str = training(
+        "adamw", "Optimiser, any of timm's; gradients are clipped at optim.clip_grad=1.", "--opt"
+    )
+    lr: float = training(5e-4, "Learning rate at the global batch size.", "--lr", gt=0, le=MOST)
     weight_decay: float = training(
-        0.05, "Weight decay; none on biases, norms, positions.", "--weight-decay", ge=0
+        0.05, "Weight decay; none on biases, norms, positions.", "--weight-decay", ge=0, le=MOST
     )
     momentum: float = option(0.9, "Momentum, where the optimiser has one.", ge=0, lt=1)
-    betas: tuple[float, float] | None = option(None, "Adam's betas (default: the optimiser's).")
+    betas: tuple[Beta, Beta] | None = option(None, "Adam's betas (default: the optimiser's).")
     layer_decay: float | None = option(None, "Learning-rate factor per block from the head down.", gt=0, le=1)
     schedule: Literal["cosine", "step", "multistep", "poly", "constant"] = option(
         "cosine", "Course of the learning rate."
     )
     warmup: float = option(0.05, "Part of the steps of linear warm-up.", ge=0, lt=1)
-    min_lr: float = option(0.0, "Learning rate at the end of cosine and poly.", ge=0)
-    milestones: list[float] = option([], "Epochs of multistep's drops.")
-    decay_epochs: float = option(30, "Epochs between step's drops.", gt=0)
-    decay_rate: float = option(0.1, "Factor of a drop.", gt=0)
-    epochs: float = training(20, "Passes over the training pictures.", "--epochs", gt=0)
+    min_lr: float = option(0.0, "Learning rate at the end of cosine and poly.", ge=0, le=MOST)
+    milestones: list[Epoch] = option([], "Epochs of multistep's drops.")
+    decay_epochs: float = option(30, "Epochs between step's drops.", gt=0, le=1e9)
+    decay_rate: float = option(0.1, "Factor of a drop; the power of poly.", gt=0, le=10)
+    epochs: float = training(20, "Passes over the training pictures.", "--epochs", gt=0, le=1e9)
     stop_epoch: float | None = option(
-        None, "Stop after so many epochs, with the schedule of them all (a truncated run).", gt=0
+        None, "Stop after so many epochs, with the schedule of them all (a truncated run).", gt=0, le=1e9
     )
     max_steps: int | None = training(None, "Stop after so many steps, the schedule too.", "--max-steps", ge=1)
     batch_size: int = training(128, "Over all processes and micro-batches.", "--batch-size", ge=1)
     accumulate: int = option(1, "Micro-batches per step.", ge=1)
     auto_batch: bool = training(False, "Split batches further until a step fits into memory.", "--auto-batch")
-    clip_grad: float | None = option(1.0, "Largest gradient norm.", gt=0)
-    ema: float = option(0.0, "Decay of the exponential moving average of weights; 0 for none.", ge=0, lt=1)
+    clip_grad: float | None = option(
+        1.0,
+        "Largest norm of each network's gradient, which is scaled down to it; null for none, as published "
+        "codes mostly have it (--recipe paper).",
+        gt=0,
+        le=MOST,
+    )
+    ema: float = option(
+        0.0, "Decay of the moving average of weights, warmed up over the first steps; 0 for none.", ge=0, lt=1
+    )
     label_smoothing: float = option(0.0, "Of the supervised loss.", ge=0, lt=1)
-    mixup: float = option(0.0, "Alpha of mixup, seen by every party.", ge=0)
-    cutmix: float = option(0.0, "Alpha of CutMix, seen by every party.", ge=0)
+    mixup: float = option(0.0, "Alpha of mixup, seen by every party.", ge=0, le=1e6)
+    cutmix: float = option(0.0, "Alpha of CutMix, seen by every party.", ge=0, le=1e6)
 
 
 class RunSection(Section):
@@ -118,7 +132,9 @@ class RunSection(Section):
         300, "Seconds after which a loader that hangs is an error.", runtime=True, gt=0
     )
     deterministic: bool = option(False, "Bit-equal results on CUDA too (slower).")
-    threads: int | None = option(None, "CPU threads of each process.", runtime=True, ge=1)
+    threads: int | None = running(
+        None, "CPU threads; equal numbers give equal results.", "--threads", runtime=True, ge=1, le=1024
+    )
     track: list[str] = running([], "tensorboard, wandb, … (repeatable).", "--track", runtime=True)
 
 

@@ -203,7 +203,7 @@ def test_only_models_know_what_is_inside_a_network_of_timm() -> None:
 
 # -- the surface ---------------------------------------------------------------------------------------------
 
-RUN = "--out --overwrite --cache --seed -n,--num-processes --device --precision --workers --track"
+RUN = "--out --overwrite --cache --seed -n,--num-processes --device --precision --workers --threads --track"
 DATA = "--data --labels-per-class --class-balance --on-bad-image"
 OPTIONS = {
     "probe": f"{RUN} {DATA} --views --teacher --weights --image-size --head --finetune --features --protocol "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +29,7 @@ class Job:
         schedule_steps: that the schedules are made for; more where a run is truncated.
         evaluate: metrics of the exported network, or None without a validation split.
         selection: the metric that chooses the best step.
+        judges_start: whether the network as it is before the first step may be the best.
         evaluate_every: steps between evaluations.
         rate: learning rate of step k of a phase of n, in place of the section's schedule.
         looks: whether every step waits for its loss, so that the state before a bad one can be kept; else
@@ -53,6 +54,7 @@ class Job:
     seed: int
     evaluate: Callable[[nn.Module], dict[str, float]] | None = None
     selection: str = ""
+    judges_start: bool = False
     evaluate_every: float = math.inf
     rate: Callable[[int, int], float] | None = None
     looks: bool = True
@@ -91,4 +93,30 @@ class Outcome:
     def selection(self) -> str:
         """How those weights were chosen."""
         best, steps = self.progress.best, self.progress.step
-        return f"best on validation, step {best['step']} of {steps}" if best else f"last step ({steps})"
+        if best is None:
+            return f"last step ({steps})"
+        start = "" if best["step"] else ", as it was before"
+        return f"best on validation, step {best['step']} of {steps}{start}"
+
+    @property
+    def clipping(self) -> dict[str, dict[str, Any]]:
+        """How many steps of each network were clipped, and at what norms; empty where nothing is."""
+        return {name: clipped.facts() for name, clipped in self.progress.clipping.items()}
+
+
+def outcome_of(
+    method: Method, progress: state.Progress, result: nn.ModuleDict, best: Mapping[str, Tensor] | None
+) -> Outcome:
+    """What a training has left.
+
+    Args:
+        method: says which parties are written.
+        progress: at the end.
+        result: those parties as they are now.
+        best: their tensors at the best step, by ``party.name``; None where there is none, or it is not read.
+    """
+    last = {name: state.clone_to_cpu(party) for name, party in result.items()}
+    chosen = {name: {key: best[f"{name}.{key}"] for key in last[name]} for name in last} if best else {}
+    beside = {name: (chosen or last)[name] for name in method.beside}
+    rate = progress.step / max(progress.seconds, 1e-9)
+    return Outcome(progress, last[method.export], chosen.get(method.export), beside, rate=rate)

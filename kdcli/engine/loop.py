@@ -12,7 +12,6 @@ import contextlib
 import math
 import time
 from contextlib import AbstractContextManager
-from itertools import product
 from typing import Any
 
 import torch
@@ -22,10 +21,13 @@ from kdcli.artifacts.model import read_tensors
 from kdcli.artifacts.store import Output, remove, write_tensors
 from kdcli.console import Console, Progress
 from kdcli.engine import state
+from kdcli.engine.average import average_of
+from kdcli.engine.clipping import Clipping
 from kdcli.engine.edits import Edits
-from kdcli.engine.job import Job, Outcome
-from kdcli.engine.memory import micro_batches_that_fit
-from kdcli.engine.optim import Rates, build_optimizer, build_schedule, section_of
+from kdcli.engine.job import Job, Outcome, outcome_of
+from kdcli.engine.memory import micro_batches_by_trial
+from kdcli.engine.optim import Rates, build_optimizer, build_schedule, make_step, section_of
+from kdcli.engine.rollback import Buffers, all_finite, answering_in_numbers
 from kdcli.engine.runtime import Runtime, Stop, watching
 from kdcli.engine.states import copied, held, put_back
 from kdcli.engine.turn import TurnModule
@@ -42,7 +44,7 @@ def train(job: Job, output: Output, runtime: Runtime, console: Console, stop: St
     """Run all phases of a method, resuming from the last committed state of ``output``.
 
     Raises:
-        Diverged: NaN or Inf; the state before the step is committed.
+        Diverged: NaN or Inf; the state before the step is committed if it can still be had.
         Preempted: a signal came; the state after the step is committed.
     """
     with watching(stop):
@@ -58,21 +60,17 @@ class _Run:
         self.job, self.output, self.runtime, self.console, self.stop = job, output, runtime, console, stop
         names = (job.method.export, *job.method.beside)
         self.kept = nn.ModuleDict({name: job.parties[name] for name in names})  # what is written
-        self.ema = self._build_ema()
+        self.ema = average_of(self.kept, job.optim.ema) if job.optim.ema else None
         self.progress = state.Progress()
         self.found = output.last_state()
         self.saved_at = time.monotonic()
         self.states = copied(job.states, runtime.device)
         self.before = held(self.states)  # a turn
+        self.trained = {p.name: job.parties[p.name] for p in job.method.parties if p.role == "trained"}
+        self.buffers = Buffers(self.trained.values() if job.looks else ())
         self.batches = job.batches
         self.looks = True  # at the loss of this step
-
-    def _build_ema(self) -> Any:
-        if not self.job.optim.ema:
-            return None
-        from timm.utils import ModelEmaV3
-
-        return ModelEmaV3(self.kept, decay=self.job.optim.ema)
+        self.stepped = False  # whether a turn of this step has changed weights already
 
     @property
     def result(self) -> nn.ModuleDict:
@@ -84,6 +82,8 @@ class _Run:
         for span in self.job.method.spans(self.job.schedule_steps, self.job.steps):
             if self.found is None or self.found[0] < span.end or span.end == self.job.steps:
                 self._phase(span)
+        for name, clipped in self.progress.clipping.items():
+            self.console.note(clipped.said_of(name))
         return self._outcome()
 
     def _phase(self, span: Span) -> None:
@@ -103,7 +103,12 @@ class _Run:
         self.schedules = {
             name: self._schedule(o, self.optims[name], span.length) for name, o in self.optimizers.items()
         }
-        self.trained = {p.name: job.parties[p.name] for p in job.method.parties if p.role == "trained"}
+        self.clips = {
+            turn.name: Clipping(
+                turn, job.method.parties, modules[turn.name], self.optims[turn.name].clip_grad
+            )
+            for turn in phase.turns
+        }
         self.scaler = self.runtime.accelerator.scaler
         self._restore(begin)
         prepared = {name: prepare(m) for name, m in modules.items()}
@@ -137,10 +142,7 @@ class _Run:
         ema = self.ema.module if self.ema else None
         mine = self.optimizers if self.found[0] > begin or not begin else {}  # else another phase's were kept
         self.progress = state.load(self.found[1], self.trained, mine, ema, self.scaler, self.states)
-        if self.runtime.main:
-            for file in self.output.partial.glob("best-*.safetensors"):
-                if not self.progress.best or file.name != self.progress.best["file"]:
-                    remove(file)
+        self._sweep_best()
         self.console.note(f"continuing at step {self.progress.step:,} of {self.job.steps:,}")
 
     # -- steps -----------------------------------------------------------------------------------------------
@@ -148,6 +150,10 @@ class _Run:
         job, end = self.job, span.end
         first = self.progress.step
         clock = time.monotonic()
+        if told := self.progress.goes_on(self.runtime.describe()):
+            self.console.warn(told)
+        if job.judges_start and not first and self.progress.best is None:
+            self._evaluate()
         self._commit_if_due(first)  # a signal during start-up
         _train_mode(prepared)
         if job.optim.auto_batch:
@@ -157,11 +163,14 @@ class _Run:
             micro = self.batches.parts(batch, step, self.runtime)
             logs = (step + 1) % job.log_every == 0 or step + 1 == end
             self.looks = job.looks or logs
+            self.buffers.keep()
+            self.stepped = False
             row: dict[str, float] = {}
             for turn in span.phase.turns:
                 row |= self._turn(turn, prepared[turn.name], micro, step - span.begin, span.length)
             if self.ema and any(name in self.kept for turn in span.phase.turns for name in turn.trains):
-                self.ema.update(self.kept)
+                self.progress.averaged += 1
+                self.ema.update(self.kept, step=self.progress.averaged)
             self.progress.step = step + 1
             now = time.monotonic()
             self.progress.seconds, clock = self.progress.seconds + now - clock, now
@@ -180,24 +189,13 @@ class _Run:
 
     def _split_to_fit(self, prepared: dict[str, Any], step: int) -> None:
         """Choose the number of micro-batches by trial; a resumed run keeps what it found first."""
-        job, batch = self.job, next(self.batches.read(step, step + 1, self.runtime))
-
-        def trial(accumulate: int) -> None:
-            part, share = self.batches.split(accumulate).parts(batch, step, self.runtime)[0]
-            try:
-                for module, done in product(prepared.values(), (0.0, 1.0)):  # schedules may begin or end at 0
-                    with self.runtime.accelerator.no_sync(module):
-                        self.runtime.accelerator.backward(module(part, share, done)["loss"])
-            finally:
-                for optimizer in self.steppers.values():
-                    optimizer.zero_grad()
-
-        rows = job.optim.batch_size // self.runtime.world_size
         if not self.progress.accumulate:
-            found = micro_batches_that_fit(trial, job.optim.accumulate, rows, self.runtime)
-            if found > job.optim.accumulate:
-                self.console.note(f"each batch is split into {found} to fit into memory")
-            self.progress.accumulate = found
+            optim, modules = self.job.optim, list(prepared.values())
+            self.progress.accumulate = micro_batches_by_trial(
+                self.batches, step, modules, optim, self.runtime
+            )
+            if self.progress.accumulate > optim.accumulate:
+                self.console.note(f"each batch is split into {self.progress.accumulate} to fit into memory")
         self.batches = self.batches.split(self.progress.accumulate)
 
     def _turn(self, turn: Turn, module: Any, micro: list[Any], step: int, steps: int) -> dict[str, float]:
@@ -206,7 +204,7 @@ class _Run:
         Returns the terms averaged over processes, where this step looks at them.
         """
         accelerator, done = self.runtime.accelerator, step / steps
-        optimizer, edits, section = self.steppers[turn.name], self.edits[turn.name], self.optims[turn.name]
+        optimizer, edits, clip = self.steppers[turn.name], self.edits[turn.name], self.clips[turn.name]
         self.before = held(self.states)
         self.schedules[turn.name].step(step)
         lr = max(g["lr"] for g in optimizer.param_groups)
@@ -218,18 +216,16 @@ class _Run:
                 accelerator.backward(terms["loss"])
             for key, value in terms.items() if self.looks else ():
                 totals[key] = totals.get(key, 0) + value.detach().float()
-        parameters = [p for p in module.parameters() if p.requires_grad and p.grad is not None]
         accelerator.unscale_gradients(optimizer.optimizer)
         edits.of_gradients()
-        if self.looks or section.clip_grad:
-            norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        if section.clip_grad:
-            torch.nn.utils.clip_grads_with_norm_(parameters, section.clip_grad, norm)
-        values = []
+        norms = clip() if self.looks or clip.limit else {}
+        values, norm = [], 0.0
         if self.looks:
-            values = self.runtime.mean(torch.stack([*totals.values(), norm.float()])).tolist()
-            self._refuse_nonfinite(values[0], values[-1], self.progress.step, optimizer)
-        optimizer.step()
+            seen = [*totals.values(), *(own.float() for own in norms.values())]
+            values = self.runtime.mean(torch.stack(seen)).tolist()
+            norm = math.hypot(*values[len(totals) :])
+            self._refuse_nonfinite(values[0], norm, optimizer)
+        self._make_step(optimizer)
         optimizer.zero_grad()
         if getattr(optimizer, "step_was_skipped", False):  # an overflow leaves nothing in states either
             put_back(self.states, self.before)
@@ -239,13 +235,21 @@ class _Run:
             return {}
         prefix = "" if len(self.steppers) == 1 else f"{turn.name}/"
         weights = {f"weight/{t.name}": t.weight(done) for t in turn.terms if callable(t.weight)}
-        return {f"{prefix}{k}": v for k, v in [*zip(totals, values), *weights.items()]} | {
-            "grad_norm": values[-1],
-            "lr": lr,
-            "loss": values[0],
+        return {
+            **{f"{prefix}{k}": v for k, v in [*zip(totals, values), *weights.items()]},
+            **{"grad_norm": norm, "lr": lr, "loss": values[0]},
+            **clip.record(self.progress.clipping, dict(zip(norms, values[len(totals) :]))),
         }
 
-    def _refuse_nonfinite(self, loss: float, norm: float, step: int, optimizer: Any) -> None:
+    def _make_step(self, optimizer: Any) -> None:
+        try:
+            make_step(optimizer)
+        except Diverged as error:
+            where = f"in step {self.progress.step + 1}"
+            raise self._diverged(f"{error} {where}") from error
+        self.stepped = True
+
+    def _refuse_nonfinite(self, loss: float, norm: float, optimizer: Any) -> None:
         if math.isfinite(loss) and math.isfinite(norm):
             self.progress.skipped = 0
             return
@@ -253,16 +257,27 @@ class _Run:
             self.progress.skipped += 1
             if self.progress.skipped < _OVERFLOWS:
                 return
-        what = "loss" if not math.isfinite(loss) else "gradient"
-        where, kept = f"by step {step + 1}", ""
-        if self.job.looks:  # else an earlier step, which nobody looked at, may have spoilt the state
+        what, value = ("gradient", norm) if math.isfinite(loss) else ("loss", loss)
+        if self.job.looks and not self.stepped:  # else what came before this turn cannot be put back
             optimizer.zero_grad()
             put_back(self.states, self.before)
-            self._commit()
-            where, kept = f"in step {step + 1}", f" The state after step {step} is kept."
-        named = " ".join(filter(None, (where, self.batches.names(step))))
-        value = loss if what == "loss" else norm
-        raise Diverged(f"the {what} became {value} {named}.{kept} {self.job.remedy}")
+            self.buffers.put_back()
+            if all_finite(self.trained.values()):
+                self._commit()
+        step = self.progress.step
+        where = f"{'in' if self.job.looks else 'by'} step {step + 1} {self.batches.names(step)}".rstrip()
+        raise self._diverged(f"the {what} became {value} {where}")
+
+    def _diverged(self, what: str) -> Diverged:
+        """The error that says what happened, which state is left, and what to do."""
+        found = self.output.last_state()
+        kept = f" The state after step {found[0]} is kept." if found else ""
+        return Diverged(f"{what}.{kept} {self.job.remedy}")
+
+    def _refuse_spoilt(self) -> None:
+        """Raise Diverged for weights that are no numbers, which no later loss may show."""
+        if not all_finite(self.trained.values()):
+            raise self._diverged(f"weights became NaN or Inf by step {self.progress.step}")
 
     # -- evaluation, log, commits ----------------------------------------------------------------------------
     def _evaluation_due(self, step: int) -> bool:
@@ -272,18 +287,19 @@ class _Run:
     def _evaluate(self) -> None:
         if self.job.evaluate is None:
             return
-        metrics = self.job.evaluate(self.result[self.job.method.export])
+        self._refuse_spoilt()
+        network = self.result[self.job.method.export]
+        try:
+            with answering_in_numbers(network):
+                metrics = self.job.evaluate(network)
+        except Diverged as error:
+            raise self._diverged(f"{error} by step {self.progress.step}") from error
         self.progress.last = metrics
-        self._record({"step": self.progress.step, **{f"validation/{k}": v for k, v in metrics.items()}})
-        value = metrics[self.job.selection]
+        step, value = self.progress.step, metrics[self.job.selection]
+        self._record({"step": step, **{f"validation/{k}": v for k, v in metrics.items()}})
         if self.progress.best is None or value > self.progress.best["value"]:
-            file = f"best-{self.progress.step:012d}.safetensors"
-            self.progress.best = {
-                "step": self.progress.step,
-                "value": value,
-                "metrics": metrics,
-                "file": file,
-            }
+            file = f"best-{step:012d}.safetensors"
+            self.progress.best = {"step": step, "value": value, "metrics": metrics, "file": file}
             if self.runtime.main:
                 write_tensors(self.output.partial / file, self.result.state_dict())
 
@@ -312,28 +328,29 @@ class _Run:
             self._commit()
 
     def _commit(self) -> None:
+        self._refuse_spoilt()
         self.runtime.barrier()
         if self.runtime.main:
             self.progress.log_bytes = self.log.sync()
             ema = self.ema.module if self.ema else None
             optimizers = dict(self.optimizers.items())
             state.save(self.output, self.progress, self.trained, optimizers, ema, self.scaler, self.states)
-            for file in self.output.partial.glob("best-*.safetensors"):
-                if not self.progress.best or file.name != self.progress.best["file"]:
-                    remove(file)
+            self._sweep_best()
         self.saved_at = time.monotonic()
         self.runtime.barrier()
 
+    def _sweep_best(self) -> None:
+        """Remove the weights of steps that are the best no more, or never were in what is committed."""
+        for file in self.output.partial.glob("best-*.safetensors") if self.runtime.main else ():
+            if not self.progress.best or file.name != self.progress.best["file"]:
+                remove(file)
+
     def _outcome(self) -> Outcome:
-        last = {name: state.clone_to_cpu(party) for name, party in self.result.items()}
-        best: dict[str, Any] = {}
+        self._refuse_spoilt()
+        best = None
         if self.progress.best and self.runtime.main:  # the one that writes the artifact
-            tensors = read_tensors(self.output.partial / self.progress.best["file"])
-            best = {name: {key: tensors[f"{name}.{key}"] for key in last[name]} for name in last}
-        export = self.job.method.export
-        beside = {name: (best or last)[name] for name in self.job.method.beside}
-        rate = self.progress.step / max(self.progress.seconds, 1e-9)
-        return Outcome(self.progress, last[export], best.get(export), beside, rate=rate)
+            best = read_tensors(self.output.partial / self.progress.best["file"])
+        return outcome_of(self.job.method, self.progress, self.result, best)
 
 
 def _train_mode(modules: dict[str, Any]) -> None:

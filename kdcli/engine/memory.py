@@ -3,12 +3,46 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import product
 
 import torch
+from torch import nn
 
+from kdcli.engine.feed import Batches
 from kdcli.engine.runtime import Runtime
 from kdcli.errors import EnvironmentFault, is_out_of_memory
+from kdcli.sections import OptimSection
+
+
+def micro_batches_by_trial(
+    batches: Batches, step: int, modules: Sequence[nn.Module], optim: OptimSection, runtime: Runtime
+) -> int:
+    """The least number of micro-batches of a step with which every turn gets through; no gradient is left.
+
+    Args:
+        batches: what it learns from.
+        step: which one is tried.
+        modules: the turns, prepared.
+        optim: batch size, and the number to begin with.
+        runtime: the processes.
+
+    Raises:
+        EnvironmentFault: not even one row at a time fits.
+    """
+    batch = next(batches.read(step, step + 1, runtime))
+
+    def trial(accumulate: int) -> None:
+        part, share = batches.split(accumulate).parts(batch, step, runtime)[0]
+        try:
+            for module, done in product(modules, (0.0, 1.0)):  # schedules may begin or end at 0
+                with runtime.accelerator.no_sync(module):
+                    runtime.accelerator.backward(module(part, share, done)["loss"])
+        finally:
+            for module in modules:
+                module.zero_grad()
+
+    return micro_batches_that_fit(trial, optim.accumulate, optim.batch_size // runtime.world_size, runtime)
 
 
 def micro_batches_that_fit(trial: Callable[[int], None], accumulate: int, rows: int, runtime: Runtime) -> int:

@@ -6,10 +6,11 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from pydantic import ValidationError
 from torch import nn
 
-from kdcli.errors import UsageError, nearest
+from kdcli.errors import Diverged, UsageError, nearest
 from kdcli.models.protocol import Model
 from kdcli.sections import OptimSection
 from kdcli.words import Turn
@@ -21,6 +22,7 @@ REFUSED = {
     "fused": "it needs NVIDIA's apex, which kdcli does not install",
     "kron": "it draws from a generator of its own, which a stopped run could not put back, and compiles for "
     "half a minute at every start",
+    "lookahead": "its slow weights stand in no state that a stopped run could put back",
 }
 
 
@@ -52,10 +54,46 @@ def section_of(turn: Turn, section: OptimSection) -> OptimSection:
         UsageError: a field that a turn, or a party's group in it, cannot have, or a value out of range.
     """
     found = _with(section, turn.optim, TURN, f"turn {turn.name}")
-    known_optimizer(found.opt)
+    refuse_settings(found, f"turn {turn.name}")
     for party, fields in turn.groups.items():
         _with(found, fields, PARTY, f"turn {turn.name}, group of {party}")
     return found
+
+
+def refuse_settings(section: OptimSection, where: str) -> None:
+    """Raise UsageError for an optimiser that a run cannot take, or settings that this one cannot.
+
+    Args:
+        section: its settings.
+        where: names them in messages.
+    """
+    from timm.optim import get_optimizer_info
+
+    known_optimizer(section.opt)
+    info = get_optimizer_info(section.opt)
+    wanted = info.num_betas if info.has_betas else 0
+    if section.betas and wanted != len(section.betas):
+        takes = (
+            f"takes {wanted} betas, and optim.betas are {len(section.betas)}" if wanted else "has no betas"
+        )
+        raise UsageError(f"{where}: optimiser {section.opt} {takes}. Set optim.betas=null.")
+    try:
+        _made([{"params": [nn.Parameter(torch.zeros(1))]}], section)
+    except ValueError as error:
+        raise UsageError(f"{where}: optimiser {section.opt}: {error}.") from error
+
+
+def _made(groups: list[dict[str, Any]], section: OptimSection) -> Any:
+    """timm's optimiser over groups, which have their own weight decay."""
+    from timm.optim import create_optimizer_v2, get_optimizer_info
+
+    info = get_optimizer_info(section.opt)
+    extra: dict[str, Any] = {"betas": section.betas} if section.betas else {}
+    if info.has_momentum and not section.momentum and (info.defaults or {}).get("nesterov"):
+        extra["nesterov"] = False  # it looks ahead along the momentum, and there is none
+    return create_optimizer_v2(
+        groups, opt=section.opt, lr=section.lr, weight_decay=0.0, momentum=section.momentum, **extra
+    )
 
 
 def _with(section: OptimSection, fields: Mapping[str, Any], known: Sequence[str], where: str) -> OptimSection:
@@ -87,18 +125,9 @@ def build_optimizer(
     Raises:
         UsageError: an unknown name.
     """
-    from timm.optim import create_optimizer_v2
 
     known_optimizer(section.opt)
-    extra = {"betas": section.betas} if section.betas else {}
-    return create_optimizer_v2(
-        _groups_by_role(module, section, groups) if groups else _groups(module, section),
-        opt=section.opt,
-        lr=section.lr,
-        weight_decay=0.0,  # the groups have their own
-        momentum=section.momentum,
-        **extra,
-    )
+    return _made(_groups_by_role(module, section, groups) if groups else _groups(module, section), section)
 
 
 def _groups_by_role(
@@ -135,6 +164,16 @@ def _groups(module: nn.Module, section: OptimSection) -> list[dict[str, Any]]:
     seen = {parameter for group in found for parameter in group["params"]}
     rest = [{**group, "params": [p for p in group["params"] if p not in seen]} for group in groups]
     return [*found, *(group for group in rest if group["params"])]
+
+
+def make_step(optimizer: Any) -> None:
+    """One step of an optimiser. Raises Diverged where a number outgrows the type of the weights."""
+    try:
+        optimizer.step()
+    except (RuntimeError, OverflowError) as error:  # torch's of a scalar (lr 1e39), Python's of a power
+        if isinstance(error, RuntimeError) and "without overflow" not in str(error):
+            raise
+        raise Diverged(f"the optimiser's step is too large for its numbers ({error})") from error
 
 
 def build_schedule(optimizer: Any, section: OptimSection, steps: int, steps_per_epoch: float) -> Any:

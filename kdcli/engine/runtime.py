@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
@@ -14,7 +15,13 @@ from torch import Tensor, nn
 from kdcli import errors
 from kdcli.artifacts.store import Output, open_output
 from kdcli.errors import EnvironmentFault, KdcliError
+from kdcli.launch import world_size
 from kdcli.sections import RunSection
+
+# What gloo, NCCL and the store say of a connection that broke off; other such errors have a type.
+_LOST = re.compile(
+    r"gloo/|ProcessGroup|NCCL|TCPStore|Connection (reset|closed|refused)|Broken pipe|Timed out waiting"
+)
 
 
 class Stop(Protocol):
@@ -179,12 +186,13 @@ def open_runtime(config: RunSection, *, find_unused: bool = False) -> Runtime:
     GradientState._reset_state()
     if not torch.distributed.is_initialized():
         PartialState._reset_state()
-    accelerator = Accelerator(
-        cpu=wanted.type == "cpu",
-        mixed_precision=config.precision,
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=find_unused)],
-        step_scheduler_with_optimizer=False,
-    )
+    with accompanied(world_size()):
+        accelerator = Accelerator(
+            cpu=wanted.type == "cpu",
+            mixed_precision=config.precision,
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=find_unused)],
+            step_scheduler_with_optimizer=False,
+        )
     return Runtime(accelerator)
 
 
@@ -199,7 +207,46 @@ def _parse(device: str) -> str:
 
 
 @contextmanager
+def accompanied(processes: int) -> Iterator[None]:
+    """A block in which the loss of another process of the job is one message.
+
+    Torch's own is a trace of a hundred lines, and a joke.
+
+    Args:
+        processes: of the job.
+
+    Raises:
+        EnvironmentFault: it is gone, and nothing can be exchanged with it.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if processes == 1 or not (isinstance(error, torch.distributed.DistError) or _LOST.search(str(error))):
+            raise
+        cause = re.sub(r"^\[.*?\] ", "", str(error).splitlines()[0]).split(". This is")[0]
+        raise EnvironmentFault(
+            "another process of this job has ended or hangs, and this one cannot go on without it "
+            f"({cause}). What that one said, or its exit code, tells why; the same command again continues "
+            "from the last committed step."
+        ) from error
+
+
+@contextmanager
 def shared_output(
+    path: Path, identity: Mapping[str, Any], overwrite: bool, runtime: Runtime
+) -> Iterator[Output | None]:
+    """:func:`kdcli.artifacts.store.open_output` for a job; the first process holds the lock.
+
+    Raises:
+        KdcliError: on every process, what the first one met.
+        EnvironmentFault: another process of the job is gone.
+    """
+    with accompanied(runtime.world_size), _opened(path, identity, overwrite, runtime) as output:
+        yield output
+
+
+@contextmanager
+def _opened(
     path: Path, identity: Mapping[str, Any], overwrite: bool, runtime: Runtime
 ) -> Iterator[Output | None]:
     """:func:`kdcli.artifacts.store.open_output` for a job; the first process holds the lock.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from kdcli.artifacts.model import read_tensors
 from kdcli.artifacts.reading import read_object
 from kdcli.artifacts.store import Output, write_bytes, write_tensors
+from kdcli.engine.clipping import Clipped
 from kdcli.engine.states import States
 from kdcli.errors import InputError
 
@@ -25,7 +26,7 @@ WEIGHTS, OPTIMIZER, EMA, STATES, PROGRESS = (
     "states.safetensors",
     "progress.json",
 )
-FORMAT = 2  # 0.1 wrote none
+FORMAT = 3  # 0.1 wrote none
 
 
 @dataclass
@@ -40,6 +41,9 @@ class Progress:
         last: metrics of the latest evaluation.
         skipped: fp16 overflow steps in a row.
         accumulate: micro-batches per step where they were found by trial, else 0.
+        averaged: updates of the moving average.
+        clipping: of each network whose gradients may be clipped.
+        machines: what the steps were made on, each with the first step on it (:meth:`goes_on`).
         format: of the state that it is written with.
     """
 
@@ -50,7 +54,31 @@ class Progress:
     last: dict[str, Any] = field(default_factory=dict)
     skipped: int = 0
     accumulate: int = 0
+    averaged: int = 0
+    clipping: dict[str, Clipped] = field(default_factory=dict)
+    machines: list[dict[str, Any]] = field(default_factory=list)
     format: int = FORMAT
+
+    def goes_on(self, machine: Mapping[str, Any]) -> str:
+        """Note what the next steps are made on; returns what is to be said of it where it is something else.
+
+        Args:
+            machine: device, threads and number of processes, by name.
+        """
+        before = self.machines[-1] if self.machines else machine
+        changed = [
+            f"{name.replace('_', ' ')} {before[name]} before, {value} now"
+            for name, value in machine.items()
+            if before[name] != value and (name != "threads" or machine["device"] == "cpu")
+        ]
+        if changed or not self.machines:
+            self.machines.append({"from_step": self.step, **machine})
+        if not changed:
+            return ""
+        return (
+            f"{'; '.join(changed)}: sums are rounded otherwise, so this run will not be bit for bit what it "
+            "would have been. Results are equal for equal numbers of threads and processes only."
+        )
 
 
 def save(
@@ -74,7 +102,7 @@ def save(
         if held:
             write_tensors(folder / STATES, held)
         facts = {
-            **vars(progress),
+            **asdict(progress),
             "optimizers": plain,
             "scaler": scaler.state_dict() if scaler else None,
             "states": strides(held),
@@ -120,6 +148,7 @@ def load(
         for key, tensor in strided(read_tensors(folder / STATES), laid).items():
             state, name = key.split("/", 1)
             states[state][name] = tensor.to(states[state][name].device)
+    facts["clipping"] = {name: Clipped(**own) for name, own in facts["clipping"].items()}
     return Progress(**facts)
 
 

@@ -58,6 +58,8 @@ def export(
         lr=config.optim.lr,
         steps=progress.step,
         seconds=round(progress.seconds, 4),
+        clipping=outcome.clipping,
+        machines=progress.machines,
         cost={
             "student_steps": progress.step,
             "teacher_forwards": material.teacher_forwards,

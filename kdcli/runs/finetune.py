@@ -6,18 +6,38 @@ Marrie et al. 2024 (arXiv 2402.11305) compare the two as teachers. The head star
 
 from __future__ import annotations
 
+import torch
+
 from kdcli.artifacts.store import Output
 from kdcli.console import Console
 from kdcli.data.samples import Data
 from kdcli.engine.job import Outcome
 from kdcli.engine.loop import train
+from kdcli.engine.norms import lone_values, named_in
+from kdcli.engine.optim import refuse_settings
 from kdcli.engine.runtime import Runtime, Stop
 from kdcli.methods.supervised import supervised
 from kdcli.models.protocol import Model
 from kdcli.runs.material import Lesson, gather
+from kdcli.runs.refusals import refuse_lone_values, rows_of_a_norm
 from kdcli.runs.training import training_job
 from kdcli.sections import StudentSection
 from kdcli.tasks import task_of
+
+
+def refuse_finetuning(network: Model, config: StudentSection) -> None:
+    """Say before the heads are fitted what would stop the finetuning after them.
+
+    Raises:
+        UsageError: settings that the optimiser does not take; batches of one picture for batch norms.
+    """
+    refuse_settings(config.optim, "--finetune")
+    if rows_of_a_norm(config, config.optim) == 1:
+        side = config.views.size or network.spec.size[0]
+        picture = torch.zeros((1, 3, side, side), dtype=torch.uint8)
+        with torch.no_grad(), lone_values() as found:
+            network.eval().call([picture], ("pooled",))
+        refuse_lone_values(named_in(found, {"teacher": network}))
 
 
 def finetune(
@@ -29,7 +49,9 @@ def finetune(
     console: Console,
     stop: Stop | None,
 ) -> Outcome:
-    """Train all of ``network``, which has its head, on the labels of ``data``; the best step is kept too.
+    """Train all of ``network``, which has its head, on the labels of ``data``.
+
+    The best step is kept, and the network as it came is one of those that are compared.
 
     Raises:
         Diverged, Preempted: the last good state is kept, the same command continues from it.
@@ -39,4 +61,11 @@ def finetune(
     networks = {"student": network.requires_grad_(True)}
     material = gather(Lesson(config, data, (), task, method), console, networks)
     job = training_job(material, networks, runtime, console, stop)
-    return train(job, output, runtime, console, stop)
+    job.judges_start = True
+    outcome = train(job, output, runtime, console, stop)
+    if outcome.progress.best and outcome.progress.best["step"] == 0:
+        console.warn(
+            f"--finetune: no step was better on validation than the fitted head ({task.selection} "
+            f"{outcome.progress.best['value']:.4f}), which is written as it was."
+        )
+    return outcome

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +31,12 @@ from kdcli.models.protocol import Model
 from kdcli.runs import frame
 from kdcli.runs.caching import caching, only_plain
 from kdcli.runs.refusals import (
+    refuse_lone_rows,
     refuse_options,
     refuse_pyramid_pooling,
     refuse_to_split,
     refuse_unlike_inputs,
+    rows_of_a_norm,
     warn_of_points,
     warn_of_signs,
 )
@@ -233,9 +235,28 @@ def _assembly(
     Where only the logits of a network are read, made-up ones stand for them, so that a large teacher is not
     run here.
     """
-    optim, draw = lesson.config.optim, torch.Generator().manual_seed(0)
-    example = lesson.task.example(min(_ROWS, optim.batch_size // optim.accumulate), side)
-    rows = len(example["y"])
+    optim = lesson.config.optim
+    made = partial(_example, lesson, targets, parties, side)
+    batch = made(min(_ROWS, optim.batch_size // optim.accumulate))
+    assembly = assemble(lesson.method, parties, batch, lesson.config.seed)
+    if rows_of_a_norm(lesson.config, optim) == 1:
+        refuse_lone_rows(lesson.method, assembly, partial(made, 1, frozen_only=True))
+    return assembly
+
+
+def _example(
+    lesson: Lesson,
+    targets: TargetColumns,
+    parties: Mapping[str, nn.Module],
+    side: int,
+    rows: int,
+    *,
+    frozen_only: bool = False,
+) -> dict[str, Any]:
+    """Columns of so many made-up rows, and made-up logits of networks (or of frozen ones only)."""
+    draw = torch.Generator().manual_seed(0)
+    trained = {party.name for party in lesson.method.parties if party.role == "trained"}
+    example = lesson.task.example(rows, side)
 
     def views() -> Tensor:
         return torch.randint(256, (rows, 3, side, side), generator=draw, dtype=torch.uint8)
@@ -244,11 +265,11 @@ def _assembly(
     batch |= {name: views() for name in views_used(lesson.method)}
     for turn in lesson.method.turns:
         for call in turn.calls:
-            party = parties.get(call.party)
+            party = None if frozen_only and call.party in trained else parties.get(call.party)
             read = call.inputs in (("x",), ("x@plain",)) and taps_used(turn)[call.name]
             if isinstance(party, Model) and read == ("logits",):
                 batch[f"{call.name}.logits"] = torch.randn(rows, *party.logit_shape, generator=draw)
-    return assemble(lesson.method, parties, batch, lesson.config.seed)
+    return batch
 
 
 def _pool(lesson: Lesson) -> Pool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,6 +11,8 @@ from torch import nn
 from kdcli.console import Console
 from kdcli.data.targets import WEIGHTS
 from kdcli.engine.assembly import Assembly
+from kdcli.engine.dry import dry_step
+from kdcli.engine.norms import lone_values, named_in
 from kdcli.engine.optim import section_of
 from kdcli.errors import InputError, UsageError
 from kdcli.launch import world_size
@@ -17,7 +20,7 @@ from kdcli.losses import features
 from kdcli.models.adapters import Regressor
 from kdcli.models.protocol import Model
 from kdcli.runs import frame
-from kdcli.sections import OptimSection, StudentSection
+from kdcli.sections import OptimSection, RunSection, StudentSection
 from kdcli.words import Method
 from kdcli.words.analysis import reads_labels, split_reference, views_used
 
@@ -60,6 +63,44 @@ def refuse_weights(method: Method) -> None:
         raise UsageError(f"every term of turn '{empty.name}' weighs 0: there is nothing to learn.")
 
 
+def rows_of_a_norm(config: RunSection, optim: OptimSection) -> int:
+    """Pictures that a batch norm sees at a time: a micro-batch of one process; on CUDA, of all of them."""
+    alone = 1 if _on_cuda(config) else max(world_size(), config.processes)
+    return optim.batch_size // (optim.accumulate * alone)
+
+
+def _on_cuda(config: RunSection) -> bool:
+    return config.device.startswith("cuda") or (config.device == "auto" and torch.cuda.is_available())
+
+
+def refuse_lone_values(where: str) -> None:
+    """Raise UsageError for a batch norm, named, that would see one value of each channel; not for none."""
+    if where:
+        raise UsageError(
+            f"batches come down to one picture at a time, and the batch norm {where} would see one value "
+            "of each channel, and no variance: raise optim.batch_size, lower optim.accumulate, take fewer "
+            "processes (on CPU each has norms of its own), or a larger input (--image-size)."
+        )
+
+
+def refuse_lone_rows(method: Method, assembly: Assembly, batch: Callable[[], dict[str, Any]]) -> None:
+    """Raise UsageError where a batch norm that is trained would see one value of each channel.
+
+    Args:
+        method: whose turns are run once, in eval mode.
+        assembly: its parties and states.
+        batch: makes the columns of one picture.
+    """
+    trained = {p.name: assembly.parties[p.name] for p in method.parties if p.role == "trained"}
+    norms = nn.modules.batchnorm._BatchNorm
+    if not any(isinstance(module, norms) for party in trained.values() for module in party.modules()):
+        return
+    with torch.no_grad(), lone_values() as found:
+        for turn in method.turns:
+            dry_step(f"method {method.name}", turn, assembly.parties, assembly.states, batch())
+    refuse_lone_values(named_in(found, trained))
+
+
 def refuse_pyramid_pooling(config: StudentSection, method: Method, networks: Mapping[str, Model]) -> None:
     """Raise UsageError where an UPerNet head cannot be trained.
 
@@ -71,14 +112,12 @@ def refuse_pyramid_pooling(config: StudentSection, method: Method, networks: Map
     least = max((head.least_rows for head in heads if head is not None), default=1)
     if least == 1:
         return
-    on_cuda = config.device.startswith("cuda") or (config.device == "auto" and torch.cuda.is_available())
-    alone = 1 if on_cuda else max(world_size(), config.processes)  # on CUDA batch norms see all processes
-    if config.optim.batch_size <= config.optim.accumulate * alone:
+    if rows_of_a_norm(config, config.optim) <= 1:
         raise UsageError(
             "an upernet head learns from two pictures or more in a micro-batch of each process, for its "
             "pyramid pooling: raise optim.batch_size or lower optim.accumulate."
         )
-    if config.deterministic and on_cuda:
+    if config.deterministic and _on_cuda(config):
         raise UsageError("torch has no deterministic gradient of an upernet head's pooling on CUDA.")
 
 

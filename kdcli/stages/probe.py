@@ -165,6 +165,10 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
     if data is None or task is None:
         _settle_names(config, network, kept)
         return Plan(config, target, None, None, network, [], [])
+    if config.finetune:
+        from kdcli.runs.finetune import refuse_finetuning
+
+        refuse_finetuning(network, config.finetuning())
     features = _features(config, network, task.features(network))
     specs = task.heads(config, features)
     return Plan(config, target, data, task, network.requires_grad_(False), features, specs)
@@ -307,6 +311,7 @@ def _export(
         keep.append(LOG)
         chosen["head"] = {"metrics": chosen["metrics"], "selection": chosen["selection"]}
         chosen |= {"metrics": outcome.metrics, "selection": f"finetuned, {outcome.selection}"}
+        chosen |= {"clipping": outcome.clipping, "machines": outcome.progress.machines}
         cost["finetune_steps"] = outcome.progress.step
     manifest.facts = frame.facts(
         plan.config,

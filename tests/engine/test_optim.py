@@ -5,13 +5,16 @@ from __future__ import annotations
 import pytest
 import timm
 import torch
+from timm.optim import list_optimizers
 from torch import nn
 
 from kdcli.artifacts.model import InputSpec
-from kdcli.engine.optim import build_optimizer, build_schedule, section_of
-from kdcli.errors import UsageError
+from kdcli.config import resolve
+from kdcli.engine.optim import REFUSED, build_optimizer, build_schedule, make_step, section_of
+from kdcli.errors import Diverged, UsageError
 from kdcli.models.timm import TimmModel
 from kdcli.sections import OptimSection
+from kdcli.stages import distill
 from kdcli.words import Turn
 
 
@@ -110,8 +113,8 @@ def turn(groups: dict[str, dict[str, object]] | None = None, **optim: object) ->
 
 def test_a_turn_has_fields_of_its_own() -> None:
     run = OptimSection(lr=1e-3, clip_grad=1.0)
-    found = section_of(turn(opt="sgd", lr=0.05, clip_grad=None, betas=(0.5, 0.9)), run)
-    assert (found.opt, found.lr, found.clip_grad, found.betas) == ("sgd", 0.05, None, (0.5, 0.9))
+    found = section_of(turn(opt="adam", lr=0.05, clip_grad=None, betas=(0.5, 0.9)), run)
+    assert (found.opt, found.lr, found.clip_grad, found.betas) == ("adam", 0.05, None, (0.5, 0.9))
     assert section_of(turn(), run) == run
 
 
@@ -139,3 +142,86 @@ def test_a_turn_has_fields_of_its_own() -> None:
 def test_fields_that_a_turn_cannot_have_are_refused(made: Turn, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         section_of(made, OptimSection())
+
+
+# -- settings that an optimiser cannot take ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("opt", ["sgd", "sgdw", "sgdp", "momentum", "lars", "nlars"])
+def test_without_momentum_there_is_none_of_nesterovs(opt: str) -> None:
+    """``--opt sgd --set optim.momentum=0`` is plain SGD."""
+    section = section_of(turn(), OptimSection(opt=opt, momentum=0.0, lr=0.5, weight_decay=0.0))
+    optimizer = build_optimizer(nn.Linear(2, 2, bias=False), section)
+    (weight,) = (p for group in optimizer.param_groups for p in group["params"])
+    before = weight.detach().clone()
+    for _ in range(2):
+        weight.grad = torch.ones_like(weight)
+        optimizer.step()
+    if opt in ("sgd", "momentum"):
+        torch.testing.assert_close(weight.detach(), before - 1.0)
+    assert weight.isfinite().all()
+
+
+@pytest.mark.parametrize("opt", [name for name in list_optimizers() if not name.startswith(tuple(REFUSED))])
+def test_every_optimizer_takes_zero_momentum(opt: str) -> None:
+    section = section_of(turn(), OptimSection(opt=opt, momentum=0.0))
+    optimizer = build_optimizer(nn.Linear(2, 2), section)
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+
+
+@pytest.mark.parametrize(
+    ("opt", "message"),
+    [
+        ("sgd", r"turn head: optimiser sgd has no betas\. Set optim\.betas=null\."),
+        ("adan", r"turn head: optimiser adan takes 3 betas, and optim\.betas are 2\."),
+    ],
+)
+def test_betas_that_it_has_not_are_refused(opt: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        section_of(turn(), OptimSection(opt=opt, betas=(0.9, 0.99)))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("lr", 1e300),
+        ("lr", float("inf")),
+        ("lr", float("nan")),
+        ("weight_decay", 1e300),
+        ("weight_decay", float("inf")),
+        ("betas", [5, 5]),
+        ("betas", [0.9, 1.0]),
+        ("min_lr", 1e300),
+        ("milestones", [float("inf")]),
+        ("milestones", [-1]),
+        ("decay_epochs", float("inf")),
+        ("decay_rate", 1e300),
+        ("epochs", float("inf")),
+        ("stop_epoch", float("inf")),
+        ("mixup", float("inf")),
+        ("clip_grad", float("inf")),
+        ("clip_grad", 1e300),
+        ("clip_grad", 0),
+    ],
+)
+def test_numbers_that_no_weight_could_hold_are_refused(key: str, value: object) -> None:
+    with pytest.raises(UsageError, match=rf"^(optim\.{key}|--{key.replace('_', '-')}): "):
+        resolve(distill.Config, options={f"optim.{key}": value})
+
+
+def test_a_number_that_outgrows_the_weights_type_is_a_divergence() -> None:
+    layer = nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=1e39)
+    layer(torch.ones(1, 1)).sum().backward()
+    with pytest.raises(Diverged, match="the optimiser's step is too large for its numbers"):
+        make_step(optimizer)
+
+    class Broken:
+        def step(self) -> None:
+            raise RuntimeError("of another kind")
+
+    with pytest.raises(RuntimeError, match="of another kind"):
+        make_step(Broken())

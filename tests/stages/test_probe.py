@@ -6,7 +6,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file
-from toolbox import QUIET, facts, rows
+from toolbox import QUIET, StopAfter, facts, rows
 
 from kdcli.artifacts import manifest as manifests
 from kdcli.config import resolve
@@ -155,8 +155,12 @@ def test_refusals(plan, tmp_path, more, error, message):
         plan("test_vit", tmp_path / "out", **more)
 
 
+# A head that has hardly learned, so that there is something to be made better.
+WEAK = {"grid.solver": "sgd", "grid.lr": [1e-12], "grid.epochs": 1}
+
+
 def test_finetuning_trains_backbone_and_head(plan, weights, pictures, tmp_path):
-    more = {"finetune": True, "optim.max_steps": 3, "optim.batch_size": 8, "optim.lr": 1e-3}
+    more = {"finetune": True, "optim.max_steps": 3, "optim.batch_size": 8, "optim.lr": 1e-4, **WEAK}
     made = probe.run(plan("test_resnet", tmp_path / "out", features="timm", **more), QUIET).path
     before, after = load_file(weights["test_resnet"]), load_file(made / "model.safetensors")
     assert not torch.equal(before["conv1.0.weight"], after["conv1.0.weight"])
@@ -191,3 +195,63 @@ def test_finetuning_needs_a_fitted_head(plan, tmp_path):
         plan("test_vit", tmp_path / "out", finetune=True, head="keep")
     with pytest.raises(UsageError, match="a batch of 9 does not divide by 2"):
         plan("test_vit", tmp_path / "out", finetune=True, **{"optim.batch_size": 9, "optim.accumulate": 2})
+
+
+# -- finetuning that makes nothing better --------------------------------------------------------------------
+
+
+def test_the_fitted_head_is_written_where_finetuning_made_it_worse(plan, tmp_path, warnings):
+    """A rate far too large: the head as it was fitted is the best step, in every tensor."""
+    fitted = probe.run(plan("test_vit", tmp_path / "fitted"), QUIET).path
+    more = {
+        "finetune": True,
+        "optim.max_steps": 4,
+        "optim.batch_size": 8,
+        "optim.lr": 0.5,
+        "optim.warmup": 0.0,
+    }
+    made = plan("test_vit", tmp_path / "tuned", **more)
+    with pytest.raises(Preempted):
+        probe.run(made, QUIET, stop=StopAfter(3))
+    tuned = probe.run(made, QUIET).path
+    files = sorted(p.name for p in fitted.glob("*.safetensors"))
+    assert files
+    assert [(tuned / name).read_bytes() for name in files] == [(fitted / name).read_bytes() for name in files]
+    manifest = facts(tuned)
+    assert manifest["selection"] == "finetuned, best on validation, step 0 of 4, as it was before"
+    evaluated = [row for row in rows(tuned) if "validation/top1" in row]
+    assert evaluated[0]["step"] == 0
+    assert all(row["validation/top1"] <= evaluated[0]["validation/top1"] for row in evaluated)
+    assert manifest["metrics"]["validation/top1"] == evaluated[0]["validation/top1"]
+    assert [text for text in warnings if "--finetune" in text] == [
+        f"--finetune: no step was better on validation than the fitted head (top1 "
+        f"{evaluated[0]['validation/top1']:.4f}), which is written as it was."
+    ]
+
+
+def test_a_step_that_is_better_than_the_head_is_still_chosen(plan, tmp_path):
+    more = {
+        "finetune": True,
+        "optim.max_steps": 24,
+        "optim.batch_size": 8,
+        "optim.lr": 1e-3,
+        **WEAK,
+    }
+    tuned = probe.run(plan("test_vit", tmp_path / "tuned", **more), QUIET).path
+    evaluated = {row["step"]: row["validation/top1"] for row in rows(tuned) if "validation/top1" in row}
+    assert max(evaluated.values()) > evaluated[0], "else the test proves nothing"
+    assert facts(tuned)["metrics"]["validation/top1"] == max(evaluated.values())
+    assert "step 0 of" not in facts(tuned)["selection"]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"optim.opt": "adamww"}, "timm has no optimiser 'adamww'"),
+        ({"optim.opt": "kron"}, "optimiser kron: it draws"),
+        ({"optim.opt": "sgd", "optim.betas": [0.9, 0.99]}, "--finetune: optimiser sgd has no betas"),
+    ],
+)
+def test_an_optimizer_of_the_finetuning_is_refused_by_the_plan(plan, tmp_path, more, message):
+    with pytest.raises(UsageError, match=message):
+        plan("test_vit", tmp_path / "out", finetune=True, **more)
