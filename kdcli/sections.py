@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import typing
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import field_validator
+from pydantic import Field, field_validator
 
 from kdcli.config import Section, head_option, inputs, option, outputs, reading, running, training
 
@@ -76,6 +76,9 @@ class OptimSection(Section):
     weight_decay: float = training(
         0.05, "Weight decay; none on biases, norms, positions.", "--weight-decay", ge=0
     )
+    decay_all: bool = option(
+        False, "Weight decay on biases, norms and positions too, as plain PyTorch has it."
+    )
     momentum: float = option(0.9, "Momentum, where the optimiser has one.", ge=0, lt=1)
     betas: tuple[float, float] | None = option(None, "Adam's betas (default: the optimiser's).")
     layer_decay: float | None = option(None, "Learning-rate factor per block from the head down.", gt=0, le=1)
@@ -85,6 +88,9 @@ class OptimSection(Section):
     warmup: float = option(0.05, "Part of the steps of linear warm-up.", ge=0, lt=1)
     min_lr: float = option(0.0, "Learning rate at the end of cosine and poly.", ge=0)
     milestones: list[float] = option([], "Epochs of multistep's drops.")
+    drops: list[Annotated[float, Field(gt=0, lt=1)]] = option(
+        [], "Parts of the training after which multistep drops, beside milestones."
+    )
     decay_epochs: float = option(30, "Epochs between step's drops.", gt=0)
     decay_rate: float = option(0.1, "Factor of a drop.", gt=0)
     epochs: float = training(20, "Passes over the training pictures.", "--epochs", gt=0)
