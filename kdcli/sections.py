@@ -186,6 +186,8 @@ class StatisticsSection(Section):
     record: bool = head_option(
         False, "Record activations by class, for synthesize --mixer lopes.", "--statistics"
     )
-    taps: list[str] = option(["pooled"], "Of what: the classifier's input, logits, block1, module paths.")
+    taps: list[str] = option(
+        ["logits"], "Of what: logits, and of hidden layers what enters the ReLU (layer4.1.act2.in)."
+    )
     min_count: int = option(20, "Record no class of fewer pictures, for their privacy.", ge=2)
     max_gigabytes: float = option(2.0, "Deviations where covariances would take more.", ge=0)

@@ -246,7 +246,7 @@ KEYS = {
         "sampling": "strengths pad_tokens guidance steps scheduler",
         "inversion": "batch steps half_steps lr betas schedule warmup start jitter flip clip label "
         "statistics first_statistics tv_l2 tv_l1 l2 l2_over competition latent one_hot entropy activation "
-        "base reduction min_count small_classes",
+        "base reduction min_count small_classes temperature",
     },
     "distill": {
         "": f"{RUN_KEYS} teacher teacher_mean via recipe terms student weights from_scratch image_size head "
