@@ -83,6 +83,9 @@ class OptimSection(Section):
     weight_decay: float = training(
         0.05, "Weight decay; none on biases, norms, positions.", "--weight-decay", ge=0, le=MOST
     )
+    decay_all: bool = option(
+        False, "Weight decay on biases, norms and positions too, as plain PyTorch has it."
+    )
     momentum: float = option(0.9, "Momentum, where the optimiser has one.", ge=0, lt=1)
     betas: tuple[Beta, Beta] | None = option(None, "Adam's betas (default: the optimiser's).")
     layer_decay: float | None = option(None, "Learning-rate factor per block from the head down.", gt=0, le=1)
@@ -92,6 +95,9 @@ class OptimSection(Section):
     warmup: float = option(0.05, "Part of the steps of linear warm-up.", ge=0, lt=1)
     min_lr: float = option(0.0, "Learning rate at the end of cosine and poly.", ge=0, le=MOST)
     milestones: list[Epoch] = option([], "Epochs of multistep's drops.")
+    drops: list[Annotated[float, Field(gt=0, lt=1)]] = option(
+        [], "Parts of the training after which multistep drops, beside milestones."
+    )
     decay_epochs: float = option(30, "Epochs between step's drops.", gt=0, le=1e9)
     decay_rate: float = option(0.1, "Factor of a drop; the power of poly.", gt=0, le=10)
     epochs: float = training(20, "Passes over the training pictures.", "--epochs", gt=0, le=1e9)
@@ -197,6 +203,8 @@ class StatisticsSection(Section):
     record: bool = head_option(
         False, "Record activations by class, for synthesize --mixer lopes.", "--statistics"
     )
-    taps: list[str] = option(["pooled"], "Of what: the classifier's input, logits, block1, module paths.")
+    taps: list[str] = option(
+        ["logits"], "Of what: logits, and of hidden layers what enters the ReLU (layer4.1.act2.in)."
+    )
     min_count: int = option(20, "Record no class of fewer pictures, for their privacy.", ge=2)
     max_gigabytes: float = option(2.0, "Deviations where covariances would take more.", ge=0)

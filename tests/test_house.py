@@ -217,9 +217,9 @@ OPTIONS = {
     "eval": f"{RUN} {DATA} --teacher --split --require --cost --batch-size",
 }
 OPTIMISER = (
-    "opt lr weight_decay momentum betas layer_decay schedule warmup min_lr milestones decay_epochs "
-    "decay_rate epochs stop_epoch max_steps batch_size accumulate auto_batch clip_grad ema label_smoothing "
-    "mixup cutmix"
+    "opt lr weight_decay decay_all momentum betas layer_decay schedule warmup min_lr milestones drops "
+    "decay_epochs decay_rate epochs stop_epoch max_steps batch_size accumulate auto_batch clip_grad ema "
+    "label_smoothing mixup cutmix"
 )
 RUN_KEYS = (
     "out overwrite cache seed processes device precision workers worker_timeout deterministic threads track"
@@ -247,7 +247,7 @@ KEYS = {
         "sampling": "strengths pad_tokens guidance steps scheduler",
         "inversion": "batch steps half_steps lr betas schedule warmup start jitter flip clip label "
         "statistics first_statistics tv_l2 tv_l1 l2 l2_over competition latent one_hot entropy activation "
-        "base reduction min_count small_classes",
+        "base reduction min_count small_classes temperature",
     },
     "distill": {
         "": f"{RUN_KEYS} teacher teacher_mean via recipe terms student weights from_scratch image_size head "

@@ -117,6 +117,7 @@ def record(
     kept = torch.nonzero(counts >= max(wanted.min_count, 2)).flatten()
     place = torch.full((wanted.classes,), -1).index_put((kept,), torch.arange(len(kept)))
     totals: dict[str, list[Tensor]] = {}
+    below = {tap: torch.zeros(()) for tap in wanted.taps}
     batches = in_order(len(samples), batch_size, runtime.rank, runtime.world_size)
     loader = evaluation_loader(samples, network.spec, **reading)
     with (
@@ -132,8 +133,10 @@ def record(
                 values = found[tap].flatten(1).double().cpu()
                 if tap not in totals:
                     totals[tap] = _empty(tap, len(kept), values.shape[1], wanted.max_bytes, console)
+                below[tap] += (values < 0).sum()
                 _add(totals[tap], rows, values)
             bar.update(min(bar.done + len(keys) * runtime.world_size, len(samples)))
+    _warn_of_rectified([tap for tap, number in below.items() if not runtime.sum(number)], console)
     n = counts[kept].double()
     found = {tap: _moments(n, *(runtime.sum(tensor) for tensor in sums)) for tap, sums in totals.items()}
     means, spreads = ({tap: both[i] for tap, both in found.items()} for i in (0, 1))
@@ -148,6 +151,15 @@ def _empty(tap: str, classes: int, units: int, max_bytes: float, console: Consol
         console.note(f"covariances of {tap} would take {shown(needed)}: standard deviations are recorded")
         shape = (classes, units)
     return [torch.zeros(classes, units, dtype=torch.float64), torch.zeros(shape, dtype=torch.float64)]
+
+
+def _warn_of_rectified(taps: Sequence[str], console: Console) -> None:
+    """Warn of taps without a negative value: Lopes compares activations before the ReLU."""
+    for tap in taps:
+        console.warn(
+            f"statistics.taps: {tap} is never negative, as what leaves a ReLU. --mixer lopes wants what "
+            "enters one (in a ResNet layer4.1.act2.in), or logits."
+        )
 
 
 def _add(sums: list[Tensor], rows: Tensor, values: Tensor) -> None:

@@ -41,8 +41,8 @@ def known_optimizer(name: str) -> None:
 # Fields of the optimiser section that one turn, and one party within it, can have of its own. The others are
 # of the run: batches, length, averaging, mixing.
 TURN = (
-    *("opt", "lr", "weight_decay", "momentum", "betas", "layer_decay", "clip_grad"),
-    *("schedule", "warmup", "min_lr", "milestones", "decay_epochs", "decay_rate"),
+    *("opt", "lr", "weight_decay", "decay_all", "momentum", "betas", "layer_decay", "clip_grad"),
+    *("schedule", "warmup", "min_lr", "milestones", "drops", "decay_epochs", "decay_rate"),
 )
 PARTY = ("lr", "weight_decay", "layer_decay")
 
@@ -150,8 +150,17 @@ def _groups_by_role(
 def _groups(module: nn.Module, section: OptimSection) -> list[dict[str, Any]]:
     """Parameters by weight decay and, with ``layer_decay``, by the layer of the model that they are in.
 
-    A model knows what it decays and where its layers are. What is in no model learns at the full rate.
+    A model knows what it decays and where its layers are. What is in no model learns at the full rate. With
+    ``decay_all`` nothing is spared.
     """
+    groups = _spared_groups(module, section)
+    if section.decay_all:
+        return [{**group, "weight_decay": section.weight_decay} for group in groups]
+    return groups
+
+
+def _spared_groups(module: nn.Module, section: OptimSection) -> list[dict[str, Any]]:
+    """The groups, without weight decay for biases, norms and what a model spares."""
     from timm.optim import param_groups_weight_decay
 
     decay = section.weight_decay
@@ -181,13 +190,15 @@ def build_schedule(optimizer: Any, section: OptimSection, steps: int, steps_per_
     from timm.scheduler import create_scheduler_v2
 
     warmup = math.floor(section.warmup * steps)
+    drops = [e * steps_per_epoch for e in section.milestones] + [part * steps for part in section.drops]
+    drops = [1 + round(drop) for drop in sorted(drops)]  # its multistep looks a step ahead
     constant = section.schedule == "constant"
     schedule, _ = create_scheduler_v2(
         optimizer,
         sched="step" if constant else section.schedule,
         num_epochs=max(steps, 1),
         decay_epochs=steps + 1 if constant else max(1, round(section.decay_epochs * steps_per_epoch)),
-        decay_milestones=[round(e * steps_per_epoch) for e in section.milestones],
+        decay_milestones=drops,
         decay_rate=section.decay_rate,
         min_lr=section.min_lr,
         warmup_epochs=warmup,

@@ -12,7 +12,7 @@ from typing import Literal
 from kdcli.errors import UsageError
 from kdcli.losses import exits
 from kdcli.methods.parts import STUDENT, Fraction, S
-from kdcli.methods.trainings import ALL_DECAYED, PADDED, SMALL_PICTURES, keys, published, sgd
+from kdcli.methods.trainings import PADDED, SMALL_PICTURES, keys, published, sgd
 from kdcli.models.adapters import embedding
 from kdcli.models.exits import ExitHead, Kind
 from kdcli.models.taps import as_map_tap
@@ -96,5 +96,5 @@ def _recipe() -> Recipe:
         {**training, **SMALL_PICTURES, **parameters},
         "the authors' train.py",
         {"optim.milestones": "a third, two thirds, and 10 epochs before the end"},
-        ("AutoAugment's policy for CIFAR-10", "Cutout of 16 pixels", PADDED, ALL_DECAYED),
+        ("AutoAugment's policy for CIFAR-10", "Cutout of 16 pixels", PADDED),
     )

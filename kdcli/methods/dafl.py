@@ -9,8 +9,9 @@ learns beside the generator: KL(softmax z_t ‖ softmax z_s) on G(noise), a cons
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -19,10 +20,11 @@ from kdcli.losses import datafree
 from kdcli.losses.logits import kl_divergence
 from kdcli.methods.datafree import InversionSection
 from kdcli.methods.parts import STUDENT, TEACHER, Count
+from kdcli.methods.trainings import SMALL_PICTURES, keys, published, sgd
 from kdcli.models.generator import Generator
 from kdcli.models.protocol import Model
 from kdcli.tasks import Task
-from kdcli.words import Call, Derive, Method, Party, Phase, Term, Turn
+from kdcli.words import Call, Derive, Method, Party, Phase, Recipe, Term, Turn
 
 Reduction = Literal["mean", "sum"]
 
@@ -123,4 +125,57 @@ def dafl(
         derives=(drawn,),
     )
     party = Party("generator", "trained", build=partial(build_generator, latent), reads=("x",))
-    return Method("dafl", (STUDENT, TEACHER, party), (Phase((generator, student)),))
+    return Method("dafl", (STUDENT, TEACHER, party), (Phase((generator, student)),), recipes=_recipes())
+
+
+def _recipes() -> tuple[Recipe, ...]:
+    """The code's trainings. Its epochs have 120 steps; those here are passes over 50,000 pictures."""
+    steps = sgd(lr=0.1, weight_decay=5e-4, epochs=4915, batch=1024, drops=(1966, 3932))
+    notes = {
+        "optim.epochs": "2000 of 120 steps, in passes over 50,000 pictures",
+        "optim.milestones": "after 800 and 1600 of the 2000",
+    }
+    small = keys(
+        "optim",
+        opt="adam",
+        lr=2e-3,
+        weight_decay=0.0,
+        schedule="constant",
+        warmup=0.0,
+        max_steps=24_000,
+        batch_size=512,
+        clip_grad=None,
+    )
+    return (
+        _recipe("cifar-10", steps, _weights(0.05, 5.0, 0.01), notes),
+        _recipe("cifar-100", steps, _weights(0.5, 20.0, 0.1), notes),
+        _recipe(
+            "mnist",
+            small,
+            {**_weights(1.0, 5.0, 0.1), **keys("method", latent=100, generator_lr=0.2)},
+            {"optim.max_steps": "200 epochs of 120 steps"},
+        ),
+    )
+
+
+def _weights(one_hot: float, entropy: float, activation: float) -> dict[str, Any]:
+    """Parameters of a run on CIFAR."""
+    return keys(
+        "method",
+        latent=1000,
+        one_hot=one_hot,
+        entropy=entropy,
+        activation=activation,
+        base=10.0,
+        reduction="mean",
+        generator_opt="adam",
+        generator_lr=0.02,
+    )
+
+
+def _recipe(
+    name: str, training: Mapping[str, Any], parameters: Mapping[str, Any], notes: Mapping[str, str]
+) -> Recipe:
+    settings = {**training, **SMALL_PICTURES, **parameters}
+    notes = {**notes, "views.count": "pictures are counted and evaluated on, not learned from"}
+    return published(name, settings, "README.md and DAFL-train.py of the authors' code", notes, ())

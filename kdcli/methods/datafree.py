@@ -31,7 +31,9 @@ class InversionSection(Section):
     start: tuple[float, float] | None = option(
         None, "Mean and deviation of the first pixels in [0, 1] (DeepInversion: standard once normalised)."
     )
-    jitter: int | None = option(None, f"Largest shift of the batch in each step, in pixels {_MINE}", ge=0)
+    jitter: int | None = option(
+        None, f"Largest shift of a step, in pixels; half of it at half size {_MINE}", ge=0
+    )
     flip: float | None = option(None, f"Probability that a step sees the batch mirrored {_MINE}", ge=0, le=1)
     clip: bool | None = option(None, "Keep pixels in range after each step (ImageNet code) [false].")
     label: float | None = option(None, f"Weight of the cross-entropy with the target class {_MINE}", ge=0)
@@ -54,6 +56,7 @@ class InversionSection(Section):
     reduction: Literal["mean", "sum"] | None = option(
         None, "DAFL: over a picture's features; the paper prints a sum [mean]."
     )
+    temperature: float | None = option(None, f"Lopes: divides the logits, recorded and seen {_MINE}", gt=0)
     min_count: int | None = option(
         None, "Lopes: least pictures of a class behind its record, for their privacy [20].", ge=2
     )
@@ -88,7 +91,7 @@ _DEEPINVERSION: dict[str, Any] = {
 }
 DEFAULTS: dict[str, dict[str, Any]] = {
     "deepinversion": _DEEPINVERSION,
-    # the competition's weight is that of the ImageNet script, the CIFAR script has it off
+    # the competition's weight "was used in the paper" by the README, on ImageNet; both scripts have it off
     "adaptive-deepinversion": {**_DEEPINVERSION, "competition": 0.2},
     # the code's, with the first noise of its CelebA script (MNIST: [0.15, 0.1])
     "lopes": {
@@ -97,6 +100,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "steps": 1000,
         "lr": 0.07,
         "start": (0.44, 0.29),
+        "temperature": 8.0,
         "jitter": 0,
         "flip": 0.0,
         "min_count": 20,

@@ -3,9 +3,9 @@
     x* = argmin m·CE(T(x), y) + a_f·Σ_l (‖μ_l(x) − μ̂_l‖₂ + ‖σ²_l(x) − σ̂²_l‖₂)
                 + a_tv·TV(x) + a_l2·R(x) [+ a_c·(1 − JS(student, teacher))]
 
-over the inputs of every BatchNorm2d, norms not squared, as in the authors' code. Each step sees the batch
-shifted and perhaps mirrored; the priors TV and R are those of the pictures themselves, not of the shifted
-ones.
+over the inputs of every BatchNorm2d, norms not squared. As in the authors' deepinversion.py, each step sees
+the batch shifted around its edges and perhaps mirrored, and all terms are of what it sees, the priors TV and
+R too. In the half phase that is the batch pooled to half size and then shifted, by half as far at most.
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d
 
 from kdcli.errors import InputError
 from kdcli.losses.inversion import bn_statistics, competition, image_norm, total_variation
 from kdcli.losses.logits import cross_entropy
 from kdcli.methods.datafree import InversionSection
 from kdcli.methods.parts import TEACHER
-from kdcli.models.pictures import Renormalised, first_pictures
+from kdcli.models.pictures import Renormalised, first_pictures, viewed
 from kdcli.models.protocol import Model
-from kdcli.words import Call, Edit, Method, Party, Phase, Term, Turn
+from kdcli.words import Call, Derive, Edit, Method, Party, Phase, Term, Turn
 
 
 def deepinversion(section: InversionSection, *, teacher: Model) -> Method:
@@ -40,36 +41,37 @@ def deepinversion(section: InversionSection, *, teacher: Model) -> Method:
         InputError: a teacher without batch norm.
     """
     first = partial(first_pictures, teacher.spec, section.batch or 1, section.start)
-    parties = (
-        Party("pictures", "trained", build=first),
-        TEACHER,
-        Party("half", "frozen", build=partial(nn.AvgPool2d, 2)),
-    )
+    parties = (Party("pictures", "trained", build=first), TEACHER)
     half, steps = section.half_steps or 0, section.steps or 0
-    phases = tuple(
-        Phase((_turn(name, seen, section, teacher),), name, count / (half + steps))
-        for name, seen, count in (("half", "small.out", half), ("whole", "x.out", steps))
-        if count
-    )
+    counts = ((_turn(section, teacher, half=True), half), (_turn(section, teacher, half=False), steps))
+    phases = tuple(Phase((turn,), turn.name, count / (half + steps)) for turn, count in counts if count)
     return Method("deepinversion", parties, phases, export="pictures")
 
 
-def _turn(name: str, seen: str, section: InversionSection, teacher: Model) -> Turn:
-    """A turn in which the teacher sees the pictures as the tap ``seen`` has them."""
-    calls = (
-        Call("whole", "pictures", ()),
-        Call("x", "pictures", ("view",)),
-        Call("small", "half", ("x.out",)),
-        Call("t", "teacher", (seen,)),
-    )
+def halved(pixels: Tensor, view: Tensor) -> Tensor:
+    """Pictures [B, C, H, W] pooled to [B, C, H/2, W/2], then as :func:`viewed` has them."""
+    return viewed(avg_pool2d(pixels, 2), view)
+
+
+def _turn(section: InversionSection, teacher: Model, *, half: bool) -> Turn:
+    """A turn whose terms are all of what its step sees."""
+    pictures = Call("x", "pictures", () if half else ("view",))
+    seen = "half" if half else "x.out"
     terms = (
         Term("label", cross_entropy, ("t.logits", "y"), section.label or 0.0),
         *_statistics(section, teacher),
-        Term("tv_l2", total_variation, ("whole.out",), section.tv_l2 or 0.0, {"norm": "l2"}),
-        Term("tv_l1", total_variation, ("whole.out",), section.tv_l1 or 0.0, {"norm": "l1"}),
-        Term("l2", image_norm, ("whole.out",), section.l2 or 0.0, {"over": section.l2_over}, scope="batch"),
+        Term("tv_l2", total_variation, (seen,), section.tv_l2 or 0.0, {"norm": "l2"}),
+        Term("tv_l1", total_variation, (seen,), section.tv_l1 or 0.0, {"norm": "l1"}),
+        Term("l2", image_norm, (seen,), section.l2 or 0.0, {"over": section.l2_over}, scope="batch"),
     )
-    return Turn(name, ("pictures",), calls, terms, edits=clipping(section, teacher))
+    return Turn(
+        "half" if half else "whole",
+        ("pictures",),
+        (pictures, Call("t", "teacher", (seen,))),
+        terms,
+        (Derive("half", halved, ("x.out", "view")),) if half else (),
+        edits=clipping(section, teacher),
+    )
 
 
 def clipping(section: InversionSection, teacher: Model) -> tuple[Edit, ...]:

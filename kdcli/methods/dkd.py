@@ -12,7 +12,7 @@ from kdcli.losses import logits
 from kdcli.methods.parts import Fraction, Part, Positive, one_turn
 from kdcli.methods.trainings import keys, tables_cifar_100, tables_imagenet
 from kdcli.tasks import Task
-from kdcli.words import Linear, Method, Term
+from kdcli.words import Linear, Method, Recipe, Term
 
 
 def part(
@@ -33,30 +33,45 @@ def part(
 def dkd(task: Task, taught: Part, *, ce: float = 1.0, warmup: Fraction = 20 / 240) -> Method:
     """The teacher's view of the true class and of the others, apart.
 
-    ``beta`` is chosen for each pair in mdistiller: on CIFAR-100 8 for ResNet32x4, ResNet50 and WRN-40-2
-    teaching ResNet8x4, ShuffleNets and MobileNetV2, 6 for VGG13, and for WRN-40-2 teaching another WRN, 2 for
-    ResNet110 and ResNet56; on ImageNet 0.5 for ResNet34 teaching ResNet18 and 2 for ResNet50 teaching
-    MobileNetV1, both at T 1. The term's weight grows in a straight line over ``warmup`` of the run: 20 of 240
-    epochs on CIFAR-100, 1 of 100 on ImageNet; 0 for none. Two classes leave no distribution over others and
-    are refused. Unlabelled pictures teach nothing here.
+    mdistiller, the authors' code, has α 1 and CE at weight 1 everywhere, and one β for each pair, so there is
+    a recipe for each. CIFAR-100 at T 4: 8 (the default) for ResNet32x4, ResNet50 and WRN-40-2 teaching
+    ResNet8x4, ShuffleNets and MobileNetV2; 6 for VGG13, and for WRN-40-2 teaching another WRN; 2 for ResNet56
+    and ResNet110. ImageNet at T 1: 0.5 for ResNet34 teaching ResNet18, 2 for ResNet50 teaching MobileNetV1.
+    The term's weight grows over ``warmup`` of the run (0 for none), 20 of 240 epochs on CIFAR-100 and 1 of
+    100 on ImageNet: in a straight line here, in the code once an epoch, from 1/20 in the first. Two classes
+    leave no distribution over others and are refused. Unlabelled pictures teach nothing here.
     """
     term = taught.terms[0]
     if warmup:
         term = replace(term, weight=Linear(0.0, 1.0, 0.0, warmup))
-    recipes = (
-        tables_cifar_100(
-            keys("method", ce=1.0, alpha=1.0, beta=8.0, temperature=4.0, warmup=20 / 240),
-            {"method.beta": "by pair: 8, 6 (VGG13; WRN to WRN) or 2 (ResNet110, ResNet56)"},
-            "mdistiller configs/cifar100/dkd",
-        ),
-        tables_imagenet(
-            keys("method", ce=1.0, alpha=1.0, beta=0.5, temperature=1.0, warmup=1 / 100),
-            "mdistiller configs/imagenet/r34_r18/dkd.yaml",
-            {
-                "method.beta": "2 for ResNet50 teaching MobileNetV1",
-                "method.warmup": "WARMUP 1, and so whole from the first epoch on in the code",
-            },
-        ),
-    )
     labels = replace(task.supervised("s"), weight=ce)
-    return one_turn("dkd", Part((labels, term)), recipes=recipes)
+    return one_turn("dkd", Part((labels, term)), recipes=_recipes())
+
+
+def _recipes() -> tuple[Recipe, ...]:
+    """One for each β of the authors' configurations."""
+    return (
+        _small("", 8.0, "res32x4_res8x4", "ResNet32x4, ResNet50 and WRN-40-2, teaching no WRN"),
+        _small("-vgg13", 6.0, "vgg13_vgg8", "VGG13"),
+        _small("-wrn", 6.0, "wrn40_2_wrn_16_2", "WRN-40-2 teaching WRN-16-2 or WRN-40-1"),
+        _small("-resnet56", 2.0, "res56_res20", "ResNet56 and ResNet110"),
+        _large("", 0.5, "r34_r18", "ResNet34 teaching ResNet18"),
+        _large("-mobilenetv1", 2.0, "r50_mv1", "ResNet50 teaching MobileNetV1"),
+    )
+
+
+def _small(pair: str, beta: float, file: str, teachers: str) -> Recipe:
+    parameters = keys("method", ce=1.0, alpha=1.0, beta=beta, temperature=4.0, warmup=20 / 240)
+    source = f"mdistiller configs/cifar100/dkd/{file}.yaml"
+    recipe = tables_cifar_100(parameters, {"method.beta": f"of {teachers}"}, source)
+    return replace(recipe, name=f"cifar-100{pair}")
+
+
+def _large(pair: str, beta: float, folder: str, networks: str) -> Recipe:
+    parameters = keys("method", ce=1.0, alpha=1.0, beta=beta, temperature=1.0, warmup=1 / 100)
+    source = f"mdistiller configs/imagenet/{folder}/dkd.yaml"
+    notes = {
+        "method.beta": f"of {networks}",
+        "method.warmup": "WARMUP 1, and so whole from the first epoch on in the code",
+    }
+    return replace(tables_imagenet(parameters, source, notes), name=f"imagenet{pair}")

@@ -12,7 +12,7 @@ from torch import Tensor
 from kdcli.errors import UsageError
 from kdcli.losses.peers import dml as kl_to_peers
 from kdcli.methods.parts import STUDENT, labels_of, named, stacked
-from kdcli.methods.trainings import LEFT_OUT, SMALL_PICTURES, keys, published
+from kdcli.methods.trainings import PADDED, SMALL_PICTURES, keys, published
 from kdcli.tasks import Task
 from kdcli.words import Call, Method, Party, Phase, Recipe, Term, Turn
 
@@ -104,8 +104,8 @@ def _recipes() -> tuple[Recipe, ...]:
                 "optim.milestones": "every 60 epochs",
                 "method.update": "algorithm 1",
             },
-            left_out=LEFT_OUT,
-            unknown=("weight decay",),
+            left_out=(PADDED,),
+            unknown=("weight decay, and whether biases and norms have it",),
         ),
         published(
             "market-1501",

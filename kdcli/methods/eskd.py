@@ -6,7 +6,7 @@ L = ce(e)·CE(z_s, y) + kd(e)·T²·KL(softmax(z_t/T) ‖ softmax(z_s/T)), kd(e)
 from __future__ import annotations
 
 from kdcli.methods.parts import Count, Fraction, Part, labels_and_teacher, one_turn
-from kdcli.methods.trainings import ALL_DECAYED, IMAGENET, LEFT_OUT, SMALL_PICTURES, keys
+from kdcli.methods.trainings import IMAGENET, PADDED, SMALL_PICTURES, keys
 from kdcli.tasks import Task
 from kdcli.words import Method, Recipe, Until
 
@@ -62,14 +62,13 @@ def _recipes(unknown: str) -> tuple[Recipe, ...]:
             "cifar-10",
             {**common, **small, **SMALL_PICTURES},
             "from memory",
-            left_out=LEFT_OUT,
-            unknown=("the batch size", unknown),
+            left_out=(PADDED,),
+            unknown=("the batch size", "whether biases and norms decay", unknown),
         ),
         Recipe(
             "imagenet",
             {**common, **large, **IMAGENET},
             "from memory",
-            left_out=(ALL_DECAYED,),
-            unknown=("learning rate, weight decay and batch size", unknown),
+            unknown=("learning rate, weight decay, on what, and batch size", unknown),
         ),
     )

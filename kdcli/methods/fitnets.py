@@ -11,7 +11,7 @@ from functools import partial
 from kdcli.losses.features import fitnets_hint
 from kdcli.losses.logits import soft_cross_entropy
 from kdcli.methods.parts import STUDENT, TEACHER, S, Share, T
-from kdcli.methods.trainings import PADDED, SMALL_PICTURES, keys, published
+from kdcli.methods.trainings import SMALL_PICTURES, keys, published
 from kdcli.models.adapters import Match, Regressor
 from kdcli.models.taps import as_map_tap
 from kdcli.tasks import Task
@@ -97,6 +97,6 @@ def _recipe() -> Recipe:
             "the end of a phase after 100 epochs without progress on validation pictures",
             "kernels of norm 0.9 or less",
             "contrast-normalised, whitened pictures",
-            PADDED,
+            "random crops after padding by 8 pixels",
         ),
     )

@@ -22,8 +22,8 @@ Adapter = Literal["conv", "linear", "none"]
 def part(
     weight: float = 100.0,
     *,
-    student: str = "stage3",
-    teacher: str = "stage3",
+    student: str = "stage2",
+    teacher: str = "stage2",
     adapter: Adapter = "conv",
     match: Match = "conv",
     relu: bool = True,
@@ -54,11 +54,11 @@ def hint(task: Task, taught: Part, *, ce: float = 1.0, kd: float = 0.0, temperat
     """Joint hint: labels and one regressed map in one phase.
 
     This is what RepDistiller and mdistiller call FitNet, and what published tables mean by it (weight 100
-    beside labels, no kd, convolution with BN and ReLU); the two phases of the paper are ``fitnets``. Those
-    tables take the third of five features, which is layer2 of a ResNet (``stage2``), as the recipe does; the
-    default here is one stage deeper. Taps: stage1 to stage4, mapK, or any module's path. With a transformer
-    for a teacher say ``relu=false`` or ``adapter=linear``: its features have signs. ``match`` and ``relu``
-    belong to ``adapter=conv``; ``none`` asks for two maps of one shape.
+    beside labels, no kd, convolution with BN and ReLU); the two phases of the paper are ``fitnets``. Both
+    take ``HINT_LAYER`` 2 of features of which the stem's is 0: layer2 of a ResNet (``stage2``). Taps: stage1
+    to stage4, mapK, or any module's path. With a transformer for a teacher say ``relu=false`` or
+    ``adapter=linear``: its features have signs. ``match`` and ``relu`` belong to ``adapter=conv``; ``none``
+    asks for two maps of one shape.
     """
     labels = labels_and_teacher(task, ce=ce, kd=kd, temperature=temperature)
     recipe = tables_cifar_100(

@@ -17,7 +17,7 @@ from pydantic import Field
 
 from kdcli.losses import logits
 from kdcli.methods.parts import Fraction, Part, one_turn
-from kdcli.methods.trainings import LEFT_OUT, SMALL_PICTURES, keys, published, sgd
+from kdcli.methods.trainings import PADDED, SMALL_PICTURES, keys, published, sgd
 from kdcli.tasks import Task
 from kdcli.words import Method, Recipe, Term
 
@@ -160,5 +160,5 @@ def _recipe(name: str, parameters: Mapping[str, Any], where: str, *, batch: int 
         {**training, **warmup, **SMALL_PICTURES, **parameters},
         f"the authors' {where}",
         {"optim.lr": "0.1 for a batch of 128", "optim.warmup": "1 of 200 epochs"},
-        (*LEFT_OUT, "rotations by up to 15 degrees"),
+        (PADDED, "rotations by up to 15 degrees"),
     )

@@ -6,8 +6,9 @@ moments, and
 
     x* = argmin Σ_l mean( (relu(a*_l) − relu(a_l(x)))² ) / size_l
 
-(one layer: without its size). The mean of a few pictures tells much about them, so a class of few is not
-recorded, and is refused here.
+(one layer: without its size). As in the authors' code, activations are those before the ReLU, and the top
+layer's are logits/T, T = 8: the moments of logits are recorded as they are and scaled here. The mean of a few
+pictures tells much about them, so a class of few is not recorded, and is refused here.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def lopes(section: InversionSection, *, teacher: Model, moments: Moments) -> Met
     derives, terms = [], []
     for i, (tap, means) in enumerate(moments.means.items()):
         weight = 1.0 if len(moments.means) == 1 else 1 / means.shape[1]
-        derives.append(Derive(f"f{i}", torch.flatten, (f"t.{tap}",), {"start_dim": 1}))
+        derives.append(Derive(f"f{i}", softened, (f"t.{tap}",), {"temperature": _temperature(tap, section)}))
         terms.append(Term(f"activations/{tap}", top_layer, (f"f{i}", f"a{i}"), weight))
     first = partial(first_pictures, teacher.spec, section.batch or 1, section.start)
     calls = (Call("x", "pictures", ("view",)), Call("t", "teacher", ("x.out",)))
@@ -50,7 +51,17 @@ def lopes(section: InversionSection, *, teacher: Model, moments: Moments) -> Met
     return Method("lopes", parties, (Phase((turn,), "pictures"),), export="pictures")
 
 
-def sampled(moments: Moments, seed: int, targets: Tensor) -> dict[str, Tensor]:
+def softened(activations: Tensor, *, temperature: float) -> Tensor:
+    """Activations [B, …] of a layer as rows [B, D], over the temperature."""
+    return activations.flatten(1) / temperature
+
+
+def _temperature(tap: str, section: InversionSection) -> float:
+    """That of the top layer, whose ReLU is the objective's; other layers have none."""
+    return (section.temperature or 1.0) if tap == "logits" else 1.0
+
+
+def sampled(moments: Moments, section: InversionSection, seed: int, targets: Tensor) -> dict[str, Tensor]:
     """Activations a* drawn for pictures of the classes ``targets`` [B]: a0, a1, … of the taps, [B, D]."""
     random = torch.Generator().manual_seed(seed)
     found = {}
@@ -60,7 +71,7 @@ def sampled(moments: Moments, seed: int, targets: Tensor) -> dict[str, Tensor]:
         for k, number in enumerate(moments.classes.tolist()):
             if (rows := targets == number).any():
                 drawn[rows] = sampled_activations(noise[rows], means[k], moments.spreads[tap][k])
-        found[f"a{i}"] = drawn
+        found[f"a{i}"] = softened(drawn, temperature=_temperature(tap, section))
     return found
 
 

@@ -7,7 +7,7 @@ k(x, y) = ⟨x, y⟩² over pairs of channels, each a unit vector over positions
 from __future__ import annotations
 
 from kdcli.losses import features
-from kdcli.methods.parts import LEVELS, STAGES, Part, by_level, labels_and_teacher, one_turn
+from kdcli.methods.parts import STAGES, Part, by_level, labels_and_teacher, one_turn
 from kdcli.methods.trainings import keys, tables_cifar_100
 from kdcli.tasks import Task
 from kdcli.words import Method
@@ -16,8 +16,8 @@ from kdcli.words import Method
 def part(
     weight: float = 50.0,
     *,
-    student: tuple[str, ...] = LEVELS,
-    teacher: tuple[str, ...] = LEVELS,
+    student: tuple[str, ...] = STAGES,
+    teacher: tuple[str, ...] = STAGES,
     name: str = "nst",
 ) -> Part:
     """Selectivity of channels, level by level."""
@@ -27,8 +27,8 @@ def part(
 def nst(task: Task, taught: Part, *, ce: float = 1.0, kd: float = 0.0, temperature: float = 4.0) -> Method:
     """Where the teacher's channels are active, by the maximum mean discrepancy with the polynomial kernel.
 
-    Weight 50 is RepDistiller's, for its mean over pairs of channels. It takes the end of every stage, four of
-    a ResNet, as the recipe does; the default here leaves ``stage1`` out.
+    Weight 50 is that of RepDistiller and mdistiller, for their mean over pairs of channels. The levels are
+    the ends of all stages, four of a ResNet-18 or -50, as there (``feat[1:-1]``, ``feats[1:]``).
     """
     labels = labels_and_teacher(task, ce=ce, kd=kd, temperature=temperature)
     recipe = tables_cifar_100(

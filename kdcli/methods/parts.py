@@ -26,7 +26,6 @@ STUDENT, TEACHER = Party("student", "trained", "student"), Party("teacher", "fro
 S, T = Call("s", "student"), Call("t", "teacher")
 
 STAGES = ("stage1", "stage2", "stage3", "stage4")  # maps at the ends of a network's quarters
-LEVELS = STAGES[1:]  # that maps are compared at unless told
 
 Layout = Literal["branches", "networks"]
 

@@ -23,12 +23,15 @@ class Pictures(nn.Module):
         self.pixels = nn.Parameter(pixels)
 
     def forward(self, view: Tensor | None = None) -> Tensor:
-        """The batch; with ``view`` = (down, right, mirrored) shifted around its edges, then mirrored."""
-        if view is None:
-            return self.pixels
-        down, right, mirrored = (int(v) for v in view)
-        seen = torch.roll(self.pixels, (down, right), (2, 3)) if down or right else self.pixels
-        return seen.flip(3) if mirrored else seen
+        """The batch; with ``view`` as :func:`viewed` has it."""
+        return self.pixels if view is None else viewed(self.pixels, view)
+
+
+def viewed(pixels: Tensor, view: Tensor) -> Tensor:
+    """Pictures [B, C, H, W] shifted around their edges, then mirrored; ``view`` = (down, right, mirrored)."""
+    down, right, mirrored = (int(v) for v in view)
+    seen = torch.roll(pixels, (down, right), (2, 3)) if down or right else pixels
+    return seen.flip(3) if mirrored else seen
 
 
 def first_pictures(spec: InputSpec, count: int, start: tuple[float, float] | None = None) -> Pictures:

@@ -131,9 +131,9 @@ def learning_rate(section: InversionSection) -> Callable[[int, int], float]:
 
 
 def view_of(seed: int, step: int, section: InversionSection) -> Tensor:
-    """(down, right, mirrored) of a step: uniform shifts of at most ``jitter`` pixels."""
-    span = 2 * (section.jitter or 0) + 1
-    down, right = (seed_of(seed, step, axis) % span - (section.jitter or 0) for axis in (0, 1))
+    """(down, right, mirrored) of a step: uniform shifts up to ``jitter`` pixels, half of it at half size."""
+    most = (section.jitter or 0) // (2 if step < (section.half_steps or 0) else 1)
+    down, right = (seed_of(seed, step, axis) % (2 * most + 1) - most for axis in (0, 1))
     return torch.tensor([down, right, seed_of(seed, step, 2) < (section.flip or 0.0) * 2**64])
 
 

@@ -133,7 +133,7 @@ class Plan(PicturePlan):
         """Columns of a block beside its classes: the activations that are sought."""
         from kdcli.methods.lopes import sampled
 
-        return sampled(self.moments, seed, targets) if self.moments else {}
+        return sampled(self.moments, self.section, seed, targets) if self.moments else {}
 
     def facts(self, folder: Path) -> dict[str, Any]:
         """Licences, cost, and how it went; gathers the blocks' rows into the log."""

@@ -210,12 +210,17 @@ def _settle_names(config: Config, network: Model, kept: Data | None) -> None:
 
 
 def _refuse_taps(config: Config, network: Model) -> None:
-    """Taps that the network has not, found by a call of it."""
+    """Refuse taps that the network has not, found by a call of it, and those of several layers."""
     import torch
 
+    from kdcli.models.taps import Layers
+
+    black = torch.zeros((1, 3, *network.spec.size), dtype=torch.uint8)
     with torch.inference_mode():
-        network.eval().call(
-            [torch.zeros((1, 3, *network.spec.size), dtype=torch.uint8)], config.statistics.taps
+        found = network.eval().call([black], config.statistics.taps)
+    if several := [tap for tap, value in found.items() if isinstance(value, Layers)]:
+        raise UsageError(
+            f"statistics.taps: {several[0]} names several layers; name each, as in layer4.1.act2.in."
         )
 
 

@@ -225,3 +225,32 @@ def test_a_number_that_outgrows_the_weights_type_is_a_divergence() -> None:
 
     with pytest.raises(RuntimeError, match="of another kind"):
         make_step(Broken())
+
+
+@pytest.mark.parametrize("layer_decay", [None, 0.5])
+def test_all_decays_where_nothing_is_spared(layer_decay: float | None) -> None:
+    """As torch's optimisers have it that are given ``parameters()``: biases, norms and positions too."""
+    module = parties()
+    section = OptimSection(weight_decay=0.3, decay_all=True, layer_decay=layer_decay)
+    optimizer = build_optimizer(module, section, {"adapter": {"weight_decay": 0.1}})
+    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    found = {name: decay[id(p)] for name, p in module.named_parameters()}
+    assert found == {name: 0.1 if name.startswith("adapter") else 0.3 for name in found}
+
+
+def test_drops_are_parts_of_the_phase_and_milestones_epochs() -> None:
+    section = OptimSection(
+        lr=1.0, schedule="multistep", warmup=0.0, drops=[0.5, 0.75], milestones=[4.5], decay_rate=0.5
+    )
+    optimizer = build_optimizer(nn.Linear(2, 2), section)
+    schedule, found = build_schedule(optimizer, section, 20, 4), []
+    for step in range(20):
+        schedule.step(step)
+        found.append(optimizer.param_groups[0]["lr"])
+    assert found == [1.0] * 10 + [0.5] * 5 + [0.25] * 3 + [0.125] * 2
+
+
+@pytest.mark.parametrize("drop", [0.0, 1.0, -0.5, 30.0])
+def test_a_drop_outside_the_training_is_refused(drop: float) -> None:
+    with pytest.raises(UsageError, match=r"turn head: optim\.drops\.0: Input should be (greater|less) than"):
+        section_of(turn(drops=[drop]), OptimSection())

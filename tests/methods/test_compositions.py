@@ -239,7 +239,7 @@ def test_terms_that_collide_are_refused(name, terms, message):
 @pytest.mark.parametrize(
     ("name", "more", "error", "message"),
     [
-        ("kd", {"terms": ["hint=1,adapter=none,student=stage2"]}, InputError, "must have one shape"),
+        ("kd", {"terms": ["hint=1,adapter=none,student=stage3"]}, InputError, "must have one shape"),
         ("kd", {"terms": ["hint=1,student=layer9"]}, InputError, r"no module 'layer9.map'"),
         ("kd", {"method.ce": 0.0, "method.kd": 0.0}, UsageError, "every term of turn 'student' weighs 0"),
         ("sskd", {"method.head_share": 1.0}, UsageError, "head_share: Input should be less than 1"),

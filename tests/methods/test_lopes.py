@@ -9,6 +9,8 @@ from kdcli.methods.datafree import InversionSection, resolved
 from kdcli.methods.lopes import allowed, lopes, sampled
 from kdcli.models.build import build
 
+SECTION = resolved(InversionSection(), "lopes")
+
 
 def records(**spreads):
     means = {tap: torch.tensor([[1.0, 2.0], [-3.0, 4.0]]) for tap in spreads}
@@ -18,7 +20,9 @@ def records(**spreads):
 def test_samples_have_the_recorded_moments():
     covariance = torch.tensor([[[2.0, 0.5], [0.5, 1.0]], [[0.2, 0.0], [0.0, 0.1]]])
     deviation = torch.tensor([[1.0, 2.0], [0.1, 0.2]])
-    found = sampled(records(pooled=covariance, block1=deviation), 5, torch.tensor([0, 3]).repeat(4000))
+    found = sampled(
+        records(pooled=covariance, block1=deviation), SECTION, 5, torch.tensor([0, 3]).repeat(4000)
+    )
     for k in (0, 1):
         rows = found["a0"][k::2]
         assert torch.allclose(rows.mean(dim=0), torch.tensor([[1.0, 2.0], [-3.0, 4.0]])[k], atol=0.1)
@@ -28,13 +32,14 @@ def test_samples_have_the_recorded_moments():
 
 def test_samples_are_a_function_of_the_seed():
     some, targets = records(pooled=torch.eye(2).repeat(2, 1, 1)), torch.tensor([3, 0, 3])
-    assert torch.equal(sampled(some, 1, targets)["a0"], sampled(some, 1, targets)["a0"])
-    assert not torch.equal(sampled(some, 1, targets)["a0"], sampled(some, 2, targets)["a0"])
+    one, again, other = (sampled(some, SECTION, seed, targets)["a0"] for seed in (1, 1, 2))
+    assert torch.equal(one, again)
+    assert not torch.equal(one, other)
 
 
 def test_classes_of_few_pictures_are_refused():
     names, some = ["a", "b", "c", "d"], records(pooled=torch.ones(2, 2))
-    section = resolved(InversionSection(), "lopes")
+    section = SECTION
     with pytest.raises(
         InputError, match=r"fewer than 20 pictures were recorded of b, c: .*small_classes=skip"
     ):
@@ -49,7 +54,7 @@ def test_classes_of_few_pictures_are_refused():
 
 
 def test_layers_are_weighed_by_their_size(normed):
-    section, teacher = resolved(InversionSection(), "lopes"), build(str(normed))
+    section, teacher = SECTION, build(str(normed))
     taps = {"pooled": torch.ones(2, 2), "block1": torch.ones(2, 2)}
     (one,) = lopes(section, teacher=teacher, moments=records(pooled=torch.ones(2, 2))).turns
     assert [term.weight for term in one.terms] == [1.0]
@@ -58,3 +63,23 @@ def test_layers_are_weighed_by_their_size(normed):
         ("activations/pooled", 0.5),
         ("activations/block1", 0.5),
     ]
+
+
+@pytest.mark.parametrize("temperature", [8.0, 2.0])
+def test_the_top_layer_is_logits_over_the_temperature(normed, temperature):
+    """The authors' layer_activations end with logits / 8, recorded and optimised alike."""
+    assert SECTION.temperature == 8.0
+    section, teacher = SECTION.model_copy(update={"temperature": temperature}), build(str(normed))
+    logits = torch.tensor([[4.0, -2.0, 8.0]])
+    means = {"logits": torch.tensor([[2.0, -1.0, 0.5]]), "pooled": torch.ones(1, 2)}
+    spreads = {"logits": torch.zeros(1, 3, 3), "pooled": torch.zeros(1, 2)}
+    moments = Moments(torch.tensor([0]), torch.tensor([40]), means, spreads)
+    found = sampled(moments, section, 1, torch.tensor([0]))
+    torch.testing.assert_close(found["a0"], means["logits"] / temperature)
+    torch.testing.assert_close(found["a1"], means["pooled"])
+    (turn,) = lopes(section, teacher=teacher, moments=moments).turns
+    top, below = (derive.function(logits, **derive.keywords) for derive in turn.derives)
+    torch.testing.assert_close(top, logits / temperature)
+    assert torch.equal(below, logits)
+    wanted = ((means["logits"].relu() - logits.relu()) / temperature).square().mean()
+    torch.testing.assert_close(turn.terms[0].loss(top, found["a0"]), wanted)

@@ -141,7 +141,7 @@ FEATURES: dict[str, tuple[dict[str, str], dict[str, Any], dict[str, float]]] = {
     "at": ({"stage4": "map"}, {"student": ("stage4",), "teacher": ("stage4",)}, {"feat_at_p2": 1000}),
     "sp": ({"stage4": "map"}, {}, {"feat_sp": 3000}),
     "cc": ({"pooled": "feat"}, {}, {"feat_cc": 0.02}),
-    "hint": ({"stage3": "map"}, {"adapter": "none"}, {"fitnet_hint_mse": 100}),
+    "hint": ({"stage2": "map"}, {"adapter": "none"}, {"fitnet_hint_mse": 100}),
 }
 
 
@@ -165,9 +165,29 @@ def test_a_hint_through_the_regressor_of_the_tables() -> None:
     with torch.random.fork_rng():
         torch.manual_seed(1)
         regressor = Regressor((16, 8, 8), (32, 8, 8))
-    found = run(method("hint"), {**pair(x, stage3="map"), "hint-regressor": regressor}, inputs()["target"])
+    found = run(method("hint"), {**pair(x, stage2="map"), "hint-regressor": regressor}, inputs()["target"])
     assert near(found["hint"], GOLDEN["fitnet_convreg_same"]["value"])
     assert found["loss"].item() == pytest.approx(CE + 100 * GOLDEN["fitnet_convreg_same"]["value"], rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["at", "nst"])
+def test_maps_are_compared_at_the_ends_of_all_stages(name: str) -> None:
+    """RepDistiller takes ``feat[1:-1]`` and mdistiller ``feats[1:]``: layer1 to layer4 of a ResNet-18."""
+    x = inputs()
+    stages = {f"stage{i}": x["map_s"] * i for i in (1, 2, 3, 4)}
+    parties: dict[str, Any] = {
+        "student": Given(logits=x["logits_s"], **stages),
+        "teacher": Given(logits=x["logits_t"], **dict.fromkeys(stages, x["map_t"])),
+    }
+    found = run(method(name), parties, x["target"])
+    assert [term for term in found if term.startswith(name)] == [f"{name}{i}" for i in (1, 2, 3, 4)]
+    assert all(parties["student"].grad(stage).norm() > 0 for stage in stages)
+
+
+def test_a_hint_is_of_layer2() -> None:
+    """``hint_layer`` 2 of RepDistiller and mdistiller, whose feature 0 is the stem's."""
+    (term,) = [term for term in method("hint", adapter="none").turns[0].terms if term.name == "hint"]
+    assert term.args == ("s.stage2", "~t.stage2")
 
 
 def test_fitnets_two_phases() -> None:
@@ -231,7 +251,7 @@ def test_the_gradient_of_kd_does_not_shrink_with_temperature() -> None:
 @pytest.mark.parametrize("name", ["kd", "dkd", "rkd", "hint", "at", "nst", "sp", "pkt"])
 def test_a_student_that_is_its_teacher_has_nothing_to_learn_from_it(name: str) -> None:
     x = inputs()
-    taps = {"pooled": x["feat_s"], **{f"stage{i}": x["map_s"] for i in (2, 3, 4)}}
+    taps = {"pooled": x["feat_s"], **{f"stage{i}": x["map_s"] for i in (1, 2, 3, 4)}}
     parties = {role: Given(logits=x["logits_s"], **taps) for role in ("student", "teacher")}
     settings = {"hint": {"adapter": "none"}, "dkd": {"warmup": 0.0}}.get(name, {})
     found = run(method(name, ce=0.0, **settings), parties, x["target"])

@@ -80,7 +80,10 @@ def test_what_the_default_would_add_in_silence_is_said(name: str, recipe: Recipe
 def test_names_tell_the_recipes_of_a_method_apart() -> None:
     found = {name: [recipe.name for recipe in methods.recipes(name)] for name in methods.METHODS}
     assert all(len(set(names)) == len(names) and "default" not in names for names in found.values())
-    assert sum(bool(names) for names in found.values()) >= 20
+    without = {name for name, names in found.items() if not names}
+    assert without == {"self", "ensemble", "kd-pt", "kd-sim", "kd-topk"}, (
+        "what papers or code say could be read"
+    )
     assert "paper" not in [name for names in found.values() for name in names[1:]]
 
 
@@ -95,9 +98,6 @@ def test_facts_of_reference_codes() -> None:
     assert [kd[key] for key in keys] == ["momentum", 0.05, 5e-4, [150, 180, 210], 240, 64]
     assert [large[key] for key in keys] == ["momentum", 0.2, 1e-4, [30, 60, 90], 100, 512]
     assert [large[f"method.{key}"] for key in ("ce", "kd", "temperature")] == [0.5, 0.5, 1]
-    dkd = [settings("dkd", name) for name in ("cifar-100", "imagenet")]
-    assert [(s["method.beta"], s["method.temperature"]) for s in dkd] == [(8, 4), (0.5, 1)]
-    assert [s["method.warmup"] for s in dkd] == [20 / 240, 1 / 100]
     assert settings("hint", "cifar-100")["method.student"] == "stage2"
     assert settings("at", "cifar-100")["method.student"] == ["stage1", "stage2", "stage3", "stage4"]
     assert settings("nst", "cifar-100")["method.teacher"] == ["stage1", "stage2", "stage3", "stage4"]
@@ -106,8 +106,66 @@ def test_facts_of_reference_codes() -> None:
         "sgd",
     )
     assert settings("byot", "cifar-100")["optim.milestones"] == [250 // 3, 500 // 3, 240]
-    assert settings("sskd", "cifar-100")["views.hflip"] == 0
+    sskd = settings("sskd", "cifar-100")
+    assert (sskd["views.hflip"], sskd["method.head_drops"]) == (0, [30 / 60, 45 / 60])
+    assert settings("at", "cifar-10")["method.student"] == ["stage2", "stage3", "stage4"], "a WRN has three"
     assert settings("tf-kd-self", "cifar-100-densenet121")["optim.lr"] == pytest.approx(0.1 * 100 / 128)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "beta", "temperature", "warmup"),
+    [
+        ("cifar-100", 8, 4, 20 / 240),
+        ("cifar-100-vgg13", 6, 4, 20 / 240),
+        ("cifar-100-wrn", 6, 4, 20 / 240),
+        ("cifar-100-resnet56", 2, 4, 20 / 240),
+        ("imagenet", 0.5, 1, 1 / 100),
+        ("imagenet-mobilenetv1", 2, 1, 1 / 100),
+    ],
+)
+def test_dkd_has_a_recipe_for_each_beta(recipe: str, beta: float, temperature: float, warmup: float) -> None:
+    """The authors' configurations have one β for each pair of networks, and T 1 on ImageNet."""
+    found = settings("dkd", recipe)
+    keys = [f"method.{key}" for key in ("ce", "alpha", "beta", "temperature", "warmup")]
+    assert [found[key] for key in keys] == [1, 1, beta, temperature, warmup]
+    training = settings("kd", "cifar-100" if recipe.startswith("cifar") else "imagenet")
+    assert all(found[key] == value for key, value in training.items() if not key.startswith("method."))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "one_hot", "entropy", "activation", "latent", "generator_lr", "steps"),
+    [
+        ("cifar-10", 0.05, 5, 0.01, 1000, 0.02, 240_000),
+        ("cifar-100", 0.5, 20, 0.1, 1000, 0.02, 240_000),
+        ("mnist", 1, 5, 0.1, 100, 0.2, 24_000),
+    ],
+)
+def test_dafl_as_its_readme_has_it(
+    recipe: str,
+    one_hot: float,
+    entropy: float,
+    activation: float,
+    latent: int,
+    generator_lr: float,
+    steps: int,
+) -> None:
+    found = settings("dafl", recipe)
+    weights = [f"method.{key}" for key in ("one_hot", "entropy", "activation", "latent", "generator_lr")]
+    assert [found[key] for key in weights] == [one_hot, entropy, activation, latent, generator_lr]
+    if recipe == "mnist":
+        assert (found["optim.max_steps"], found["optim.opt"], found["optim.lr"]) == (steps, "adam", 2e-3)
+        return
+    per_epoch = 50_000 / found["optim.batch_size"]
+    assert found["optim.epochs"] * per_epoch == pytest.approx(steps, rel=1e-3)
+    drops = [milestone * per_epoch for milestone in found["optim.milestones"]]
+    assert drops == pytest.approx([800 * 120, 1600 * 120], rel=1e-3)
+
+
+def test_reference_codes_decay_biases_and_norms_too() -> None:
+    """They hand all parameters to one group of torch's SGD; Caffe's and TensorFlow's do not."""
+    for name, recipe in RECIPES:
+        if recipe.settings.get("optim.opt") in ("momentum", "sgd") and recipe.source != "from memory":
+            assert recipe.settings["optim.decay_all"] is True, (name, recipe.name)
 
 
 def test_the_help_of_a_method_lists_its_recipes() -> None:
@@ -278,14 +336,21 @@ def test_every_link_of_a_chain_takes_the_recipe(plan, tmp_path) -> None:
 
 
 def test_the_head_of_sskd_has_drops_of_its_own(plan) -> None:
-    head = plan("sskd", recipe="paper").method.turns[0]
-    assert head.optim == {
+    """The released student.py: SGD without Nesterov, one group, a tenth of the rate at 30 and 45 of 60."""
+    wanted = {
         "opt": "momentum",
         "lr": 0.05,
+        "momentum": 0.9,
         "weight_decay": 5e-4,
+        "decay_all": True,
         "schedule": "multistep",
-        "milestones": [30, 45],
+        "warmup": 0.0,
+        "milestones": [],
+        "drops": [30 / 60, 45 / 60],
+        "decay_rate": 0.1,
     }
+    for options in ({}, {"recipe": "paper"}):
+        assert plan("sskd", **options).method.turns[0].optim == wanted
 
 
 # -- parameters ----------------------------------------------------------------------------------------------

@@ -58,9 +58,7 @@ def run(network, settings, folder, stop=None):
 def statistics(network, pixels):
     """The sum of the statistics' terms on prepared pictures."""
     (phase,) = deepinversion(section(), teacher=network).phases
-    turn = TurnModule(
-        phase.turns[0], {"teacher": network, "pictures": Pictures(pixels), "half": nn.AvgPool2d(2)}
-    )
+    turn = TurnModule(phase.turns[0], {"teacher": network, "pictures": Pictures(pixels)})
     with torch.no_grad():
         terms = turn(
             {"y": torch.zeros(len(pixels), dtype=torch.long), "view": torch.zeros(3)}, torch.ones(1), 0.0
@@ -93,7 +91,7 @@ def watched(network, modules, x):
 
 
 def test_deepinversion_is_the_plain_descent(network, tmp_path):
-    """Half size first, warm-up and cosine, shifted and mirrored views, all priors, clipped pixels."""
+    """Half size first, warm-up and cosine, shifted and mirrored views, priors on them, clipped pixels."""
     half, steps, top, warmup = 5, 9, 0.2, 3
     settings = section(
         half_steps=half,
@@ -116,16 +114,17 @@ def test_deepinversion_is_the_plain_descent(network, tmp_path):
     norms = [m for m in network.body.modules() if isinstance(m, nn.BatchNorm2d)]
 
     def loss(step):
-        down, right = (seed_of(SEED, step, axis) % 7 - 3 for axis in (0, 1))
-        x = torch.roll(pixels, (down, right), (2, 3)) if down or right else pixels
+        x, most = (F.avg_pool2d(pixels, 2), 1) if step < half else (pixels, 3)
+        down, right = (seed_of(SEED, step, axis) % (2 * most + 1) - most for axis in (0, 1))
+        x = torch.roll(x, (down, right), (2, 3)) if down or right else x
         x = x.flip(3) if seed_of(SEED, step, 2) < 2**63 else x
-        logits, inputs = watched(network, norms, F.avg_pool2d(x, 2) if step < half else x)
+        logits, inputs = watched(network, norms, x)
         found = F.cross_entropy(logits, TARGETS)
         for i, (norm, given) in enumerate(zip(norms, inputs)):
             weight = 10.0 * (10.0 if i == 0 else 1)
             found = found + weight * bn_statistics(given, norm.running_mean, norm.running_var)
-        found = found + 2.5e-5 * total_variation(pixels, norm="l2")
-        return found + 0.1 * total_variation(pixels, norm="l1") + 0.01 * image_norm(pixels, over="image")
+        found = found + 2.5e-5 * total_variation(x, norm="l2")
+        return found + 0.1 * total_variation(x, norm="l1") + 0.01 * image_norm(x, over="image")
 
     def rate(step, length):
         if step < warmup:
@@ -209,6 +208,48 @@ def test_half_size_first(network, tmp_path):
     assert (half.share, whole.share) == (pytest.approx(1 / 3), pytest.approx(2 / 3))
     _, seen = run(network, settings, tmp_path)
     assert [step for step, _ in seen] == [10, 20, 30]
+
+
+def seen_terms(network, pixels, view, phase):
+    """The terms of a step of the half (0) or the whole (1) phase on given pixels."""
+    settings = section(half_steps=1, steps=1, tv_l1=1.0, l2=1.0)
+    turn = deepinversion(settings, teacher=network).phases[phase].turns[0]
+    module = TurnModule(turn, {"teacher": network, "pictures": Pictures(pixels)})
+    batch = {"y": torch.zeros(len(pixels), dtype=torch.long), "view": torch.tensor(view)}
+    with torch.no_grad():
+        return module(batch, torch.ones(1), 0.0)
+
+
+def test_priors_are_of_the_pictures_that_a_step_sees(network):
+    """Of noise of 64 pixels TV is 1756, and 433.5 once it is pooled to half size as deepinversion.py has it.
+
+    Each of its four norms is about √(2·N) of N pixels of standard noise, and pooling halves both side and
+    deviation: a quarter.
+    """
+    noise = torch.randn(8, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    half, whole = (seen_terms(network, noise, [0, 0, 0], phase) for phase in (0, 1))
+    assert whole["tv_l2"].item() == pytest.approx(1756, rel=1e-2)
+    assert half["tv_l2"].item() == pytest.approx(433.5, rel=1e-2)
+    pooled = F.avg_pool2d(noise, 2)
+    for view in ([0, 0, 0], [3, -1, 1]):
+        for phase, x in enumerate((pooled, noise)):  # pooled first, then shifted: 3 is odd
+            found, seen = seen_terms(network, noise, view, phase), torch.roll(x, view[:2], (2, 3))
+            seen = seen.flip(3) if view[2] else seen
+            torch.testing.assert_close(found["tv_l2"], total_variation(seen, norm="l2"))
+            torch.testing.assert_close(found["tv_l1"], total_variation(seen, norm="l1"))
+            torch.testing.assert_close(found["l2"], image_norm(seen, over="batch"))
+            with torch.no_grad():
+                torch.testing.assert_close(
+                    found["label"], F.cross_entropy(network(seen), torch.zeros(8, dtype=torch.long))
+                )
+
+
+def test_at_half_size_shifts_are_half_as_far():
+    """The code's limit is ``jitter // lower_res``."""
+    settings = section(half_steps=200, jitter=5)
+    views = torch.stack([view_of(3, step, settings) for step in range(400)])[:, :2]
+    assert {int(v) for v in views[:200].flatten()} == set(range(-2, 3))
+    assert {int(v) for v in views[200:].flatten()} == set(range(-5, 6))
 
 
 @pytest.mark.parametrize("looks", [0, 2, 4, 5, 6, 8])

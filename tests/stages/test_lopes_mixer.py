@@ -16,7 +16,7 @@ from kdcli.sections import DataSection
 from kdcli.stages import probe, synthesize
 from kdcli.tasks import open_task_data
 
-TAPS = ["pooled", "block4"]
+TAPS = ["logits", "layer4.0.act1.in"]
 
 
 def probe_plan(network, pictures, out, **options):
@@ -68,19 +68,39 @@ def test_the_record_is_that_of_the_training_pictures(recorded, pictures):
 def test_small_classes_leave_no_trace(normed, pictures, recorded, tmp_path, warnings):
     _, counts = train_rows(pictures)
     least = int(sorted(counts)[-2]) + 1
-    options = {"statistics.min_count": least, "statistics.max_gigabytes": 0, "statistics.taps": ["pooled"]}
+    options = {"statistics.min_count": least, "statistics.max_gigabytes": 0, "statistics.taps": ["logits"]}
     out = probe.run(probe_plan(normed, pictures, tmp_path / "out", **options), QUIET).path
     record = load_file(out / "statistics.safetensors")
     assert len(warnings) == 1
     assert warnings[0].startswith("--statistics recorded nothing of 3 of 4 classes, which have fewer than")
     assert record["classes"].tolist() == [int(counts.argmax())]
     assert {name: tensor.shape[0] for name, tensor in record.items()} == dict.fromkeys(
-        ["classes", "counts", "pooled/mean", "pooled/deviation"], 1
+        ["classes", "counts", "logits/mean", "logits/deviation"], 1
     )
     whole = load_file(recorded / "statistics.safetensors")
     place = whole["classes"].tolist().index(int(counts.argmax()))
-    variances = whole["pooled/covariance"][place].diagonal().clamp(min=0)
-    assert torch.allclose(record["pooled/deviation"][0], variances.sqrt(), atol=1e-4)
+    variances = whole["logits/covariance"][place].diagonal().clamp(min=0)
+    assert torch.allclose(record["logits/deviation"][0], variances.sqrt(), atol=1e-4)
+
+
+def test_logits_are_recorded_unless_told(normed, pictures, tmp_path, warnings):
+    """The authors' top layer; it is nobody's output of a ReLU, and nothing is warned of."""
+    assert probe.Config().statistics.taps == ["logits"]
+    out = probe.run(probe_plan(normed, pictures, tmp_path / "out"), QUIET).path
+    hidden = load_file(out / "statistics.safetensors")["layer4.0.act1.in/mean"]
+    assert (hidden < 0).any(), "before the ReLU, which works in place"
+    assert not [text for text in warnings if "statistics.taps" in text]
+
+
+def test_what_a_relu_left_is_warned_of(normed, pictures, tmp_path, warnings):
+    taps = {"statistics.taps": ["pooled", "logits", "block4"]}
+    probe.run(probe_plan(normed, pictures, tmp_path / "out", **taps), QUIET)
+    said = [text for text in warnings if "statistics.taps" in text]
+    assert [text.partition(" is never negative")[0] for text in said] == [
+        "statistics.taps: pooled",
+        "statistics.taps: block4",
+    ]
+    assert all("wants what enters one (in a ResNet layer4.1.act2.in), or logits." in text for text in said)
 
 
 def test_without_statistics_nothing_is_recorded(normed):
@@ -91,6 +111,7 @@ def test_without_statistics_nothing_is_recorded(normed):
     ("options", "kind", "message"),
     [
         ({"statistics.taps": ["layer9"]}, InputError, "has no module 'layer9' to tap"),
+        ({"statistics.taps": ["ReLU.in"]}, UsageError, "ReLU.in names several layers; name each, as in"),
         ({"head": "keep", "data.source": None}, UsageError, "--statistics needs training pictures"),
         ({"finetune": True, "processes": 2}, UsageError, "with --finetune no -n"),
     ],
