@@ -9,7 +9,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TextIO
 
+from kdcli.errors import shortened
+
 _PLAIN_EVERY_S = 10.0
+_LONGEST = 10_000  # characters of a message
 
 
 class Progress:
@@ -127,8 +130,8 @@ class Console:
             self._write(f"warning: {line}")
 
     def error(self, line: str) -> None:
-        """The one message of a command that failed."""
-        self._write(f"error: {line}")
+        """The one message of a command that failed; a very long value in it loses its middle."""
+        self._write(f"error: {shortened(line, _LONGEST)}")
 
     def table(self, header: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
         """A small table; first column left, the others right aligned."""

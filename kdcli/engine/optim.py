@@ -36,6 +36,15 @@ def known_optimizer(name: str) -> None:
         raise UsageError(f"timm has no optimiser '{name}'.{nearest(name, known)}")
 
 
+def _refuse_betas(name: str, where: str) -> None:
+    """Raise UsageError for an optimiser that takes no two betas."""
+    from timm.optim import get_optimizer_info
+
+    info = get_optimizer_info(name.lower())
+    if not info.has_betas or (info.num_betas or 2) != 2:
+        raise UsageError(f"{where}: optim.betas are two numbers, and the optimiser {name} takes no two.")
+
+
 # Fields of the optimiser section that one turn, and one party within it, can have of its own. The others are
 # of the run: batches, length, averaging, mixing.
 TURN = (
@@ -53,6 +62,8 @@ def section_of(turn: Turn, section: OptimSection) -> OptimSection:
     """
     found = _with(section, turn.optim, TURN, f"turn {turn.name}")
     known_optimizer(found.opt)
+    if found.betas is not None:
+        _refuse_betas(found.opt, f"turn {turn.name}")
     for party, fields in turn.groups.items():
         _with(found, fields, PARTY, f"turn {turn.name}, group of {party}")
     return found

@@ -10,9 +10,10 @@ learns beside the generator: KL(softmax z_t ‖ softmax z_s) on G(noise), a cons
 from __future__ import annotations
 
 from functools import partial
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from kdcli.losses import datafree
@@ -84,7 +85,7 @@ def dafl(
     one_hot: float = 0.05,
     entropy: float = 5.0,
     activation: float = 0.01,
-    base: float = 10.0,
+    base: Annotated[float, Field(gt=1)] = 10.0,
     reduction: Reduction = "mean",
     generator_opt: str = "adam",
     generator_lr: float = 0.02,

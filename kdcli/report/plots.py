@@ -25,6 +25,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
+from kdcli.report.curves import drawn
 from kdcli.report.figures import Figure as Quality
 
 Model = Mapping[str, Any]
@@ -278,7 +279,7 @@ def quality_against_cost(models: Sequence[Model], quality: Quality) -> str:
 
 
 def training_curves(models: Sequence[Model]) -> str:
-    """Every recorded quantity against the training step, a panel each; NaN and Inf are left out.
+    """Every recorded quantity, up to so many, against the training step, a panel each, without NaN and Inf.
 
     Args:
         models: the report's models, each with ``name`` and ``curves``: records of ``step`` and named floats,
@@ -289,7 +290,7 @@ def training_curves(models: Sequence[Model]) -> str:
     """
     trained = [(index, model) for index, model in enumerate(models) if model.get("curves")]
     records = [record for _, model in trained for record in model["curves"]]
-    keys = list(dict.fromkeys(key for record in records for key in record if key != "step"))
+    keys, _ = drawn(records)
     _refuse_none(keys, "training curves")
     columns = min(len(keys), 3)
     rows = math.ceil(len(keys) / columns)
