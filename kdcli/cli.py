@@ -24,10 +24,12 @@ from typer.exceptions import TyperException
 from kdcli import commands, errors
 from kdcli.console import Console
 from kdcli.launch import StopSignal, adopt_slurm, is_worker, launch, rank
+from kdcli.reading import TEXT_LIMIT
 from kdcli.runs import Result
 
 _PLATFORMS = ("linux", "darwin")
 _PATIENCE_S = 5.0
+_LONGEST_PATH = 4096  # characters
 
 
 def main(arguments: Sequence[str] | None = None) -> typing.NoReturn:
@@ -199,21 +201,36 @@ def _from_pipe(given: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
         return given, None
     if len(dashes) > 1:
         raise errors.UsageError("'-' may stand for one model or dataset only.")
-    text = sys.stdin.read().strip() if sys.stdin is not None and not sys.stdin.closed else ""
+    text = _upstream()
     if not text:
         raise errors.InputError("'-' stands for an artifact, but upstream wrote no path.")
     line = text.splitlines()[-1]
     if line.startswith("{"):
         try:
             path = json.loads(line)["path"]
-        except (ValueError, KeyError):
+        except (ValueError, KeyError, RecursionError):
             path = None
         if not isinstance(path, str) or not path:
             raise errors.InputError(f"'-': upstream wrote JSON without a path: {line[:80]}")
         line = path
+    if len(line) > _LONGEST_PATH:
+        raise errors.InputError(f"'-': upstream wrote {len(line):,} characters, and no path is so long.")
     key = dashes[0]
     value = [line if v == "-" else v for v in _listed(given[key])]
     return {**given, key: value if isinstance(given[key], list) else value[0]}, line
+
+
+def _upstream() -> str:
+    """What the upstream command wrote, without spaces around it; empty where there is none."""
+    if sys.stdin is None or sys.stdin.closed:
+        return ""
+    try:
+        text = sys.stdin.read(TEXT_LIMIT + 1)
+    except UnicodeDecodeError as error:
+        raise errors.InputError("'-': upstream wrote bytes that are no text.") from error
+    if len(text) > TEXT_LIMIT:
+        raise errors.InputError(f"'-': upstream wrote more than {TEXT_LIMIT:,} characters, which is no path.")
+    return text.strip()
 
 
 def _listed(value: Any) -> list[Any]:

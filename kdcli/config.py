@@ -8,17 +8,17 @@ fields (workers, tracking, …) may differ on resume.
 from __future__ import annotations
 
 import inspect
-import re
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator
 
-from kdcli.errors import UsageError, nearest
+from kdcli.errors import InputError, UsageError, nearest, shortened
+from kdcli.reading import TEXT_LIMIT, YamlError, parse_yaml, read_bytes
 
 
 def option(
@@ -73,11 +73,25 @@ class Section(BaseModel):
     """
 
     model_config = ConfigDict(
-        extra="forbid", validate_default=True, protected_namespaces=(), coerce_numbers_to_str=True
+        extra="forbid",
+        validate_default=True,
+        protected_namespaces=(),
+        coerce_numbers_to_str=True,
+        allow_inf_nan=False,
     )
     principal: typing.ClassVar[str | None] = None
     flags: typing.ClassVar[bool] = True
     _written: Written = PrivateAttr(default_factory=Written)
+
+    @field_validator("*")
+    @classmethod
+    def _no_nul(cls, value: Any) -> Any:
+        """No path, name or text has the character that ends one for the system."""
+        if any(
+            "\0" in text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)
+        ):
+            raise ValueError("a text without the character NUL is wanted")
+        return value
 
 
 C = TypeVar("C", bound=Section)
@@ -133,7 +147,7 @@ def resolve(
         name, equals, value = text.partition("=")
         if not equals:
             raise UsageError(f"--set takes KEY=VALUE, got '{text}'.")
-        put(name.strip(), _yaml_value(value), "--set", f"--set {name.strip()}")
+        put(name.strip(), _yaml_value(name.strip(), value), "--set", f"--set {name.strip()}")
     for name, value in (options or {}).items():
         flag = (flags.get(name) or name).split(",")[-1]
         put(name, value, flag, flag)
@@ -148,6 +162,13 @@ def resolve(
 def origins(config: Section) -> Mapping[str, str]:
     """Where the user wrote each value, by dotted name: a file, ``--set``, an option; others are defaults."""
     return dict(config._written)
+
+
+def as_default(config: C, *names: str) -> C:
+    """A copy in which the values of these keys do not count as written by the user."""
+    found = config.model_copy()
+    found._written = Written((name, place) for name, place in config._written.items() if name not in names)
+    return found
 
 
 def beneath(config: C, values: Mapping[str, Any]) -> tuple[C, dict[str, Any]]:
@@ -170,55 +191,42 @@ def beneath(config: C, values: Mapping[str, Any]) -> tuple[C, dict[str, Any]]:
     return found, held
 
 
-@cache
-def _loader() -> Any:
-    """PyYAML's safe loader with YAML 1.2's plain scalars.
+def asked(config: Section, dotted: str) -> bool:
+    """Whether the user asked for the value of ``dotted``: by an option, by ``--set``, or in a file.
 
-    1.1, PyYAML's own, reads ``no`` as False (a precision here), ``1e-3`` as text, ``010`` as eight and a day
-    as a date.
+    A manifest's resolved configuration is a file too, and has every key; so one in a file counts only if its
+    value is not the default.
     """
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        pass
-
-    Loader.yaml_implicit_resolvers = {}
-
-    for tag, pattern, first in (
-        ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
-        ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
-        ("int", r"[-+]?(?:0|[1-9][0-9]*)", list("-+0123456789")),
-        (
-            "float",
-            r"[-+]?(?:(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.inf)|\.nan",
-            list("-+0123456789."),
-        ),
-    ):
-        Loader.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(rf"(?:{pattern})\Z"), first)
-    return Loader
+    origin = config._written.get(dotted)
+    if origin is None:
+        return False
+    default: Any = type(config)()
+    value: Any = config
+    for part in dotted.split("."):
+        value, default = getattr(value, part), getattr(default, part, None)
+    return origin.startswith("-") or value != default
 
 
 def _load_yaml(path: Path) -> dict[str, Any]:
-    import yaml
-
     try:
-        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_loader())
-    except (OSError, UnicodeDecodeError) as error:
+        data = parse_yaml(read_bytes(path, TEXT_LIMIT).decode("utf-8"))
+    except (OSError, UnicodeDecodeError, InputError) as error:
         raise UsageError(f"cannot read --config {path}: {error}") from error
-    except yaml.YAMLError as error:
+    except ValueError as error:
         raise UsageError(f"--config {path} is not valid YAML: {error}") from error
     if not isinstance(data or {}, dict):
         raise UsageError(f"--config {path} must hold keys and values, not {type(data).__name__}.")
     return data or {}
 
 
-def _yaml_value(text: str) -> Any:
-    import yaml
-
+def _yaml_value(name: str, text: str) -> Any:
+    """The value of ``--set NAME=TEXT``; what is no YAML is text."""
     try:
-        return yaml.load(text, Loader=_loader())
-    except yaml.YAMLError:
+        return parse_yaml(text)
+    except YamlError:
         return text
+    except ValueError as error:
+        raise UsageError(f"--set {name}: {error}.") from error
 
 
 def _flatten(
@@ -281,10 +289,10 @@ def _explain(kind: type[Section], error: ValidationError, written: Mapping[str, 
     if first["type"] == "missing":
         return f"{shown} is required."
     value = first.get("input")
-    hint = ""
+    text, hint = first["msg"].removeprefix("Value error, "), ""
     if first["type"] == "literal_error" and isinstance(value, str):
         hint = nearest(value, typing.get_args(_literal(_annotation(kind, name))))
-    return f"{shown}: {first['msg'][0].lower()}{first['msg'][1:]}, got {value!r}.{hint}"
+    return f"{shown}: {text[0].lower()}{text[1:]}, got {shortened(repr(value))}.{hint}"
 
 
 def _literal(annotation: Any) -> Any:

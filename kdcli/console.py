@@ -15,6 +15,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TextIO
 
+from kdcli.errors import shortened
+
 _PLAIN_EVERY_S = 10.0
 _JOINERS = "\u200c\u200d"  # of letters, in Persian and Indian words, and of emoji
 _SHOWN = ("Zs", "Co", "Cn")  # spaces, private letters, and what a newer Unicode may have
@@ -34,6 +36,9 @@ def _legible(character: str) -> str:
     if character.isprintable() or character in _JOINERS or unicodedata.category(character) in _SHOWN:
         return character
     return character.encode("unicode_escape").decode()
+
+
+_LONGEST = 10_000  # characters of a message
 
 
 class Progress:
@@ -152,8 +157,8 @@ class Console:
             self._write(f"warning: {line}")
 
     def error(self, line: str) -> None:
-        """The one message of a command that failed."""
-        self._write(f"error: {line}")
+        """The one message of a command that failed; a very long value in it loses its middle."""
+        self._write(f"error: {shortened(line, _LONGEST)}")
 
     def trace(self, text: str) -> None:
         """Where a bug is: lines of a traceback, indented, so that none of them passes for a message."""

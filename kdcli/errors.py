@@ -57,10 +57,23 @@ class Preempted(KdcliError):
     exit_code = 75
 
 
+_LONGEST_NAME = 100
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return `` Did you mean 'x'?`` for the nearest known name, or an empty string."""
+    if len(name) > _LONGEST_NAME:  # the comparison takes the square of its length
+        return ""
     match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f" Did you mean '{match[0]}'?" if match else ""
+
+
+def shortened(text: str, most: int = 200) -> str:
+    """The text, its middle left out where it is longer than ``most`` characters, saying how much."""
+    if len(text) <= most:
+        return text
+    head = most // 2
+    return f"{text[:head]} … ({len(text) - 2 * head:,} characters left out) … {text[-head:]}"
 
 
 DISK_FAULTS = frozenset(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import typing
 from typing import Annotated, Any, Literal
 
@@ -9,9 +10,17 @@ from pydantic import Field, field_validator
 
 from kdcli.config import Section, head_option, inputs, option, outputs, reading, running, training
 
-MOST = 1e30  # of what is multiplied with weights: single precision ends at 3.4e38
-Beta = Annotated[float, Field(ge=0, lt=1)]
-Epoch = Annotated[float, Field(ge=0, le=1e9)]
+LARGEST_SIDE = 8192  # of a view, or of a network's input, in pixels
+LARGEST = 1e12  # of a rate or a weight: far beyond use, and far from the end of fp32
+_MANY, _LONG = 1_000_000, 1_000_000_000  # pictures of a batch, epochs or minutes; steps
+_VIEWS = 10_000
+
+Rate = Annotated[float, Field(gt=0, le=LARGEST)]
+Amount = Annotated[float, Field(ge=0, le=LARGEST)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Aspect = Annotated[float, Field(ge=0, le=1000)]
+Epoch = Annotated[float, Field(ge=0, le=_MANY)]
 
 
 class SourceSection(Section):
@@ -38,7 +47,7 @@ class DataSection(SourceSection):
         "keep",
         "Pictures of train that are in validation or test too: keep and say so, drop from train, stop.",
     )
-    split_seed: int = option(0, "Seed of the carving, independent of --seed.")
+    split_seed: int = option(0, "Seed of the carving, independent of --seed.", ge=-(2**63), lt=2**63)
     group_by: str | None = option(None, "Column whose equal values stay in one split.")
     label_column: str | None = option(None, "Column of the labels (found by type).")
     label_columns: list[str] | None = option(None, "Columns of 0 and 1, one for each of several labels.")
@@ -48,7 +57,7 @@ class DataSection(SourceSection):
     void: int = option(255, "Value of the masks' pixels that belong to no class.", ge=0, le=255)
     class_order: Literal["names", "same"] = option("names", "How labels of teacher and data match.")
     labels_per_class: int | None = reading(
-        None, "Labels kept per class; the rest is hidden.", "--labels-per-class", ge=1
+        None, "Labels kept per class; the rest is hidden.", "--labels-per-class", ge=1, le=_LONG
     )
     labelled_fraction: float | None = option(None, "Share of labelled samples in a batch.", gt=0, le=1)
     class_balance: Literal["none", "sampler", "loss"] = reading(
@@ -61,16 +70,28 @@ class ViewSection(Section):
 
     principal: typing.ClassVar[str | None] = "count"
     count: str = reading("auto", "K fixed views (teacher cached), live, or auto.", "--views")
-    size: int | None = option(None, "Side of a view in pixels (default: the largest network input).", ge=8)
-    scale: tuple[float, float] = option((0.35, 1.0), "Area range of RandomResizedCrop; [1, 1] for none.")
-    ratio: tuple[float, float] = option((0.75, 1.3333), "Aspect range of RandomResizedCrop.")
+    size: int | None = option(
+        None, "Side of a view in pixels (default: the largest network input).", ge=8, le=LARGEST_SIDE
+    )
+    scale: tuple[Fraction, Fraction] = option(
+        (0.35, 1.0), "Area range of RandomResizedCrop; [1, 1] for none."
+    )
+    ratio: tuple[Aspect, Aspect] = option((0.75, 1.3333), "Aspect range of RandomResizedCrop.")
     hflip: float = option(0.5, "Probability of a horizontal flip.", ge=0, le=1)
     vflip: float = option(0.0, "Probability of a vertical flip.", ge=0, le=1)
-    color_jitter: float = option(0.0, "Strength of brightness, contrast and saturation jitter.", ge=0)
+    color_jitter: float = option(0.0, "Strength of brightness, contrast and saturation jitter.", ge=0, le=100)
     auto_augment: str | None = option(None, "timm's policy, for example rand-m9-mstd0.5-inc1.")
     erase: float = option(0.0, "Probability of random erasing.", ge=0, le=1)
     store: str = option("fp16", "How the cache keeps teacher logits: fp16, fp32 or topK (top20).")
     interpolation: Literal["bilinear", "bicubic", "random"] = option("bicubic", "Resampling of the crop.")
+
+    @field_validator("count")
+    @classmethod
+    def _is_a_count(cls, value: str) -> str:
+        number = value.isascii() and value.isdecimal() and len(value) <= len(str(_VIEWS))
+        if value not in ("auto", "live") and not (number and 1 <= int(value) <= _VIEWS):
+            raise ValueError(f"a number above 0, live or auto is wanted, and no more than {_VIEWS:,}")
+        return value
 
 
 class OptimSection(Section):
@@ -79,48 +100,50 @@ class OptimSection(Section):
     opt: str = training(
         "adamw", "Optimiser, any of timm's; gradients are clipped at optim.clip_grad=1.", "--opt"
     )
-    lr: float = training(5e-4, "Learning rate at the global batch size.", "--lr", gt=0, le=MOST)
+    lr: float = training(5e-4, "Learning rate at the global batch size.", "--lr", gt=0, le=LARGEST)
     weight_decay: float = training(
-        0.05, "Weight decay; none on biases, norms, positions.", "--weight-decay", ge=0, le=MOST
+        0.05, "Weight decay; none on biases, norms, positions.", "--weight-decay", ge=0, le=LARGEST
     )
     decay_all: bool = option(
         False, "Weight decay on biases, norms and positions too, as plain PyTorch has it."
     )
     momentum: float = option(0.9, "Momentum, where the optimiser has one.", ge=0, lt=1)
-    betas: tuple[Beta, Beta] | None = option(None, "Adam's betas (default: the optimiser's).")
+    betas: tuple[Share, Share] | None = option(None, "Adam's betas (default: the optimiser's).")
     layer_decay: float | None = option(None, "Learning-rate factor per block from the head down.", gt=0, le=1)
     schedule: Literal["cosine", "step", "multistep", "poly", "constant"] = option(
         "cosine", "Course of the learning rate."
     )
     warmup: float = option(0.05, "Part of the steps of linear warm-up.", ge=0, lt=1)
-    min_lr: float = option(0.0, "Learning rate at the end of cosine and poly.", ge=0, le=MOST)
+    min_lr: float = option(0.0, "Learning rate at the end of cosine and poly.", ge=0, le=LARGEST)
     milestones: list[Epoch] = option([], "Epochs of multistep's drops.")
     drops: list[Annotated[float, Field(gt=0, lt=1)]] = option(
         [], "Parts of the training after which multistep drops, beside milestones."
     )
-    decay_epochs: float = option(30, "Epochs between step's drops.", gt=0, le=1e9)
+    decay_epochs: float = option(30, "Epochs between step's drops.", gt=0, le=_MANY)
     decay_rate: float = option(0.1, "Factor of a drop; the power of poly.", gt=0, le=10)
-    epochs: float = training(20, "Passes over the training pictures.", "--epochs", gt=0, le=1e9)
+    epochs: float = training(20, "Passes over the training pictures.", "--epochs", gt=0, le=_MANY)
     stop_epoch: float | None = option(
-        None, "Stop after so many epochs, with the schedule of them all (a truncated run).", gt=0, le=1e9
+        None, "Stop after so many epochs, with the schedule of them all (a truncated run).", gt=0, le=_MANY
     )
-    max_steps: int | None = training(None, "Stop after so many steps, the schedule too.", "--max-steps", ge=1)
-    batch_size: int = training(128, "Over all processes and micro-batches.", "--batch-size", ge=1)
-    accumulate: int = option(1, "Micro-batches per step.", ge=1)
+    max_steps: int | None = training(
+        None, "Stop after so many steps, the schedule too.", "--max-steps", ge=1, le=_LONG
+    )
+    batch_size: int = training(128, "Over all processes and micro-batches.", "--batch-size", ge=1, le=_MANY)
+    accumulate: int = option(1, "Micro-batches per step.", ge=1, le=_MANY)
     auto_batch: bool = training(False, "Split batches further until a step fits into memory.", "--auto-batch")
     clip_grad: float | None = option(
         1.0,
         "Largest norm of each network's gradient, which is scaled down to it; null for none, as published "
         "codes mostly have it (--recipe paper).",
         gt=0,
-        le=MOST,
+        le=LARGEST,
     )
     ema: float = option(
         0.0, "Decay of the moving average of weights, warmed up over the first steps; 0 for none.", ge=0, lt=1
     )
     label_smoothing: float = option(0.0, "Of the supervised loss.", ge=0, lt=1)
-    mixup: float = option(0.0, "Alpha of mixup, seen by every party.", ge=0, le=1e6)
-    cutmix: float = option(0.0, "Alpha of CutMix, seen by every party.", ge=0, le=1e6)
+    mixup: float = option(0.0, "Alpha of mixup, seen by every party.", ge=0, le=LARGEST)
+    cutmix: float = option(0.0, "Alpha of CutMix, seen by every party.", ge=0, le=LARGEST)
 
 
 class RunSection(Section):
@@ -129,13 +152,15 @@ class RunSection(Section):
     out: str | None = outputs(None, "Artifact to write [runs/<stage>-<hash>]", "--out", runtime=True)
     overwrite: bool = outputs(False, "Start anew even if the output exists.", "--overwrite", runtime=True)
     cache: str = outputs("runs/cache", "Teacher outputs, shared between runs.", "--cache", runtime=True)
-    seed: int = running(0, "Of everything random but the split.", "--seed", ge=0)
-    processes: int = running(1, "Processes (GPUs).", "-n,--num-processes", runtime=True, ge=1)
+    seed: int = running(0, "Of everything random but the split.", "--seed", ge=0, lt=2**63)
+    processes: int = running(1, "Processes (GPUs).", "-n,--num-processes", runtime=True, ge=1, le=1024)
     device: str = running("auto", "auto, cpu, cuda, cuda:1, mps.", "--device", runtime=True)
     precision: Literal["no", "bf16", "fp16"] = running("no", "Autocast to half precision.", "--precision")
-    workers: int = running(0, "Loader processes; 0 loads in process.", "--workers", runtime=True, ge=0)
+    workers: int = running(
+        0, "Loader processes; 0 loads in process.", "--workers", runtime=True, ge=0, le=1024
+    )
     worker_timeout: float = option(
-        300, "Seconds after which a loader that hangs is an error.", runtime=True, gt=0
+        300, "Seconds after which a loader that hangs is an error.", runtime=True, gt=0, le=_MANY
     )
     deterministic: bool = option(False, "Bit-equal results on CUDA too (slower).")
     threads: int | None = running(
@@ -143,13 +168,20 @@ class RunSection(Section):
     )
     track: list[str] = running([], "tensorboard, wandb, … (repeatable).", "--track", runtime=True)
 
+    @field_validator("device")
+    @classmethod
+    def _is_a_device(cls, value: str) -> str:
+        if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,2})?|mps", value):
+            raise ValueError("one of auto, cpu, cuda, cuda:0, cuda:1, …, mps is wanted")
+        return value
+
 
 class TrainingData(DataSection):
     """Labelled pictures as every stage has them, and more without labels."""
 
     extra: list[str] = inputs([], "More pictures, or -, for the teacher term only (repeatable).", "--extra")
     extra_ratio: float | None = reading(
-        None, "Extra pictures per real one (default: as many as there are).", "--extra-ratio", ge=0
+        None, "Extra pictures per real one (default: as many as there are).", "--extra-ratio", ge=0, le=_MANY
     )
 
 
@@ -161,7 +193,7 @@ class StudentSection(RunSection):
     student: str | None = inputs(None, "Alias, timm name, hf-hub:…, local-dir:… or artifact.", "--student")
     weights: str | None = inputs(None, "The student's own checkpoint, FILE or FILE:ENTRY.", "--weights")
     from_scratch: bool = inputs(False, "Random weights for the student.", "--from-scratch")
-    image_size: int | None = inputs(None, "The student's input size.", "--image-size", ge=8)
+    image_size: int | None = inputs(None, "The student's input size.", "--image-size", ge=8, le=LARGEST_SIDE)
     head: Literal["linear", "segformer", "upernet"] | None = option(
         None, "The student's head for masks (default: its own if that fits, else linear)."
     )
@@ -169,13 +201,13 @@ class StudentSection(RunSection):
     data: TrainingData = TrainingData()
     views: ViewSection = ViewSection()
     optim: OptimSection = OptimSection()
-    evaluate_every: float = option(1.0, "Epochs between evaluations on the validation split.", gt=0)
-    evaluate_steps: int | None = option(None, "Steps between them instead.", ge=1)
+    evaluate_every: float = option(1.0, "Epochs between evaluations on the validation split.", gt=0, le=_MANY)
+    evaluate_steps: int | None = option(None, "Steps between them instead.", ge=1, le=_LONG)
     save_steps: int | None = option(
-        None, "Commit state every so many steps (beside save_minutes).", runtime=True, ge=1
+        None, "Commit state every so many steps (beside save_minutes).", runtime=True, ge=1, le=_LONG
     )
-    save_minutes: float = option(5.0, "Commit state so often.", runtime=True, gt=0)
-    log_every: int = option(10, "Steps between rows of metrics.jsonl.", ge=1)
+    save_minutes: float = option(5.0, "Commit state so often.", runtime=True, gt=0, le=_MANY)
+    log_every: int = option(10, "Steps between rows of metrics.jsonl.", ge=1, le=_LONG)
 
     @field_validator("teacher", mode="before")
     @classmethod
@@ -186,14 +218,14 @@ class StudentSection(RunSection):
 class GridSection(Section):
     """The heads that are tried, and how each is trained."""
 
-    lr: list[float] | None = option(None, "Learning rates of SGD at a batch of 256, or of AdamW (masks).")
-    weight_decay: list[float] = option([0.0], "Weight decays of SGD or AdamW.")
-    l2: list[float] = option([1e-1, 1e-2, 1e-3, 1e-4], "L2 strengths of the L-BFGS path.")
+    lr: list[Rate] | None = option(None, "Learning rates of SGD at a batch of 256, or of AdamW (masks).")
+    weight_decay: list[Amount] = option([0.0], "Weight decays of SGD or AdamW.")
+    l2: list[Amount] = option([1e-1, 1e-2, 1e-3, 1e-4], "L2 strengths of the L-BFGS path.")
     solver: Literal["both", "sgd", "lbfgs"] = option("both", "SGD grid, L-BFGS path, or both.")
-    epochs: int = training(30, "Passes over the features.", "--epochs", ge=1)
-    batch_size: int = training(128, "Batch of SGD.", "--batch-size", ge=1)
+    epochs: int = training(30, "Passes over the features.", "--epochs", ge=1, le=_MANY)
+    batch_size: int = training(128, "Batch of SGD.", "--batch-size", ge=1, le=_MANY)
     momentum: float = option(0.9, "Momentum of SGD.", ge=0, lt=1)
-    patience: int | None = option(5, "Epochs without gain after which a head stops.", ge=1)
+    patience: int | None = option(5, "Epochs without gain after which a head stops.", ge=1, le=_MANY)
 
 
 class StatisticsSection(Section):
@@ -206,5 +238,5 @@ class StatisticsSection(Section):
     taps: list[str] = option(
         ["logits"], "Of what: logits, and of hidden layers what enters the ReLU (layer4.1.act2.in)."
     )
-    min_count: int = option(20, "Record no class of fewer pictures, for their privacy.", ge=2)
-    max_gigabytes: float = option(2.0, "Deviations where covariances would take more.", ge=0)
+    min_count: int = option(20, "Record no class of fewer pictures, for their privacy.", ge=2, le=_LONG)
+    max_gigabytes: float = option(2.0, "Deviations where covariances would take more.", ge=0, le=_MANY)

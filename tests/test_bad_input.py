@@ -187,6 +187,34 @@ def test_cuda_without_a_gpu(bench: Bench) -> None:
     bench.refuses([*DISTILL, "--data", "data", "--device", "cuda"], 4, "cuda")
 
 
+DEVICES = {
+    "no device": ("gpu", 2, r"--device: one of auto, cpu, cuda, cuda:0, cuda:1, …, mps is wanted, got 'gpu'"),
+    "no such one": ("cuda:77", 4, r"--device cuda:77: no such device here\. There is: cpu"),
+}
+
+
+@pytest.mark.parametrize(("device", "code", "message"), DEVICES.values(), ids=DEVICES)
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{distill} --data data",
+        "eval teacher --data data --split train",
+        "probe --teacher teacher --head keep",
+        "synthesize --mixer cutmix --data data --count 4",
+    ],
+)
+def test_a_dry_run_refuses_a_device_that_is_not_there(
+    bench: Bench, line: str, device: str, code: int, message: str
+) -> None:
+    arguments = line.replace("{distill}", " ".join(DISTILL)).split()
+    bench.refuses([*arguments, "--device", device, "--dry-run"], code, message)
+
+
+def test_a_dry_run_finds_a_size_that_the_patches_do_not_divide(bench: Bench) -> None:
+    arguments = [*SUPERVISED, "--data", "data", "--image-size", "50", "--dry-run"]
+    bench.refuses(arguments, 3, r"test_vit does not take pictures of 50 pixels .* Take 48 or 64\.")
+
+
 # -- masks ---------------------------------------------------------------------------------------------------
 
 

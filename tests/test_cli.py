@@ -377,6 +377,9 @@ def test_a_dash_as_extra_pictures(toy: Callable[..., Toy], monkeypatch: pytest.M
         ('{"kind": "model"}\n', "'-': upstream wrote JSON without a path:"),
         ('{"path"\n', "'-': upstream wrote JSON without a path:"),
         ('{"path": 3}\n', "'-': upstream wrote JSON without a path:"),
+        ('{"path": ' * 5000, "'-': upstream wrote JSON without a path:"),
+        ("x" * 10_000_000, "'-': upstream wrote more than 1,048,576 characters, which is no path."),
+        ("x\n" + "y" * 10_000, "'-': upstream wrote 10,000 characters, and no path is so long."),
     ],
 )
 def test_a_dash_without_a_path(
@@ -384,7 +387,24 @@ def test_a_dash_without_a_path(
 ) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO(text))
     assert run(["distill", "--teacher", "-"]) == (3, "")
-    assert f"error: {message}" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"error: {message}" in said
+    assert len(said) < 1000
+
+
+def test_a_pipe_of_no_text(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    stream = io.TextIOWrapper(io.BytesIO(b"runs/\xff\n"), encoding="utf-8")
+    monkeypatch.setattr(sys, "stdin", stream)
+    assert run(["distill", "--teacher", "-"]) == (3, "")
+    assert "error: '-': upstream wrote bytes that are no text." in capsys.readouterr().err
+
+
+def test_a_long_value_is_not_echoed_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["distill", "--method", "x" * 100_000]) == (2, "")
+    said = capsys.readouterr().err
+    assert "error: unknown method 'xxx" in said
+    assert "characters left out" in said
+    assert len(said) < 12_000
 
 
 def test_the_pipe_is_read_before_torch_is_imported(tmp_path: Path) -> None:

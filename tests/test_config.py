@@ -74,9 +74,9 @@ def test_numbers_of_yaml(tmp_path: Path, text: str, value: float) -> None:
 
 
 def test_words_that_yaml_1_1_takes_for_something_else() -> None:
-    config = resolve(distill.Config, sets=["precision=no", "out=2026-01-01", "data.train=on", "device=010"])
+    config = resolve(distill.Config, sets=["precision=no", "out=2026-01-01", "data.train=on", "cache=010"])
     assert (config.precision, config.out) == ("no", "2026-01-01")
-    assert (config.data.train, config.device) == ("on", "010")
+    assert (config.data.train, config.cache) == ("on", "010")
     assert resolve(distill.Config, sets=["overwrite=true", "data.group_by=null"]).overwrite is True
 
 

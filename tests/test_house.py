@@ -23,6 +23,7 @@ FILES = sorted((ROOT / "kdcli").rglob("*.py"))
 # Rooms from the ground up; those of one rank do not import one another.
 RANKS = (
     ("errors", "seeds"),
+    ("reading",),
     ("console", "config", "artifacts", "hub", "losses", "words"),
     ("metrics", "sections"),
     ("data", "models", "report", "launch"),

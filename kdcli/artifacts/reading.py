@@ -1,47 +1,18 @@
-"""Small files read with care: regular files only, up to a stated size, and JSON that is an object.
-
-A name may stand for a pipe, which would be waited for, or for a device without an end; so nothing is opened
-before its kind is known, and nothing is read past its limit.
-"""
+"""JSON of artifacts, read with care: within limits, and an object in each file or line."""
 
 from __future__ import annotations
 
 import json
-import os
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from kdcli.errors import InputError
+from kdcli.reading import LIMIT, read_bytes, refuse_irregular
 
-LIMIT = 32 << 20  # bytes of a manifest or configuration: some 200,000 files
+__all__ = ["LIMIT", "LOG_LIMIT", "read_bytes", "read_object", "read_rows", "refuse_irregular"]
+
 LOG_LIMIT = 1 << 30  # bytes of a log or report
-
-
-def refuse_irregular(path: Path) -> None:
-    """Raise InputError for what is there and no regular file; OSError where nothing can be looked at."""
-    if not stat.S_ISREG(os.stat(path).st_mode):
-        raise InputError(f"cannot read {path}: it is no regular file.")
-
-
-def read_bytes(path: Path, limit: int = LIMIT) -> bytes:
-    """The content of a file.
-
-    Args:
-        path: of a regular file, or a link to one.
-        limit: most bytes that it may have.
-
-    Raises:
-        InputError: it is no regular file, or larger.
-        OSError, ValueError: it cannot be opened or read.
-    """
-    refuse_irregular(path)
-    with open(path, "rb") as stream:
-        data = stream.read(limit + 1)
-    if len(data) > limit:
-        raise InputError(f"cannot read {path}: it has more than {limit:,} bytes.")
-    return data
 
 
 def read_object(path: Path, limit: int = LIMIT) -> dict[str, Any]:

@@ -36,7 +36,11 @@ class Store:
     def top(self) -> int:
         """K of ``topK``, else 0."""
         digits = self.name.removeprefix("top")
-        return int(digits) if self.name.startswith("top") and digits.isdigit() else 0
+        return (
+            int(digits)
+            if self.name.startswith("top") and digits.isascii() and digits.isdecimal() and len(digits) < 7
+            else 0
+        )
 
     def pack(self, tap: str, tensor: Tensor) -> dict[str, np.ndarray]:
         """Arrays for a batch of one tap, [B, …] float32; ``topK`` is for logits, all else is fp16 then.

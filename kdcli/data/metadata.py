@@ -12,10 +12,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from kdcli.data.files import refuse_special
 from kdcli.data.tables import read_parquet, readable, table_of
 from kdcli.errors import InputError
 
 _NAME, _END = "file_name", "_file_name"
+_LARGEST = 1 << 29  # bytes of CSV or JSON lines: some five million rows
 
 
 def read_metadata(files: Sequence[str]) -> tuple[Any, set[str]]:
@@ -57,6 +59,12 @@ def _rows(file: Path) -> Any:
 
     if file.suffix == ".parquet":
         return read_parquet([file]).data.table
+    refuse_special(file)
+    if (size := file.stat().st_size) > _LARGEST:
+        raise InputError(
+            f"{file} has {size:,} bytes, more than {_LARGEST:,}: it would be held in memory several times. "
+            "Make a metadata.parquet of it."
+        )
     if file.suffix == ".csv":
         import pandas
 
@@ -64,8 +72,7 @@ def _rows(file: Path) -> Any:
     from pyarrow import json
 
     # In one block, since a row must not be longer than a block.
-    size = min(max(file.stat().st_size, 1 << 20), (1 << 31) - 1)
-    return json.read_json(file, read_options=json.ReadOptions(block_size=size))
+    return json.read_json(file, read_options=json.ReadOptions(block_size=max(size, 1 << 20)))
 
 
 def _with_paths(rows: Any, file: Path) -> tuple[Any, dict[str, str]]:

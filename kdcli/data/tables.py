@@ -9,7 +9,6 @@ with it. A saved dataset (`save_to_disk`) is used where it lies, without a copy.
 
 from __future__ import annotations
 
-import json
 import mmap
 import os
 import tempfile
@@ -18,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from kdcli.artifacts.reading import read_object
 from kdcli.data.files import refuse_special
 from kdcli.errors import DISK_FAULTS, InputError, KdcliError, from_os_error
 
@@ -115,8 +115,8 @@ def read_saved(path: Path) -> dict[str, Any]:
     for state in sorted([*path.glob("state.json"), *path.glob("*/state.json")]):
         refuse_special(state)
         try:
-            names = [str(file["filename"]) for file in json.loads(state.read_bytes())["_data_files"]]
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            names = [str(file["filename"]) for file in read_object(state)["_data_files"]]
+        except (TypeError, KeyError) as error:
             raise InputError(f"{state} is damaged ({error!r}). Save the dataset again.") from error
         for name in names:
             if name != os.path.basename(name) or "\0" in name:

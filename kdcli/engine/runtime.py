@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from kdcli import errors
 from kdcli.artifacts.store import Output, open_output
-from kdcli.errors import EnvironmentFault, KdcliError
+from kdcli.errors import EnvironmentFault, KdcliError, UsageError
 from kdcli.launch import world_size
 from kdcli.sections import RunSection
 
@@ -156,25 +156,43 @@ class _Autocast(nn.Module):
             return self.module(*inputs)
 
 
+def device_of(config: RunSection) -> torch.device:
+    """The device that a run asks for; ``auto`` is CUDA where there is some, else the CPU.
+
+    Raises:
+        EnvironmentFault: it is not there, there are fewer than processes, or it has not the precision.
+        UsageError: one device for several processes.
+    """
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    metal = torch.backends.mps.is_available()
+    wanted = torch.device(("cuda" if gpus else "cpu") if config.device == "auto" else config.device)
+    there = ["cpu", *(f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(gpus)), *["mps"] * metal]
+    absent = wanted.type == "cuda" and (wanted.index or 0) >= gpus
+    if absent or (wanted.type == "mps" and not metal):
+        raise EnvironmentFault(
+            f"--device {config.device}: no such device here. There is: {', '.join(there)}."
+        )
+    processes = config.processes
+    if processes > 1 and (wanted.index is not None or wanted.type == "mps"):
+        raise UsageError(f"--device {config.device} is one device, and {processes} processes need one each.")
+    if wanted.type == "cuda" and processes > gpus:
+        raise EnvironmentFault(f"{processes} processes need as many GPUs. There is: {', '.join(there)}.")
+    if config.precision == "fp16" and wanted.type != "cuda":
+        raise EnvironmentFault("--precision fp16 needs a CUDA device; use bf16 or no.")
+    return wanted
+
+
 def open_runtime(config: RunSection, *, find_unused: bool = False) -> Runtime:
     """Set device, threads, determinism and precision for a run.
 
     Raises:
-        EnvironmentFault: a device that is not there, or fp16 off CUDA.
+        EnvironmentFault, UsageError: see :func:`device_of`.
     """
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState, GradientState, PartialState
     from accelerate.utils import DistributedDataParallelKwargs
 
-    wanted = torch.device(
-        "cpu" if config.device == "auto" and not torch.cuda.is_available() else _parse(config.device)
-    )
-    if wanted.type == "cuda" and not torch.cuda.is_available():
-        raise EnvironmentFault(f"--device {config.device}: no CUDA device here. Use --device cpu.")
-    if wanted.type == "mps" and not torch.backends.mps.is_available():
-        raise EnvironmentFault("--device mps: no Metal device here. Use --device cpu.")
-    if config.precision == "fp16" and wanted.type != "cuda":
-        raise EnvironmentFault("--precision fp16 needs a CUDA device; use bf16 or no.")
+    wanted = device_of(config)
     if wanted.index is not None and wanted.type == "cuda":
         torch.cuda.set_device(wanted)
     if config.threads:
@@ -200,10 +218,6 @@ def watching(stop: Stop | None) -> AbstractContextManager[None]:
     """A block in which a signal is noted for ``stop`` instead of ending the process."""
     watch = getattr(stop, "watching", None)
     return nullcontext() if watch is None else watch()
-
-
-def _parse(device: str) -> str:
-    return "cuda" if device == "auto" else device
 
 
 @contextmanager

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import math
 import re
 import textwrap
 import typing
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
-from kdcli.errors import UsageError, nearest
+from kdcli.errors import UsageError, nearest, shortened
 from kdcli.methods.table import ADDITIONS, METHODS, Entry, Needs
+from kdcli.sections import LARGEST
 from kdcli.words import Recipe
 from kdcli.words.recipes import as_yaml
 
@@ -28,6 +28,7 @@ __all__ = [
     "addition",
     "arguments",
     "as_option",
+    "bounded",
     "describe",
     "entry",
     "fits",
@@ -122,12 +123,23 @@ def _checked(name: str, annotation: Any, value: Any) -> Any:
     if typing.get_origin(annotation) is tuple and isinstance(value, str):
         value = (value,)
     try:
-        found = TypeAdapter(annotation).validate_python(value)
+        return TypeAdapter(bounded(annotation)).validate_python(value)
     except ValidationError as error:
-        raise UsageError(f"{name}: {error.errors()[0]['msg']}, got {value!r}.") from None
-    if isinstance(found, float) and not math.isfinite(found):
-        raise UsageError(f"{name} must be a finite number, got {value!r}.")
-    return found
+        raise UsageError(f"{name}: {error.errors()[0]['msg']}, got {shortened(repr(value))}.") from None
+
+
+def bounded(annotation: Any) -> Any:
+    """The annotation of a parameter, numbers that have no bounds of their own kept finite and of use."""
+    from pydantic import Field
+
+    if annotation in (float, int):
+        return Annotated[annotation, Field(ge=-LARGEST, le=LARGEST, allow_inf_nan=False)]
+    if typing.get_origin(annotation) is Annotated:
+        inner, *constraints = typing.get_args(annotation)
+        return Annotated[(bounded(inner), *constraints)]
+    if typing.get_origin(annotation) is tuple:
+        return tuple[tuple(bounded(part) for part in typing.get_args(annotation))]  # type: ignore[misc]
+    return annotation
 
 
 def as_option(term: dict[Any, Any]) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import partial
 
 from kdcli.losses import relations
-from kdcli.methods.parts import Part, labels_and_teacher, one_turn
+from kdcli.methods.parts import Count, Part, labels_and_teacher, one_turn
 from kdcli.methods.trainings import keys, tables_cifar_100
 from kdcli.models.adapters import embedding
 from kdcli.tasks import Task
@@ -21,7 +21,7 @@ def part(
     *,
     student: str = "pooled",
     teacher: str = "pooled",
-    width: int = 128,
+    width: Count = 128,
     name: str = "cc",
 ) -> Part:
     """Differences of neighbours, after a trained embedding of both sides to one width."""

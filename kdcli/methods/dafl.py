@@ -11,9 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from kdcli.losses import datafree
@@ -86,7 +87,7 @@ def dafl(
     one_hot: float = 0.05,
     entropy: float = 5.0,
     activation: float = 0.01,
-    base: float = 10.0,
+    base: Annotated[float, Field(gt=1)] = 10.0,
     reduction: Reduction = "mean",
     generator_opt: str = "adam",
     generator_lr: float = 0.02,

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from kdcli.config import Section, option
 from kdcli.errors import UsageError, nearest
+from kdcli.sections import LARGEST, LARGEST_SIDE, Share
 
 _MINE = "(default: the mixer's)."
+_STEPS = 1_000_000_000
+_Level = Annotated[float, Field(ge=-100, le=100)]  # of a pixel, whose range is 0 to 1
 
 
 class InversionSection(Section):
@@ -21,44 +26,65 @@ class InversionSection(Section):
     one_hot 0.5, entropy 20, activation 0.1.
     """
 
-    batch: int | None = option(None, f"Pictures optimised, or generated, together {_MINE}", ge=1)
-    steps: int | None = option(None, f"Steps of Adam for each batch, or for the generator {_MINE}", ge=1)
-    half_steps: int | None = option(None, "Steps before them, on pictures pooled to half size [0].", ge=0)
-    lr: float | None = option(None, f"Learning rate of Adam {_MINE}", gt=0)
-    betas: tuple[float, float] | None = option(None, f"Adam's betas {_MINE}")
+    batch: int | None = option(
+        None, f"Pictures optimised, or generated, together {_MINE}", ge=1, le=1_000_000
+    )
+    steps: int | None = option(
+        None, f"Steps of Adam for each batch, or for the generator {_MINE}", ge=1, le=_STEPS
+    )
+    half_steps: int | None = option(
+        None, "Steps before them, on pictures pooled to half size [0].", ge=0, le=_STEPS
+    )
+    lr: float | None = option(None, f"Learning rate of Adam {_MINE}", gt=0, le=LARGEST)
+    betas: tuple[Share, Share] | None = option(None, f"Adam's betas {_MINE}")
     schedule: Literal["constant", "cosine"] | None = option(None, f"Of the learning rate {_MINE}")
-    warmup: int | None = option(None, "Steps of linear warm-up [0].", ge=0)
-    start: tuple[float, float] | None = option(
+    warmup: int | None = option(None, "Steps of linear warm-up [0].", ge=0, le=_STEPS)
+    start: tuple[_Level, _Level] | None = option(
         None, "Mean and deviation of the first pixels in [0, 1] (DeepInversion: standard once normalised)."
     )
     jitter: int | None = option(
-        None, f"Largest shift of a step, in pixels; half of it at half size {_MINE}", ge=0
+        None, f"Largest shift of a step, in pixels; half of it at half size {_MINE}", ge=0, le=LARGEST_SIDE
     )
     flip: float | None = option(None, f"Probability that a step sees the batch mirrored {_MINE}", ge=0, le=1)
     clip: bool | None = option(None, "Keep pixels in range after each step (ImageNet code) [false].")
-    label: float | None = option(None, f"Weight of the cross-entropy with the target class {_MINE}", ge=0)
-    statistics: float | None = option(None, f"a_f, weight of the batch norm statistics {_MINE}", ge=0)
-    first_statistics: float | None = option(
-        None, "Factor of the first layer's (the code's, later than the paper) [1].", ge=0
+    label: float | None = option(
+        None, f"Weight of the cross-entropy with the target class {_MINE}", ge=0, le=LARGEST
     )
-    tv_l2: float | None = option(None, f"Weight of total variation, norms over the batch {_MINE}", ge=0)
-    tv_l1: float | None = option(None, f"Weight of total variation, mean differences {_MINE}", ge=0)
-    l2: float | None = option(None, f"Weight of the pictures' norm {_MINE}", ge=0)
+    statistics: float | None = option(
+        None, f"a_f, weight of the batch norm statistics {_MINE}", ge=0, le=LARGEST
+    )
+    first_statistics: float | None = option(
+        None, "Factor of the first layer's (the code's, later than the paper) [1].", ge=0, le=LARGEST
+    )
+    tv_l2: float | None = option(
+        None, f"Weight of total variation, norms over the batch {_MINE}", ge=0, le=LARGEST
+    )
+    tv_l1: float | None = option(
+        None, f"Weight of total variation, mean differences {_MINE}", ge=0, le=LARGEST
+    )
+    l2: float | None = option(None, f"Weight of the pictures' norm {_MINE}", ge=0, le=LARGEST)
     l2_over: Literal["batch", "image"] | None = option(
         None, "The norm is the batch's (CIFAR code) or the mean of each picture's (ImageNet code) [batch]."
     )
-    competition: float | None = option(None, f"a_c, weight of 1 - JS(student, teacher) {_MINE}", ge=0)
-    latent: int | None = option(None, f"Dimension of the generator's noise {_MINE}", ge=1)
-    one_hot: float | None = option(None, f"DAFL: weight of the pseudo-labels' cross-entropy {_MINE}", ge=0)
-    entropy: float | None = option(None, f"DAFL: weight of the class balance {_MINE}", ge=0)
-    activation: float | None = option(None, f"DAFL: weight of the features' size {_MINE}", ge=0)
-    base: float | None = option(None, "DAFL: base of the class balance's logarithm [10].", gt=1)
+    competition: float | None = option(
+        None, f"a_c, weight of 1 - JS(student, teacher) {_MINE}", ge=0, le=LARGEST
+    )
+    latent: int | None = option(None, f"Dimension of the generator's noise {_MINE}", ge=1, le=65_536)
+    one_hot: float | None = option(
+        None, f"DAFL: weight of the pseudo-labels' cross-entropy {_MINE}", ge=0, le=LARGEST
+    )
+    entropy: float | None = option(None, f"DAFL: weight of the class balance {_MINE}", ge=0, le=LARGEST)
+    activation: float | None = option(None, f"DAFL: weight of the features' size {_MINE}", ge=0, le=LARGEST)
+    base: float | None = option(None, "DAFL: base of the class balance's logarithm [10].", gt=1, le=LARGEST)
     reduction: Literal["mean", "sum"] | None = option(
         None, "DAFL: over a picture's features; the paper prints a sum [mean]."
     )
     temperature: float | None = option(None, f"Lopes: divides the logits, recorded and seen {_MINE}", gt=0)
     min_count: int | None = option(
-        None, "Lopes: least pictures of a class behind its record, for their privacy [20].", ge=2
+        None,
+        "Lopes: least pictures of a class behind its record, for their privacy [20].",
+        ge=2,
+        le=1_000_000_000,
     )
     small_classes: Literal["refuse", "skip"] | None = option(
         None, "Lopes: refuse to run where a class has fewer, or leave it out [refuse]."

@@ -5,8 +5,9 @@ L_i = CE(z_i, y) + Σ_{j ≠ i} KL(softmax z_j ‖ softmax z_i) / (M − 1), z_j
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
+from pydantic import Field
 from torch import Tensor
 
 from kdcli.errors import UsageError
@@ -25,7 +26,7 @@ def mutual_kl(logits: Tensor, *peers: Tensor, reduction: Literal["mean", "sum"] 
 def dml(
     task: Task,
     *,
-    networks: int = 2,
+    networks: Annotated[int, Field(le=64)] = 2,
     peers: tuple[str, ...] = (),
     update: Literal["simultaneous", "sequential"] = "simultaneous",
     reduction: Literal["mean", "sum"] = "mean",

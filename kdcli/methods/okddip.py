@@ -7,13 +7,10 @@ t_i = Σ_j A_ij z_j, A = softmax_j((W_q f_i)·(W_k f_j)) among M auxiliary peers
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from pydantic import Field
 from torch import Tensor, nn
 
 from kdcli.losses import peers as losses
-from kdcli.methods.parts import Fraction, Layout, labels_of, peers, stacked
+from kdcli.methods.parts import Fraction, Layout, Several, labels_of, peers, stacked
 from kdcli.methods.trainings import SMALL_PICTURES, keys, published, sgd
 from kdcli.tasks import Task
 from kdcli.words import Call, Derive, Method, Party, Phase, RampUp, Term, Turn
@@ -42,7 +39,7 @@ class PeerAttention(nn.Module):
 def okddip(
     task: Task,
     *,
-    auxiliary: Annotated[int, Field(ge=2)] = 3,
+    auxiliary: Several = 3,
     layout: Layout = "branches",
     trunk: str = "block-2",
     temperature: float = 3.0,

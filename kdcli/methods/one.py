@@ -8,13 +8,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from typing import Annotated
 
-from pydantic import Field
 from torch import Tensor, nn
 
 from kdcli.losses.peers import gated_logits, peer_kl
-from kdcli.methods.parts import Fraction, Layout, labels_of, peers, stacked
+from kdcli.methods.parts import Fraction, Layout, Several, labels_of, peers, stacked
 from kdcli.methods.trainings import SMALL_PICTURES, keys, published, sgd
 from kdcli.tasks import Task
 from kdcli.words import Call, Derive, Method, Party, Phase, RampUp, Term, Turn
@@ -51,7 +49,7 @@ def first(rows: Tensor) -> Tensor:
 def one(
     task: Task,
     *,
-    branches: Annotated[int, Field(ge=2)] = 3,
+    branches: Several = 3,
     layout: Layout = "branches",
     trunk: str = "block-2",
     temperature: float = 3.0,

@@ -13,14 +13,16 @@ from torch import Tensor
 
 from kdcli.errors import UsageError
 from kdcli.models.taps import as_map_tap
+from kdcli.sections import LARGEST
 from kdcli.tasks import Task
 from kdcli.words import Call, Derive, Method, Party, Phase, Recipe, Term, Turn, Weight
 from kdcli.words.analysis import split_reference
 
-Positive = Annotated[float, Field(gt=0)]
+Positive = Annotated[float, Field(gt=0, le=LARGEST)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=65_536)]
+Several = Annotated[int, Field(ge=2, le=64)]  # networks
 
 STUDENT, TEACHER = Party("student", "trained", "student"), Party("teacher", "frozen", "teacher")
 S, T = Call("s", "student"), Call("t", "teacher")

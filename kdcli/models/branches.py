@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import traceback
 from collections.abc import Collection
 from typing import Any
 
@@ -46,7 +47,11 @@ class Tail(nn.Module):
         try:
             with torch.no_grad():
                 same = torch.allclose(self.eval()(expected[tap])["logits"], expected["logits"], atol=1e-4)
-        except (RuntimeError, TypeError, AttributeError):
+        except RuntimeError:  # shapes: what lies between the modules is no module
+            same = False
+        except (TypeError, AttributeError) as error:
+            if not _is_foreign(error):
+                raise
             same = False
         if not same:
             raise InputError(f"{network.name} cannot be divided behind '{tap}': use whole networks.")
@@ -65,6 +70,15 @@ class Tail(nn.Module):
             whole.body.get_submodule(path).load_state_dict(layer.state_dict())
         whole.body.load_state_dict(self.body.state_dict(), strict=False)
         return whole
+
+
+def _is_foreign(error: Exception) -> bool:
+    """Whether code of timm or torch raised it: a module that wants more than one tensor, or what was cut off.
+
+    An error of our own stays one.
+    """
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return str(frame.f_globals.get("__name__")).partition(".")[0] in ("timm", "torch")
 
 
 def _following(body: nn.Module, path: str) -> dict[str, nn.Module]:

@@ -274,7 +274,10 @@ def _trained_classes(body: Any) -> tuple[list[str] | None, int]:
 def _label_names(body: Any) -> list[str] | None:
     """Names in a model's configuration, one for each logit."""
     names = body.pretrained_cfg.get("label_names") or ()
-    names = list(names.values() if isinstance(names, dict) else names)
+    names = list(names.values()) if isinstance(names, dict) else names
+    if not isinstance(names, list | tuple):
+        return None
+    names = list(names)
     return names if len(names) == body.num_classes and all(isinstance(n, str) for n in names) else None
 
 

@@ -29,6 +29,7 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 
+from kdcli.report.curves import drawn
 from kdcli.report.figures import FOLLOWING, Figure
 from kdcli.report.forms import MISSING, gflops, number
 from kdcli.report.panels import Block, Drawing, Html, Panel, Points, Table, Text, code, spread
@@ -166,9 +167,13 @@ def _following(report: Mapping[str, Any]) -> Panel | None:
 def _training(report: Mapping[str, Any]) -> Panel | None:
     from kdcli.report import plots
 
-    if not any(model.get("curves") for model in report["models"]):
+    names, more = drawn(row for model in report["models"] for row in model.get("curves") or ())
+    if not names:
         return None
-    return Panel("Training", [Drawing(plots.training_curves(report["models"]), panels=True)])
+    blocks: list[Block] = [Drawing(plots.training_curves(report["models"]), panels=True)]
+    if more:
+        blocks.append(Text(f"The logs have {more} more quantities, which are not drawn.", faint=True))
+    return Panel("Training", blocks)
 
 
 def _notes(report: Mapping[str, Any]) -> Panel | None:

@@ -26,6 +26,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from kdcli.console import legible
+from kdcli.report.curves import drawn
 from kdcli.report.figures import Figure as Quality
 
 Model = Mapping[str, Any]
@@ -280,7 +281,7 @@ def quality_against_cost(models: Sequence[Model], quality: Quality) -> str:
 
 
 def training_curves(models: Sequence[Model]) -> str:
-    """Every recorded quantity against the training step, a panel each; NaN and Inf are left out.
+    """Every recorded quantity, up to so many, against the training step, a panel each, without NaN and Inf.
 
     Args:
         models: the report's models, each with ``name`` and ``curves``: records of ``step`` and named floats,
@@ -291,7 +292,7 @@ def training_curves(models: Sequence[Model]) -> str:
     """
     trained = [(index, model) for index, model in enumerate(models) if model.get("curves")]
     records = [record for _, model in trained for record in model["curves"]]
-    keys = list(dict.fromkeys(key for record in records for key in record if key != "step"))
+    keys, _ = drawn(records)
     _refuse_none(keys, "training curves")
     columns = min(len(keys), 3)
     rows = math.ceil(len(keys) / columns)

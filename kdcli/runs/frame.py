@@ -71,6 +71,13 @@ def complete(target: Target, config: RunSection) -> bool:
     return world_size() == 1 and store.complete(target.path, target.identity, overwrite=config.overwrite)
 
 
+def refuse_absent_device(config: RunSection) -> None:
+    """Raise EnvironmentFault or UsageError for a device that this machine has not; imports torch."""
+    from kdcli.engine.runtime import device_of
+
+    device_of(config)
+
+
 def require(value: Any, flag: str) -> Any:
     """A field that this stage cannot do without. Raises UsageError."""
     if value in (None, "", []):

@@ -20,11 +20,12 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ConfigDict, field_validator
 
 from kdcli import methods
-from kdcli.config import Section, inputs, method_option
+from kdcli.config import Section, as_default, inputs, method_option
 from kdcli.console import Console, duration, size
 from kdcli.errors import UsageError
 from kdcli.runs import Result, frame, learning, places, recipes, show
-from kdcli.sections import StudentSection
+from kdcli.runs.idle import of_distill, of_material, refuse_idle, refuse_idle_parameters
+from kdcli.sections import LARGEST, StudentSection
 
 if TYPE_CHECKING:
     from kdcli.data.samples import Data
@@ -46,7 +47,7 @@ class MethodSection(Section):
         None, "Weight of the teacher (methods that have it).", "--alpha", ge=0, le=1
     )
     temperature: float | None = method_option(
-        None, "Softening of logits (methods that have it).", "--temperature", gt=0
+        None, "Softening of logits (methods that have it).", "--temperature", gt=0, le=LARGEST
     )
 
 
@@ -163,7 +164,8 @@ def _link(config: Config, index: int, teacher: list[str]) -> Config:
         out = f"{config.out}-via-{index + 1}" if config.out else None
         seed = config.seed + len(config.via) - index
         update |= {"student": config.via[index], "weights": None, "out": out, "seed": seed}
-    return config.model_copy(update=update)
+    made = config.model_copy(update=update)
+    return made if len(teacher) > 1 else as_default(made, "teacher_mean")  # it is of the first link
 
 
 def _generations(config: Config, count: int) -> Config:
@@ -208,6 +210,7 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
     from kdcli.data.sources import open_unlabelled
 
     frame.require(config.student, "--student")
+    refuse_idle(config, of_distill(config))
     arguments = _arguments(config)
     parts = [methods.addition(text) for text in config.terms]
     if arguments.get("generations", 1) > 1:
@@ -227,11 +230,13 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
     target = frame.target("distill", config, parents, prints)
     if unless_complete and frame.complete(target, config):
         return Result(target.path, frame.summary(target.path))
+    frame.refuse_absent_device(config)
 
     from kdcli.runs.material import Lesson, gather
     from kdcli.runs.refusals import refuse_unlike, warn_of_milestones, warn_of_one_seed
 
     material = gather(Lesson(config, data, extra, task, method), console)
+    refuse_idle(config, of_material(material))
     if methods.entry(config.method.name).twin and "teacher" in material.networks:
         refuse_unlike(method, material.networks)
         warn_of_one_seed(config, console)
@@ -274,6 +279,7 @@ def _objective(
     config, choice = recipes.take(config, config.recipe, method.name, method.recipes)
     if choice.applied:
         task, method = _method(config, data)
+    refuse_idle_parameters(config, task, method, _arguments(config))
     for text in config.terms:
         _refuse_unfit(f"--add {text}", methods.term_needs(text), task)
     method = without_zero_terms(added(method, parts))

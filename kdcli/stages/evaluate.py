@@ -21,9 +21,11 @@ from kdcli.artifacts.reading import LOG_LIMIT, read_object, read_rows
 from kdcli.config import inputs, option, outputs, reading, running
 from kdcli.console import Console
 from kdcli.errors import InputError, UsageError
+from kdcli.report.curves import numbers_of
 from kdcli.report.gates import Gate, judge, parse, refuse_unmeasured
 from kdcli.runs import Result, frame, show
-from kdcli.sections import DataSection, RunSection
+from kdcli.runs.idle import of_eval, refuse_idle
+from kdcli.sections import LARGEST_SIDE, DataSection, RunSection
 from kdcli.tasks import covering, figures, task_of
 from kdcli.tasks.settings import EvalOptions, Validation
 
@@ -47,10 +49,14 @@ class Config(RunSection):
         [], "Exit 5 unless it holds, e.g. 'top1>=0.8' (repeatable).", "--require", runtime=True
     )
     cost: bool = running(True, "Measure FLOPs, latency, throughput and memory.", "--cost")
-    batch_size: int = running(64, "Pictures per forward.", "--batch-size", ge=1)
-    window: int | None = option(None, "Slide a window of so many pixels over the picture (masks).", ge=8)
-    stride: int | None = option(None, "Pixels between windows (default: two thirds of one).", ge=1)
-    repeats: int = option(30, "Timed forwards of latency and throughput.", ge=3)
+    batch_size: int = running(64, "Pictures per forward.", "--batch-size", ge=1, le=1_000_000)
+    window: int | None = option(
+        None, "Slide a window of so many pixels over the picture (masks).", ge=8, le=LARGEST_SIDE
+    )
+    stride: int | None = option(
+        None, "Pixels between windows (default: two thirds of one).", ge=1, le=LARGEST_SIDE
+    )
+    repeats: int = option(30, "Timed forwards of latency and throughput.", ge=3, le=1_000_000)
     exit_slack: float = option(0.005, "Accuracy that early exit may lose on validation.", ge=0, le=1)
     effects_mix: float = option(0.5, "Weight of the teacher in the effects' gradient factors.", ge=0, le=1)
 
@@ -113,6 +119,7 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
         InputError: data or models that cannot be used together.
     """
     frame.require(config.models, "a model (kdcli eval MODEL …)")
+    refuse_idle(config, of_eval(config))
     gates = [parse(text, figures()) for text in config.require]
     if (config.stride or 0) > (config.window or 0):
         raise UsageError("stride: no pixel may fall between windows; give a window of at least the stride.")
@@ -136,6 +143,7 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
     target = frame.target("eval", config, parents, prints)
     if unless_complete and frame.complete(target, config):
         return _answer(target.path, gates, console)
+    frame.refuse_absent_device(config)
     paths = {_short(name, config.models): name for name in config.models}
     built, task, absent = _built(config, task)
     if absent:
@@ -292,8 +300,8 @@ def _curves(path: Path) -> list[dict[str, Any]]:
     if manifest is None or file.name not in manifest.files:
         return []
     manifests.verify(path, manifest, [file.name])
-    every = max(1, sum(1 for _ in read_rows(file)) // _CURVE_POINTS)
-    return list(islice(read_rows(file), 0, None, every))
+    every = max(1, sum(1 for _ in numbers_of(read_rows(file))) // _CURVE_POINTS)
+    return list(islice(numbers_of(read_rows(file)), 0, None, every))
 
 
 def _notes(plan: Plan) -> list[str]:

@@ -23,7 +23,10 @@ from kdcli.console import Console
 from kdcli.errors import InputError, UsageError, nearest
 from kdcli.launch import world_size
 from kdcli.runs import Result, frame, show
+from kdcli.runs.idle import of_optimizer, of_probe, refuse_idle
 from kdcli.sections import (
+    LARGEST,
+    LARGEST_SIDE,
     DataSection,
     GridSection,
     OptimSection,
@@ -50,8 +53,8 @@ class FinetuneSection(OptimSection):
     """How backbone and head learn together with --finetune."""
 
     flags: ClassVar[bool] = False  # --epochs and --batch-size are the heads'
-    lr: float = option(5e-5, "Learning rate at the global batch size.", gt=0)
-    epochs: float = option(10, "Passes over the training pictures.", gt=0)
+    lr: float = option(5e-5, "Learning rate at the global batch size.", gt=0, le=LARGEST)
+    epochs: float = option(10, "Passes over the training pictures.", gt=0, le=1_000_000)
 
 
 class Config(RunSection):
@@ -59,7 +62,7 @@ class Config(RunSection):
 
     teacher: str | None = inputs(None, "Alias, timm name, hf-hub:…, local-dir:… or artifact.", "--teacher")
     weights: str | None = inputs(None, "Your own checkpoint for it, FILE or FILE:ENTRY.", "--weights")
-    image_size: int | None = inputs(None, "Its input size.", "--image-size", ge=8)
+    image_size: int | None = inputs(None, "Its input size.", "--image-size", ge=8, le=LARGEST_SIDE)
     head: Literal["fit", "keep"] = head_option(
         "fit", "keep: store an already trained classifier as it is.", "--head"
     )
@@ -140,6 +143,7 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
         InputError: data or weights that cannot be used.
     """
     _refuse_options(config)
+    refuse_idle(config, of_probe(config))
     parents = [frame.parent("teacher", str(config.teacher), config.weights)]
     data = frame.labelled(config.data, "train", "validation") if config.head == "fit" else None
     kept = frame.labelled(config.data, "train") if config.head == "keep" and config.data.source else None
@@ -149,6 +153,7 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
     target = frame.target("probe", config, parents, prints)
     if unless_complete and frame.complete(target, config):
         return Result(target.path, frame.summary(target.path))
+    frame.refuse_absent_device(config)
 
     from kdcli.models.build import build
     from kdcli.tasks import task_of
@@ -157,6 +162,8 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
     if data is not None:
         task = task_of(data, config.data, config.optim, config.views)
         task.heads(config, ())  # refuses what it has not before a network is fetched
+    if config.finetune:
+        refuse_idle(config, of_optimizer(config.optim))
     network = build(str(config.teacher), weights=config.weights, size=config.image_size)
     if config.statistics.record:
         _refuse_taps(config, network)

@@ -27,17 +27,21 @@ from kdcli.errors import UsageError
 from kdcli.methods.datafree import InversionSection
 from kdcli.runs import Result, frame, mixing, shards
 from kdcli.runs import inversion as invert
-from kdcli.sections import RunSection, SourceSection
+from kdcli.runs.idle import of_synthesize, refuse_idle
+from kdcli.sections import LARGEST, LARGEST_SIDE, RunSection, SourceSection
 from kdcli.synthesis.sampling import SamplingSection
 
 if TYPE_CHECKING:
     from kdcli.engine.runtime import Stop
 
 
+_MOST = 1_000_000_000  # pictures
+
+
 class Sources(SourceSection):
     """Where the source pictures come from; their labels are never read."""
 
-    min_side: int = option(16, "Refuse pictures that are smaller than this in pixels.", ge=1)
+    min_side: int = option(16, "Refuse pictures that are smaller than this in pixels.", ge=1, le=LARGEST_SIDE)
 
 
 class Config(RunSection):
@@ -50,17 +54,23 @@ class Config(RunSection):
     data: Sources = Sources()
     mixer: str = method_option("imagemixer", ", ".join(synthesis.MIXERS) + ".", "--mixer")
     sources: int | None = method_option(
-        None, "Pictures that one is made of (default: the mixer's).", "--sources", ge=1
+        None, "Pictures that one is made of (default: the mixer's).", "--sources", ge=1, le=64
     )
     sampling: SamplingSection = SamplingSection()
     inversion: InversionSection = InversionSection()
-    alpha: float = option(1.0, "Of mixup and cutmix: λ from Beta(alpha, alpha).", gt=0)
-    resolution: int | None = outputs(None, "Side in pixels (default: the model's).", "--resolution", ge=8)
-    per_image: int | None = outputs(None, "New pictures per source, each with it [1].", "--per-image", ge=1)
-    count: int | None = outputs(None, "Number of new pictures, of random sources.", "--count", ge=1)
+    alpha: float = option(1.0, "Of mixup and cutmix: λ from Beta(alpha, alpha).", gt=0, le=LARGEST)
+    resolution: int | None = outputs(
+        None, "Side in pixels (default: the model's).", "--resolution", ge=8, le=LARGEST_SIDE
+    )
+    per_image: int | None = outputs(
+        None, "New pictures per source, each with it [1].", "--per-image", ge=1, le=_MOST
+    )
+    count: int | None = outputs(None, "Number of new pictures, of random sources.", "--count", ge=1, le=_MOST)
     shard: str | None = outputs(None, "Make part i/n of them only, from 1/n to n/n.", "--shard")
-    batch_size: int = running(4, "Pictures at a time of a process.", "--batch-size", runtime=True, ge=1)
-    commit_images: int = option(256, "Pictures between commits (or a minute).", runtime=True, ge=1)
+    batch_size: int = running(
+        4, "Pictures at a time of a process.", "--batch-size", runtime=True, ge=1, le=_MOST
+    )
+    commit_images: int = option(256, "Pictures between commits (or a minute).", runtime=True, ge=1, le=_MOST)
 
 
 Plan = mixing.Plan | invert.Plan | shards.Merge
@@ -75,6 +85,7 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
         UsageError: an option that does not exist or does not fit the mixer.
         InputError: data, weights, a teacher or shards that cannot be used.
     """
+    refuse_idle(config, of_synthesize(config))
     if config.merge:
         if config.data.source or config.shard or config.processes > 1:
             raise UsageError(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from kdcli.config import Section, method_option
 from kdcli.errors import UsageError
@@ -13,13 +15,15 @@ _TOKENS = 5  # of Image Mixer's own script
 class SamplingSection(Section):
     """Tokens, guidance and solver; the defaults are Image Mixer's own."""
 
-    strengths: list[float] = method_option(
+    strengths: list[Annotated[float, Field(ge=-1000, le=1000)]] = method_option(
         [], "Factor of a source's embedding (repeat per source; default 1).", "--strengths"
     )
     pad_tokens: int | None = method_option(
-        None, "Fill up with zero tokens to so many (Image Mixer: 5; else 0).", "--pad-tokens", ge=0
+        None, "Fill up with zero tokens to so many (Image Mixer: 5; else 0).", "--pad-tokens", ge=0, le=1000
     )
-    guidance: float = method_option(3.0, "Classifier-free guidance, against zeros.", "--guidance", ge=0)
+    guidance: float = method_option(
+        3.0, "Classifier-free guidance, against zeros.", "--guidance", ge=0, le=1000
+    )
     steps: int = method_option(30, "Denoising steps.", "--steps", ge=1, le=1000)
     scheduler: Literal["ddim", "dpm-solver++", "unipc", "euler", "heun", "pndm"] = method_option(
         "ddim", "ddim, dpm-solver++, unipc, euler, heun or pndm.", "--scheduler"

@@ -152,3 +152,13 @@ def test_columns_that_name_no_pictures(tmp_path: Path) -> None:
     (tmp_path / "metadata.csv").write_bytes(tiny_picture(0))
     with pytest.raises(InputError, match=r"cannot read data from .*metadata\.csv"):
         load(str(tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+def test_a_file_beyond_all_measure_is_refused_before_it_is_read(tmp_path: Path, kind: str) -> None:
+    class_folders(tmp_path, {"x": 20})
+    file = write(tmp_path / f"metadata.{kind}", ROWS)
+    with open(file, "r+b") as stream:
+        stream.truncate(1 << 40)  # sparse
+    with pytest.raises(InputError, match=rf"{file} has 1,099,511,627,776 bytes, more than 536,870,912"):
+        load(str(tmp_path))

@@ -1,0 +1,182 @@
+"""Options that were given and that a run would not heed: each is refused, with the reason.
+
+A rule names keys, says whether a run leaves them idle, and why. ``section.*`` stands for all keys of a
+section. What a manifest's configuration says by default is not given (:func:`kdcli.config.asked`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import fields, is_dataclass
+from fnmatch import fnmatchcase
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from kdcli import methods
+from kdcli.config import Section, asked, leaves, origins
+from kdcli.errors import UsageError
+from kdcli.sections import OptimSection, ViewSection
+from kdcli.words.analysis import without_zero_terms
+
+if TYPE_CHECKING:
+    from kdcli.runs.material import Material
+    from kdcli.tasks import Task
+    from kdcli.words import Method
+
+Rule = tuple[str, bool, str]
+"""Keys, whether they are idle, and why."""
+
+_CUT = "size scale ratio hflip vflip color_jitter auto_augment erase interpolation"
+
+
+def refuse_idle(config: Section, rules: Iterable[Rule]) -> None:
+    """Raise UsageError for a key that was given and that a rule calls idle."""
+    written = origins(config)
+    for keys, idle, why in rules:
+        for key in written if idle else ():
+            if any(fnmatchcase(key, pattern) for pattern in keys.split()) and asked(config, key):
+                flag = written[key]
+                shown = flag if flag.startswith("--") and flag != "--set" else key
+                raise UsageError(f"{shown} is given, and {why}.")
+
+
+def of_pictures(config: Any) -> Iterator[Rule]:
+    """How pictures are read, in every stage."""
+    data = config.data
+    yield "data.max_bad_fraction", data.on_bad_image != "skip", "pictures are left out by --on-bad-image skip"
+
+
+def of_training(optim: OptimSection, views: ViewSection) -> Iterator[Rule]:
+    """How networks learn, by distill or by ``probe --finetune``."""
+    schedule = optim.schedule
+    other = f"optim.schedule={schedule} has none"
+    yield "optim.milestones", schedule != "multistep", other
+    yield "optim.decay_epochs", schedule != "step", other
+    yield "optim.decay_rate", schedule not in ("step", "multistep", "poly"), other
+    yield "optim.min_lr", schedule not in ("cosine", "poly"), other
+    yield "optim.epochs", optim.max_steps is not None, "--max-steps says how long the training is: give one"
+    whole = tuple(views.scale) == (1.0, 1.0)
+    yield "views.ratio", whole, "views.scale=[1, 1] cuts the largest square of a picture"
+    yield "views.interpolation", whole and views.interpolation == "random", "views.scale=[1, 1] has one kind"
+
+
+def of_optimizer(optim: OptimSection) -> Iterator[Rule]:
+    """What an optimiser has not; imports timm. Raises UsageError for one that there is not."""
+    from timm.optim import get_optimizer_info
+
+    from kdcli.engine.optim import known_optimizer
+
+    known_optimizer(optim.opt)
+    momentum = get_optimizer_info(optim.opt.lower()).has_momentum
+    yield (
+        "optim.momentum",
+        not momentum,
+        f"--opt {optim.opt} has no momentum (of Adam's kind it is optim.betas)",
+    )
+
+
+def of_material(material: Material) -> Iterator[Rule]:
+    """What shows once pictures and networks are there."""
+    everything = bool((material.pool.labels >= 0).all())
+    yield "views.store", not material.cached, "no outputs of a teacher are kept in this run"
+    yield "data.labelled_fraction", everything, "every picture to train on has a label"
+    yield from of_optimizer(material.lesson.config.optim)
+
+
+def of_probe(config: Any) -> Iterator[Rule]:
+    """``probe``: a head that is kept needs no heads, cached features no new views, and so on."""
+    keep, tune, grid = config.head == "keep", config.finetune, config.grid
+    live, fixed = config.protocol == "dinov2", config.views.count == "1"
+    yield from of_pictures(config)
+    yield "features protocol grid.* views.* statistics.*", keep, "--head keep fits no head"
+    yield "optim.*", not tune, "only --finetune trains by it"
+    yield from of_training(config.optim, config.views) if tune else ()
+    new = "--protocol dinov2 sees a new view of each picture in each epoch"
+    yield "views.count", live, new
+    yield "views.store", live and not tune, f"{new}, and keeps none"
+    yield "grid.patience", live, "--protocol dinov2 trains every head to the end"
+    yield "grid.solver grid.l2", live and grid.solver != "sgd", "--protocol dinov2 trains by SGD alone"
+    yield "grid.l2", grid.solver == "sgd", "grid.solver=sgd has no L-BFGS path"
+    sgd = "grid.lr grid.weight_decay grid.epochs grid.momentum grid.patience"
+    yield sgd, grid.solver == "lbfgs", "grid.solver=lbfgs has no such setting"
+    cut = " ".join(f"views.{key}" for key in _CUT.split())
+    yield (
+        cut,
+        fixed and not (live or tune or keep),
+        "one view is the un-augmented one: take --views 2 or more",
+    )
+    yield "statistics.*", not config.statistics.record, "only --statistics records activations"
+    alone = "heads are fitted on all labelled pictures alike"
+    yield "data.class_balance data.labelled_fraction", not tune, alone
+    yield "data.class_order", not keep, "a head that is fitted stands in the order of the data"
+    yield "track", True, "only distill writes to trackers"
+
+
+def of_distill(config: Any) -> Iterator[Rule]:
+    """``distill``: several teachers have a mean, random weights are in no file."""
+    yield from of_pictures(config)
+    yield from of_training(config.optim, config.views)
+    yield "teacher_mean", len(config.teacher) < 2, "there is one teacher at most"
+    yield "weights", config.from_scratch, "--from-scratch begins with random weights: give one"
+    yield "evaluate_every", config.evaluate_steps is not None, "evaluate_steps stands in its place"
+
+
+def of_eval(config: Any) -> Iterator[Rule]:
+    """``eval``: nothing is trained."""
+    yield from of_pictures(config)
+    yield "repeats", not config.cost, "--no-cost measures no time"
+    yield "data.class_balance data.labelled_fraction", True, "nothing is trained here"
+    yield "data.labels_per_class", config.split != "train", "labels are hidden in the training split alone"
+    yield "track", True, "only distill writes to trackers"
+
+
+def of_synthesize(config: Any) -> Iterator[Rule]:
+    """``synthesize``: what joins shards makes nothing."""
+    yield from of_pictures(config)
+    yield "track", True, "only distill writes to trackers"
+    if config.merge:
+        settings = " ".join(key for key, _, extra in leaves(type(config)) if not extra.get("runtime"))
+        yield settings, True, "--merge joins what is made: the shards say how"
+
+
+# -- parameters of a method ----------------------------------------------------------------------------------
+
+_OF_THE_STAGE = ("method.name", "method.generations")
+
+
+def refuse_idle_parameters(config: Any, task: Task, method: Method, arguments: dict[str, Any]) -> None:
+    """Raise UsageError for a parameter of a method that was given and changes nothing of what it returns.
+
+    A method is data: one made with the parameter's default instead is compared with it.
+
+    Args:
+        config: of distill.
+        task: that the method was made for.
+        method: made with ``arguments``.
+        arguments: all parameters of the method.
+    """
+    name, made = config.method.name, _comparable(without_zero_terms(method))
+    for key, parameter in methods.parameters(name).items():
+        dotted = f"method.{key}"
+        if dotted in _OF_THE_STAGE or not asked(config, dotted) or arguments[key] == parameter.default:
+            continue
+        try:
+            other = methods.function(name)(task, **{**arguments, key: parameter.default})
+        except UsageError:  # it was needed
+            continue
+        if _comparable(without_zero_terms(other)) == made:
+            raise UsageError(
+                f"{dotted}={arguments[key]} is given, and changes nothing in method {name} with its other "
+                "parameters as they are."
+            )
+
+
+def _comparable(value: Any) -> Any:
+    """Data in which partial functions of equal parts are equal."""
+    if isinstance(value, partial):
+        return "partial", value.func, _comparable(value.args), _comparable(value.keywords)
+    if is_dataclass(value) and not isinstance(value, type):
+        return type(value), [_comparable(getattr(value, field.name)) for field in fields(value)]
+    if isinstance(value, dict):
+        return {key: _comparable(part) for key, part in value.items()}
+    return [_comparable(part) for part in value] if isinstance(value, list | tuple) else value
