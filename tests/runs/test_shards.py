@@ -148,7 +148,7 @@ def test_a_damaged_shard(halves, tmp_path):
 def test_a_merge_reads_nothing_else(halves, tmp_path):
     for more in ({"data.source": "cars/"}, {"shard": "1/2"}, {"processes": 2}):
         with pytest.raises(
-            UsageError, match="is given, and --merge joins what is made|leave out --data, --shard and -n"
+            UsageError, match=r"is given, and --merge joins what is made|leave out --data, --shard and -n"
         ):
             merge(tmp_path / "out", *halves, **more)
 
