@@ -192,7 +192,7 @@ def _common() -> list[tuple[str, Any, Any]]:
         (
             "as_json",
             bool,
-            typer.Option(False, "--json", help="Print one JSON object instead of the path.", **panel),
+            typer.Option(False, "--json", help="Print a JSON object, not the path.", **panel),
         ),
         ("quiet", bool, typer.Option(False, "--quiet", help="Only warnings and errors on stderr.", **panel)),
     ]

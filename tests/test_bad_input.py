@@ -221,11 +221,17 @@ def test_a_dry_run_finds_a_size_that_the_patches_do_not_divide(bench: Bench) -> 
 @pytest.mark.parametrize(
     ("mask", "message"),
     [
-        (Image.new("L", (28, 14), 1), r"train row 4: its mask has 28 x 14 pixels, its picture 28 x 28"),
-        (Image.new("L", (28, 28), 7), r"train row 4: its mask has the value 7, outside the 2 classes"),
+        (
+            Image.new("L", (28, 14), 1),
+            r"train row 4: its mask \(train/m04\.png\) has 28 x 14 pixels, its picture 28 x 28",
+        ),
+        (
+            Image.new("L", (28, 28), 7),
+            r"train row 4 \(train/04\.png\): its mask has the value 7, outside the 2 classes",
+        ),
         (
             Image.new("RGB", (28, 28)),
-            r"train row 4: its mask: mode RGB, .* Convert its colours to",
+            r"train row 4: its mask \(train/m04\.png\): mode RGB, .* Convert its colours to",
         ),
     ],
 )

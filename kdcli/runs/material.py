@@ -257,6 +257,7 @@ def _example(
     draw = torch.Generator().manual_seed(0)
     trained = {party.name for party in lesson.method.parties if party.role == "trained"}
     example = lesson.task.example(rows, side)
+    rows = len(example["y"])  # fewer where they are large
 
     def views() -> Tensor:
         return torch.randint(256, (rows, 3, side, side), generator=draw, dtype=torch.uint8)

@@ -326,7 +326,7 @@ def figures(task: str | None = None) -> list[Figure]:
     from kdcli.report.figures import GENERAL
 
     found: dict[str, Figure] = {}
-    for name in TASKS if task is None else (task,):
+    for name in reversed(TASKS) if task is None else (task,):  # the commonest first
         for figure in _loaded(TASKS[name].figures):
             found.setdefault(figure.name, figure)
     return [*found.values(), *(figure for figure in GENERAL if figure.name not in found)]

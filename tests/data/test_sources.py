@@ -453,10 +453,13 @@ def test_several_pictures_or_labels_must_be_named(tmp_path: Path) -> None:
         opened(saved(tmp_path / "none", two.remove_columns(["image", "other"])), label_column="a")
 
 
-def test_multi_label_columns_are_refused_by_name(tmp_path: Path) -> None:
-    source = saved(tmp_path / "d", table(20, (), labels=[[0, 1]] * 20))
-    with pytest.raises(InputError, match="column 'labels' holds several labels per picture; multi-label"):
-        opened(source)
+def test_lists_of_labels_are_no_classes(tmp_path: Path) -> None:
+    source = saved(tmp_path / "d", table(20, (), labels=[[0, 1], [0], [1]] * 6 + [[0]] * 2))
+    assert opened(source).task == "multi-label"
+    with pytest.raises(
+        InputError, match=r"'labels' holds several labels per picture, which is --set data\.task"
+    ):
+        opened(source, task="classification")
 
 
 def test_numbers_and_nulls_as_labels(tmp_path: Path) -> None:
