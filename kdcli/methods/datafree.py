@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from kdcli.config import Section, option
 from kdcli.errors import UsageError, nearest
+from kdcli.sections import MOST, Beta
 
 _MINE = "(default: the mixer's)."
 
@@ -24,8 +25,8 @@ class InversionSection(Section):
     batch: int | None = option(None, f"Pictures optimised, or generated, together {_MINE}", ge=1)
     steps: int | None = option(None, f"Steps of Adam for each batch, or for the generator {_MINE}", ge=1)
     half_steps: int | None = option(None, "Steps before them, on pictures pooled to half size [0].", ge=0)
-    lr: float | None = option(None, f"Learning rate of Adam {_MINE}", gt=0)
-    betas: tuple[float, float] | None = option(None, f"Adam's betas {_MINE}")
+    lr: float | None = option(None, f"Learning rate of Adam {_MINE}", gt=0, le=MOST)
+    betas: tuple[Beta, Beta] | None = option(None, f"Adam's betas {_MINE}")
     schedule: Literal["constant", "cosine"] | None = option(None, f"Of the learning rate {_MINE}")
     warmup: int | None = option(None, "Steps of linear warm-up [0].", ge=0)
     start: tuple[float, float] | None = option(
