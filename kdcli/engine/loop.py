@@ -24,14 +24,14 @@ from kdcli.engine import state
 from kdcli.engine.average import average_of
 from kdcli.engine.clipping import Clipping
 from kdcli.engine.edits import Edits
+from kdcli.engine.guard import Guard
 from kdcli.engine.job import Job, Outcome, outcome_of
 from kdcli.engine.memory import micro_batches_by_trial
-from kdcli.engine.optim import Rates, build_optimizer, build_schedule, make_step, section_of
-from kdcli.engine.rollback import Buffers, all_finite, answering_in_numbers
+from kdcli.engine.optim import Rates, build_optimizer, build_schedule, section_of
 from kdcli.engine.runtime import Runtime, Stop, watching
 from kdcli.engine.states import copied, held, put_back
 from kdcli.engine.turn import TurnModule
-from kdcli.errors import Diverged, Preempted
+from kdcli.errors import Preempted
 from kdcli.sections import OptimSection
 from kdcli.seeds import seed_of
 from kdcli.words import Span, Turn
@@ -67,10 +67,9 @@ class _Run:
         self.states = copied(job.states, runtime.device)
         self.before = held(self.states)  # a turn
         self.trained = {p.name: job.parties[p.name] for p in job.method.parties if p.role == "trained"}
-        self.buffers = Buffers(self.trained.values() if job.looks else ())
+        self.guard = Guard(self.trained, runtime, output, job.remedy, keeps=job.looks)
         self.batches = job.batches
         self.looks = True  # at the loss of this step
-        self.stepped = False  # whether a turn of this step has changed weights already
 
     @property
     def result(self) -> nn.ModuleDict:
@@ -163,8 +162,7 @@ class _Run:
             micro = self.batches.parts(batch, step, self.runtime)
             logs = (step + 1) % job.log_every == 0 or step + 1 == end
             self.looks = job.looks or logs
-            self.buffers.keep()
-            self.stepped = False
+            self.guard.begin()
             row: dict[str, float] = {}
             for turn in span.phase.turns:
                 row |= self._turn(turn, prepared[turn.name], micro, step - span.begin, span.length)
@@ -225,7 +223,7 @@ class _Run:
             values = self.runtime.mean(torch.stack(seen)).tolist()
             norm = math.hypot(*values[len(totals) :])
             self._refuse_nonfinite(values[0], norm, optimizer)
-        self._make_step(optimizer)
+        self.guard.make_step(optimizer, self.progress.step + 1)
         optimizer.zero_grad()
         if getattr(optimizer, "step_was_skipped", False):  # an overflow leaves nothing in states either
             put_back(self.states, self.before)
@@ -241,14 +239,6 @@ class _Run:
             **clip.record(self.progress.clipping, dict(zip(norms, values[len(totals) :]))),
         }
 
-    def _make_step(self, optimizer: Any) -> None:
-        try:
-            make_step(optimizer)
-        except Diverged as error:
-            where = f"in step {self.progress.step + 1}"
-            raise self._diverged(f"{error} {where}") from error
-        self.stepped = True
-
     def _refuse_nonfinite(self, loss: float, norm: float, optimizer: Any) -> None:
         if math.isfinite(loss) and math.isfinite(norm):
             self.progress.skipped = 0
@@ -258,26 +248,14 @@ class _Run:
             if self.progress.skipped < _OVERFLOWS:
                 return
         what, value = ("gradient", norm) if math.isfinite(loss) else ("loss", loss)
-        if self.job.looks and not self.stepped:  # else what came before this turn cannot be put back
+        if self.job.looks and not self.guard.stepped:  # else what came before this turn cannot be put back
             optimizer.zero_grad()
             put_back(self.states, self.before)
-            self.buffers.put_back()
-            if all_finite(self.trained.values()):
+            if self.guard.undo():
                 self._commit()
         step = self.progress.step
         where = f"{'in' if self.job.looks else 'by'} step {step + 1} {self.batches.names(step)}".rstrip()
-        raise self._diverged(f"the {what} became {value} {where}")
-
-    def _diverged(self, what: str) -> Diverged:
-        """The error that says what happened, which state is left, and what to do."""
-        found = self.output.last_state()
-        kept = f" The state after step {found[0]} is kept." if found else ""
-        return Diverged(f"{what}.{kept} {self.job.remedy}")
-
-    def _refuse_spoilt(self) -> None:
-        """Raise Diverged for weights that are no numbers, which no later loss may show."""
-        if not all_finite(self.trained.values()):
-            raise self._diverged(f"weights became NaN or Inf by step {self.progress.step}")
+        raise self.guard.error(f"the {what} became {value} {where}")
 
     # -- evaluation, log, commits ----------------------------------------------------------------------------
     def _evaluation_due(self, step: int) -> bool:
@@ -287,13 +265,10 @@ class _Run:
     def _evaluate(self) -> None:
         if self.job.evaluate is None:
             return
-        self._refuse_spoilt()
+        self.guard.refuse_spoilt(self.progress.step)
         network = self.result[self.job.method.export]
-        try:
-            with answering_in_numbers(network):
-                metrics = self.job.evaluate(network)
-        except Diverged as error:
-            raise self._diverged(f"{error} by step {self.progress.step}") from error
+        with self.guard.answering(network, self.progress.step):
+            metrics = self.job.evaluate(network)
         self.progress.last = metrics
         step, value = self.progress.step, metrics[self.job.selection]
         self._record({"step": step, **{f"validation/{k}": v for k, v in metrics.items()}})
@@ -328,7 +303,7 @@ class _Run:
             self._commit()
 
     def _commit(self) -> None:
-        self._refuse_spoilt()
+        self.guard.refuse_spoilt(self.progress.step)
         self.runtime.barrier()
         if self.runtime.main:
             self.progress.log_bytes = self.log.sync()
@@ -346,7 +321,7 @@ class _Run:
                 remove(file)
 
     def _outcome(self) -> Outcome:
-        self._refuse_spoilt()
+        self.guard.refuse_spoilt(self.progress.step)
         best = None
         if self.progress.best and self.runtime.main:  # the one that writes the artifact
             best = read_tensors(self.output.partial / self.progress.best["file"])

@@ -12,7 +12,7 @@ from torch import nn
 
 from kdcli.artifacts.model import read_tensors
 from kdcli.config import resolve
-from kdcli.engine.rollback import Buffers, all_finite
+from kdcli.engine.guard import Buffers, all_finite
 from kdcli.errors import Diverged, Preempted
 from kdcli.stages import distill
 

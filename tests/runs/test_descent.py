@@ -13,11 +13,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from kdcli.artifacts.store import Output
+from kdcli.config import resolve
 from kdcli.data.sources import open_train
 from kdcli.data.views import evaluation_view
 from kdcli.engine.runtime import open_runtime
 from kdcli.engine.turn import TurnModule
-from kdcli.errors import Diverged, Preempted
+from kdcli.errors import Diverged, Preempted, UsageError
 from kdcli.losses import datafree
 from kdcli.losses.inversion import bn_statistics, image_norm, total_variation
 from kdcli.methods.datafree import InversionSection, resolved
@@ -324,3 +325,20 @@ def test_killed_at_random_moments_it_goes_on(normed, tmp_path):
     assert kills > 0
     assert synthetic(tmp_path / "out") == synthetic(whole)
     assert rows(tmp_path / "out") == rows(whole)
+
+
+def test_a_rate_that_is_far_too_large_is_a_divergence_whenever_it_ends(network, tmp_path):
+    """Also where the pictures are done before anybody looks at a loss."""
+    for steps in (2, 7):
+        folder = tmp_path / str(steps)
+        folder.mkdir()
+        with pytest.raises(Diverged, match=r"became .* by step \d.* Lower inversion\.lr\.$"):
+            run(network, section(lr=1e30, steps=steps, betas=(0.0, 0.0)), folder)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("lr", 1e39), ("lr", float("inf")), ("betas", [5, 5]), ("betas", [0.9, float("nan")])]
+)
+def test_numbers_that_adam_cannot_take_are_refused(key, value):
+    with pytest.raises(UsageError, match=rf"inversion\.{key}: input should be"):
+        resolve(synthesize.Config, options={f"inversion.{key}": value})
