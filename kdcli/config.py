@@ -8,6 +8,7 @@ fields (workers, tracking, …) may differ on resume.
 from __future__ import annotations
 
 import inspect
+import os
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +16,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from kdcli.errors import InputError, UsageError, nearest, shortened
 from kdcli.reading import TEXT_LIMIT, YamlError, parse_yaml, read_bytes
@@ -64,6 +73,19 @@ class Written(dict[str, str]):
     __hash__ = None
 
 
+_LONGEST_NAME, _LONGEST_PATH = 255, 4096  # bytes, on Linux and macOS (1,024 there)
+
+
+def _refuse_untextual(text: str) -> None:
+    """Raise ValueError for a text with NUL, or with half a character."""
+    if "\0" in text:
+        raise ValueError("a text without the character NUL is wanted")
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        raise ValueError("a text of whole Unicode characters is wanted") from None
+
+
 class Section(BaseModel):
     """A group of fields; a bare value (``data: cars/`` in YAML) stands for its ``principal`` field.
 
@@ -85,12 +107,17 @@ class Section(BaseModel):
 
     @field_validator("*")
     @classmethod
-    def _no_nul(cls, value: Any) -> Any:
-        """No path, name or text has the character that ends one for the system."""
-        if any(
-            "\0" in text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)
-        ):
-            raise ValueError("a text without the character NUL is wanted")
+    def _is_plain_text(cls, value: Any, info: ValidationInfo) -> Any:
+        """Texts that the system can take, and, of files, names that it can have."""
+        texts = [text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)]
+        extra: Any = cls.model_fields[str(info.field_name)].json_schema_extra or {}
+        is_path = extra.get("panel") in ("Inputs", "Outputs") or extra.get("positional")
+        for text in texts:
+            _refuse_untextual(text)
+            if is_path and any(len(os.fsencode(part)) > _LONGEST_NAME for part in text.split("/")):
+                raise ValueError(f"no file has a name of more than {_LONGEST_NAME} bytes")
+            if is_path and len(os.fsencode(text)) > _LONGEST_PATH:
+                raise ValueError(f"no path has more than {_LONGEST_PATH:,} bytes")
         return value
 
 

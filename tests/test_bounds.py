@@ -200,13 +200,12 @@ def test_the_walk_sees_what_lacks_a_bound() -> None:
         (f"optim.lr={'[' * 5000}", "--set optim.lr: it is nested more than 32 deep."),
         ("optim.lr={a: 1, a: 2}", "--set optim.lr: input should be a valid number"),
         ('cache="a\\0b"', "--set cache: a text without the character NUL is wanted, got 'a\\x00b'."),
-        (f"data.train={'a' * 9999}b\\", ""),
+        ('cache="\\ud800"', "--set cache: a text of whole Unicode characters is wanted"),
+        (f"out={'a' * 300}", "--set out: no file has a name of more than 255 bytes, got 'aaa"),
+        (f"teacher={'a/' * 3000}", "--set teacher: no path has more than 4,096 bytes, got ['a/a"),
     ],
 )
 def test_a_message_names_field_value_and_bound(text: str, message: str) -> None:
-    if not message:
-        resolve(CONFIGS["distill"], sets=[text])
-        return
     with pytest.raises(UsageError) as caught:
         resolve(CONFIGS["distill"], sets=[text])
     assert str(caught.value).startswith(message)

@@ -54,6 +54,7 @@ class _Manifest(_Part):
     metrics: dict[str, Any] = {}
     selection: str = ""
     targets: list[str] = []
+    task: str | None = None
 
 
 def malformed(manifest: Mapping[str, Any]) -> str:

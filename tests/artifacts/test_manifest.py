@@ -148,6 +148,7 @@ def test_wrong_types(name: str, value: Any) -> None:
         ({"metrics": 0.9}, "metrics is malformed (metrics: "),
         ({"selection": {}}, "selection is malformed (selection: "),
         ({"targets": "cat"}, "targets is malformed (targets: "),
+        ({"task": ["classification"]}, "task is malformed (task: "),
         ({"identity": {"config": 7}}, "identity is malformed (identity.config: "),
         ({"identity": {"config": {"data": "x"}}}, "identity is malformed (identity.config.data: "),
         ({"identity": {"config": {"shard": "a/b"}}}, "identity is malformed (identity.config.shard: "),

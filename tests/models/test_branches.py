@@ -21,8 +21,10 @@ def test_a_tail_answers_as_the_whole_network(name: str) -> None:
 
 
 def test_a_network_whose_stages_are_no_sequence_of_modules_is_refused() -> None:
-    with pytest.raises(InputError, match="levit_128 cannot be divided behind 'block-2': use whole networks"):
-        Tail(build("levit_128", pretrained=False), "block-2")
+    with pytest.raises(
+        InputError, match="xcit_nano_12_p16_224 cannot be divided behind 'block-2': use whole networks"
+    ):
+        Tail(build("xcit_nano_12_p16_224", pretrained=False, size=32), "block-2")
 
 
 @pytest.mark.parametrize("kind", [TypeError, AttributeError])

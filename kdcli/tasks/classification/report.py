@@ -26,6 +26,11 @@ from kdcli.report.panels import Beside, Block, Drawing, Heading, Panel, Table, T
 
 PAIRS = 10  # of classes that are shown as taken for one another
 
+_NO_MATRIX = (
+    "Of {classes:,} classes no matrix is kept or drawn: report.json has the most frequent confusions, and how "
+    "many samples of each class there are and are right."
+)
+
 Model = Mapping[str, Any]
 
 
@@ -53,7 +58,8 @@ def _confusions(model: Model, classes: Sequence[str]) -> list[Block]:
         header = ("true class", "taken for", "samples", "of the class")
         cells = [[truth, other, str(count), percent(share)] for truth, other, count, share in rows]
         blocks.append(Table(header, cells, text=(1,)))
-    return [Heading(str(model["name"])), Beside(blocks)]
+    left_out = [] if "confusion" in model else [Text(_NO_MATRIX.format(classes=len(classes)), faint=True)]
+    return [Heading(str(model["name"])), Beside(blocks), *left_out]
 
 
 def confused_pairs(model: Model, classes: Sequence[str]) -> list[tuple[str, str, int, float]]:
