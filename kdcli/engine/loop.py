@@ -25,6 +25,7 @@ from kdcli.engine import state
 from kdcli.engine.edits import Edits
 from kdcli.engine.job import Job, Outcome
 from kdcli.engine.memory import micro_batches_that_fit
+from kdcli.engine.observe import Observer
 from kdcli.engine.optim import Rates, build_optimizer, build_schedule, section_of
 from kdcli.engine.runtime import Runtime, Stop, watching
 from kdcli.engine.states import copied, held, put_back
@@ -106,6 +107,8 @@ class _Run:
         self.trained = {p.name: job.parties[p.name] for p in job.method.parties if p.role == "trained"}
         self.scaler = self.runtime.accelerator.scaler
         self._restore(begin)
+        world = self.runtime.world_size
+        self.observer = Observer(job.watch, modules, self.progress.observed, world)
         prepared = {name: prepare(m) for name, m in modules.items()}
         # Where the state is, it stays: to place it, accelerate would load it anew, each tensor retyped.
         self.steppers = {n: prepare(o, device_placement=[False]) for n, o in self.optimizers.items()}
@@ -167,6 +170,8 @@ class _Run:
             self.progress.seconds, clock = self.progress.seconds + now - clock, now
             if logs:
                 self._record({"step": step + 1, **self._epoch(step + 1), **row})
+            if seen := self.observer.told(last=step + 1 == job.steps):
+                self._record({"step": step + 1, **seen})
             if self._evaluation_due(step) and span.phase is job.method.phases[-1]:
                 self._evaluate()
                 _train_mode(prepared)
@@ -237,9 +242,10 @@ class _Run:
             edits.of_weights()
         if not self.looks:
             return {}
+        found = self.observer.take(dict(zip(totals, values)))
         prefix = "" if len(self.steppers) == 1 else f"{turn.name}/"
         weights = {f"weight/{t.name}": t.weight(done) for t in turn.terms if callable(t.weight)}
-        return {f"{prefix}{k}": v for k, v in [*zip(totals, values), *weights.items()]} | {
+        return {f"{prefix}{k}": v for k, v in [*found.items(), *weights.items()]} | {
             "grad_norm": values[-1],
             "lr": lr,
             "loss": values[0],

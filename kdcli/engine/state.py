@@ -40,6 +40,7 @@ class Progress:
         last: metrics of the latest evaluation.
         skipped: fp16 overflow steps in a row.
         accumulate: micro-batches per step where they were found by trial, else 0.
+        observed: sums of what is watched beside the terms, by name.
         format: of the state that it is written with.
     """
 
@@ -50,6 +51,7 @@ class Progress:
     last: dict[str, Any] = field(default_factory=dict)
     skipped: int = 0
     accumulate: int = 0
+    observed: dict[str, float] = field(default_factory=dict)
     format: int = FORMAT
 
 

@@ -269,9 +269,13 @@ def _curves(path: Path) -> list[dict[str, Any]]:
 def _notes(plan: Plan) -> list[str]:
     notes = []
     for name in plan.config.models:
-        splits = (frame.model_facts(name).get("data") or {}).get("splits", {})
+        facts = frame.model_facts(name)
+        splits = (facts.get("data") or {}).get("splits", {})
         if any(s.get("hash") == plan.samples.fingerprint for s in splits.values()):
             notes.append(f"{name} was trained or selected on this very split: its figures are no test.")
+        answers = facts.get("teacher_answers") or {}
+        if said := answers.get("warning") or answers.get("said"):
+            notes.append(f"{name}, in training: {said.rstrip('.')}.")
     return notes
 
 

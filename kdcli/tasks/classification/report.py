@@ -3,6 +3,7 @@
 A model's part of the report has, beside its metrics::
 
     "reliability": {"confidence", "accuracy", "count"},
+    "calibrated"?: {"nll", "ece"} of the logits over the temperature that probe fitted,
     "confusion": [[int]], rows truth, or, of many classes,
     "confused": [[truth, predicted, count]] and "per_class": {"samples": [int], "right": [int]},
     "effects"?: see kdcli.metrics.effects.effects,
