@@ -188,6 +188,9 @@ class StudentSection(RunSection):
 
     teacher: list[str] = inputs([], "Model artifact with a head, or - (repeatable: their mean).", "--teacher")
     teacher_mean: Literal["logits", "probabilities"] = option("logits", "Mean of several teachers.")
+    teacher_temperature: Literal["fit", "raw"] = option(
+        "fit", "Divide a teacher's logits by the temperature that probe fitted, or take them raw."
+    )
     student: str | None = inputs(None, "Alias, timm name, hf-hub:…, local-dir:… or artifact.", "--student")
     weights: str | None = inputs(None, "The student's own checkpoint, FILE or FILE:ENTRY.", "--weights")
     from_scratch: bool = inputs(False, "Random weights for the student.", "--from-scratch")

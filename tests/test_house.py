@@ -251,8 +251,9 @@ KEYS = {
         "base reduction min_count small_classes temperature",
     },
     "distill": {
-        "": f"{RUN_KEYS} teacher teacher_mean via recipe terms student weights from_scratch image_size head "
-        "drop_path evaluate_every evaluate_steps save_steps save_minutes log_every",
+        "": f"{RUN_KEYS} teacher teacher_mean teacher_temperature via recipe terms student "
+        "weights from_scratch image_size head drop_path evaluate_every evaluate_steps save_steps "
+        "save_minutes log_every",
         "data": f"extra extra_ratio {DATA_KEYS}",
         "views": VIEW_KEYS,
         "method": "name alpha temperature",

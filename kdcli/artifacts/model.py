@@ -84,6 +84,11 @@ class ModelFiles:
         """Class names, None for a bare backbone."""
         return self.manifest.facts.get("classes")
 
+    @property
+    def temperature(self) -> float:
+        """By what its logits are divided where it teaches: fitted by ``kdcli probe``; 1 where nothing was."""
+        return float((self.manifest.facts.get("calibration") or {}).get("temperature", 1.0))
+
 
 def find(path: Path | str) -> Path | None:
     """The artifact directory that ``path`` is, or is a member directory of; None if it is neither."""
@@ -147,4 +152,5 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 def parent(role: str, files: ModelFiles) -> Mapping[str, str]:
     """The entry of a manifest's ``parents`` for this model."""
-    return {"role": role, "path": str(files.path), "hash": files.hash}
+    found = {"role": role, "path": str(files.path), "hash": files.hash}
+    return found if files.temperature == 1 else {**found, "temperature": f"{files.temperature:g}"}

@@ -40,6 +40,15 @@ class _Identity(_Part):
     config: _Config = _Config()
 
 
+class _Calibration(_Part):
+    temperature: Annotated[float, Field(gt=0, lt=1e6)] = 1.0
+
+
+class _Answers(_Part):
+    said: str = ""
+    warning: str = ""
+
+
 class _Manifest(_Part):
     kind: str
     stage: str
@@ -48,6 +57,7 @@ class _Manifest(_Part):
     files: dict[str, _File]
     classes: list[str] | None = None
     data: _Data | None = None
+    calibration: _Calibration | None = None
     images: Count = 0
     key: str = ""
     licences: dict[str, str] = {}
@@ -55,6 +65,7 @@ class _Manifest(_Part):
     selection: str = ""
     targets: list[str] = []
     task: str | None = None
+    teacher_answers: _Answers | None = None
 
 
 def malformed(manifest: Mapping[str, Any]) -> str:

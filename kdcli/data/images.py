@@ -64,6 +64,16 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_PHOTOMETRIC = 262  # TIFF tag: 0 where the value zero is white
+# What to do with a mask of another mode; any other has colours.
+_MENDING = {
+    "I": "Save its numbers in 8 bits: classes end at 254.",
+    "F": "Save its numbers in 8 bits: classes end at 254.",
+    "LA": "Remove its transparency.",
+    "PA": "Remove its transparency.",
+    "RGB": "Give each colour a class number and save the numbers; where its channels are equal, save one.",
+    "RGBA": "Give each colour a class number and save the numbers; where its channels are equal, save one.",
+}
 # Where a PNG keeps an orientation; the standard lets these chunks follow the pixels.
 _PNG_ORIENTATION = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
 
@@ -111,17 +121,12 @@ def decode_indices(
         picture: the bytes of the picture that it belongs to.
 
     Raises:
-        BadImageError: as `decode`; also colours, more than 8 bits, or a format that changes values.
+        BadImageError: as `decode`; also colours, transparency, more than 8 bits, or a format that changes
+            values.
     """
     with _decoder_errors():
         image = _open(data, max_pixels)
-        if image.mode not in ("L", "P", "1"):
-            raise BadImageError(
-                f"mode {image.mode}, where a mask has one channel of 8-bit class numbers (a PNG of mode L or "
-                "P). Convert its colours to class numbers."
-            )
-        if image.format == "JPEG":
-            raise BadImageError("a mask as a JPEG has other values than were stored: save it as PNG.")
+        _refuse_no_classes(image)
         turned = image.format == "TIFF" and _ORIENTATION in getattr(image, "tag_v2", {})  # Pillow turns it
         image.load()
         if image.format == "PNG" and data.rfind(b"IEND") < 0:
@@ -130,7 +135,43 @@ def decode_indices(
         if orientation is None:
             orientation = 1 if picture is None else _of_picture(picture, image.size, max_pixels)
         upright = _UPRIGHT.get(orientation)
-        return np.asarray(image if upright is None else image.transpose(upright)).astype(np.uint8)
+        values = np.asarray(image if upright is None else image.transpose(upright)).astype(np.uint8)
+        depth = data[24] if image.format == "PNG" and image.mode == "L" else 8  # from IHDR, the first chunk
+        return values if depth == 8 else values // np.uint8(255 // (2**depth - 1))  # Pillow has spread them
+
+
+def palette_of(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> np.ndarray | None:
+    """Colours uint8 [K, 3] of the indices of a mask, from the header; None where it has no palette.
+
+    Arguments and errors are those of `decode`.
+    """
+    with _decoder_errors():
+        image = _open(data, max_pixels)
+        found = image.getpalette("RGB") if image.mode == "P" else None
+        return None if found is None else np.array(found, np.uint8).reshape(-1, 3)
+
+
+def _refuse_no_classes(image: ImageFile.ImageFile) -> None:
+    """Raise BadImageError for a picture whose values are no class numbers, or not those that were stored."""
+    tags, mode = getattr(image, "tag_v2", {}), image.mode
+    if mode not in ("L", "P", "1"):
+        mending = _MENDING.get(
+            mode.partition(";")[0], "Give each colour a class number, and save the numbers."
+        )
+        raise BadImageError(
+            f"mode {mode}, where a mask has one channel of 8-bit class numbers (a PNG of mode L or P). "
+            f"{mending}"
+        )
+    if image.format == "JPEG":
+        raise BadImageError("a mask as a JPEG has other values than were stored: save it as PNG.")
+    few_bits = tags.get(_BITS_PER_SAMPLE, (8,))[0] < 8 and mode == "L"
+    inverted = mode != "P" and tags.get(_PHOTOMETRIC, 1) == 0
+    stretched = image.format == "PPM" and mode == "L" and image.tile[0].args not in ("L", ("L", 255))
+    if few_bits or inverted or stretched:
+        raise BadImageError(
+            f"a mask as a {image.format} of fewer than 8 bits, or with white for zero, is read with other "
+            "values than were stored: save it as PNG."
+        )
 
 
 def glance(data: bytes) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from kdcli.errors import Diverged, InputError
+from kdcli.metrics.calibration import Calibration
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ class HeadResult:
         rank: the smallest is the best.
         epoch: the best one, counted from 1 (lbfgs: the last iteration).
         epochs: run before the head was frozen (lbfgs: iterations).
+        calibration: how its answers are softened to be likely, of the head that is chosen; None where that is
+            not done.
     """
 
     spec: HeadSpec
@@ -51,11 +54,16 @@ class HeadResult:
     rank: tuple[float, ...]
     epoch: int
     epochs: int
+    calibration: Calibration | None = None
 
     @property
     def diverged(self) -> bool:
         """Whether what was measured became NaN or Inf."""
         return not all(map(math.isfinite, self.metrics.values()))
+
+
+Answers = Callable[[HeadResult], Tensor]
+"""Logits [N, C] of a head on the labelled validation samples, on the CPU."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +77,8 @@ class Objective:
         scores: of each of H heads, by name, from the logits [H, C, B] and targets of all batches.
         rank: of such scores; the smallest is the best.
         fault: what is wrong with all targets of a part, and whether it is for training; "" if nothing.
+        settle: of all results, and of what gives the logits [N, C] of one of them and the targets [N, …] of
+            the labelled validation samples, makes those that are handed on; None leaves them.
     """
 
     outputs: int
@@ -77,6 +87,7 @@ class Objective:
     scores: Callable[[Iterable[tuple[Tensor, Tensor]]], list[dict[str, float]]]
     rank: Callable[[dict[str, float]], tuple[float, ...]]
     fault: Callable[[Tensor, bool], str]
+    settle: Callable[[list[HeadResult], Answers, Tensor], list[HeadResult]] | None = None
 
 
 @dataclass(frozen=True)
@@ -169,3 +180,18 @@ def logits_of(weight: Tensor, bias: Tensor, outputs: int, part: Part) -> Iterato
     for rows in part.rows.split(512):
         z = torch.addmm(bias, weight, part.x.index_select(0, rows).float().t())
         yield z.unflatten(0, (-1, outputs)), part.y[rows]
+
+
+def within_noise(right: Tensor, best: Tensor) -> bool:
+    """Whether a head is as good as the best one within one standard error of their paired difference.
+
+    Of D, how many more samples the best answers right, and S, the samples that one of the two answers right:
+    the difference D/N has the standard error √((S − D²/N) / (N (N − 1))), by the sample variance of what each
+    sample adds, and is not above it if and only if D² ≤ S (McNemar's statistic D²/S is at most 1).
+
+    Args:
+        right: [N] which samples the head answers right.
+        best: [N] the same of the best head.
+    """
+    more, apart = int(best.sum()) - int(right.sum()), int((best != right).sum())
+    return more <= 0 or more**2 <= apart

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from kdcli.engine import state
 from kdcli.engine.feed import Batches
+from kdcli.engine.observe import Watch
 from kdcli.engine.states import States
 from kdcli.sections import OptimSection
 from kdcli.words import Method
@@ -40,6 +41,7 @@ class Job:
         log_every: steps between rows of the log.
         track: receives each log row.
         states: first tensors of what derives and edits update, by state and name.
+        watch: what is observed beside the terms; needs ``looks``.
         seed: of everything random.
         label: of the progress that is shown; empty for none.
         remedy: what a message advises where the loss is no number.
@@ -64,6 +66,7 @@ class Job:
     log_every: int = 10
     track: Callable[[dict[str, Any]], None] | None = None
     states: States = field(default_factory=dict)
+    watch: Watch | None = None
     label: str = "train"
     remedy: str = (
         "Lower --lr, raise optim.warmup or clip with optim.clip_grad, and start anew with --overwrite."

@@ -27,6 +27,7 @@ from kdcli.engine.edits import Edits
 from kdcli.engine.guard import Guard
 from kdcli.engine.job import Job, Outcome, outcome_of
 from kdcli.engine.memory import micro_batches_by_trial
+from kdcli.engine.observe import Observer
 from kdcli.engine.optim import Rates, build_optimizer, build_schedule, section_of
 from kdcli.engine.runtime import Runtime, Stop, watching
 from kdcli.engine.states import copied, held, put_back
@@ -110,6 +111,8 @@ class _Run:
         }
         self.scaler = self.runtime.accelerator.scaler
         self._restore(begin)
+        world = self.runtime.world_size
+        self.observer = Observer(job.watch, modules, self.progress.observed, world)
         prepared = {name: prepare(m) for name, m in modules.items()}
         # Where the state is, it stays: to place it, accelerate would load it anew, each tensor retyped.
         self.steppers = {n: prepare(o, device_placement=[False]) for n, o in self.optimizers.items()}
@@ -174,6 +177,8 @@ class _Run:
             self.progress.seconds, clock = self.progress.seconds + now - clock, now
             if logs:
                 self._record({"step": step + 1, **self._epoch(step + 1), **row})
+            if seen := self.observer.told(last=step + 1 == job.steps):
+                self._record({"step": step + 1, **seen})
             if self._evaluation_due(step) and span.phase is job.method.phases[-1]:
                 self._evaluate()
                 _train_mode(prepared)
@@ -231,10 +236,11 @@ class _Run:
             edits.of_weights()
         if not self.looks:
             return {}
+        found = self.observer.take(dict(zip(totals, values)))
         prefix = "" if len(self.steppers) == 1 else f"{turn.name}/"
         weights = {f"weight/{t.name}": t.weight(done) for t in turn.terms if callable(t.weight)}
         return {
-            **{f"{prefix}{k}": v for k, v in [*zip(totals, values), *weights.items()]},
+            **{f"{prefix}{k}": v for k, v in [*found.items(), *weights.items()]},
             **{"grad_norm": norm, "lr": lr, "loss": values[0]},
             **clip.record(self.progress.clipping, dict(zip(norms, values[len(totals) :]))),
         }

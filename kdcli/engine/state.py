@@ -44,6 +44,7 @@ class Progress:
         averaged: updates of the moving average.
         clipping: of each network whose gradients may be clipped.
         machines: what the steps were made on, each with the first step on it (:meth:`goes_on`).
+        observed: sums of what is watched beside the terms, by name.
         format: of the state that it is written with.
     """
 
@@ -57,6 +58,7 @@ class Progress:
     averaged: int = 0
     clipping: dict[str, Clipped] = field(default_factory=dict)
     machines: list[dict[str, Any]] = field(default_factory=list)
+    observed: dict[str, float] = field(default_factory=dict)
     format: int = FORMAT
 
     def goes_on(self, machine: Mapping[str, Any]) -> str:

@@ -9,7 +9,7 @@ one of them, and so does what updates a state.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -52,6 +52,7 @@ class TurnModule(nn.Module):
         self._states = states or {}
         self._graph = (Graph(turn, self.party, self._states, self._world),)
         self._standing = tuple(derive.out for derive in turn.derives if derive.state is not None)
+        self.observe: Callable[[Mapping[str, Any]], dict[str, Tensor]] | None = None
         self.train(self.training)
 
     def party(self, name: str) -> nn.Module:
@@ -69,7 +70,8 @@ class TurnModule(nn.Module):
             done: part of the phase, for scheduled weights. Nothing is computed for a term that weighs 0 now.
 
         Returns:
-            ``loss``, and each term under its name (unweighted, with its share), all scalars.
+            ``loss``, and each term under its name (unweighted, with its share), all scalars; beside them what
+            ``observe`` makes, in training, of the columns and of what the terms have found.
         """
         values: dict[str, Any] = dict(batch)
         self._graph[0].updates = {}  # of a forward that was broken off
@@ -84,6 +86,8 @@ class TurnModule(nn.Module):
             loss = loss + 0.0 * sum(p.sum() for p in self.trained.parameters() if p.requires_grad)
         if self._standing:
             self._update(values)
+        if self.observe is not None and self.training:
+            results |= self.observe(values)
         return {"loss": loss, **results}
 
     def _update(self, values: dict[str, Any]) -> None:

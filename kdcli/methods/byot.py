@@ -97,4 +97,5 @@ def _recipe() -> Recipe:
         "the authors' train.py",
         {"optim.milestones": "a third, two thirds, and 10 epochs before the end"},
         ("AutoAugment's policy for CIFAR-10", "Cutout of 16 pixels", PADDED),
+        taught=False,
     )

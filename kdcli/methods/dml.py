@@ -116,5 +116,6 @@ def _recipes() -> tuple[Recipe, ...]:
                 "pictures of 160 by 64 pixels, stretched to squares",
                 "a batch for each step",
             ),
+            taught=False,
         ),
     )

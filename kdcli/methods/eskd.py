@@ -54,7 +54,7 @@ def sequential(
 def _recipes(unknown: str) -> tuple[Recipe, ...]:
     """What is remembered of the paper's trainings; nothing of them could be read."""
     common = keys("optim", opt="momentum", schedule="multistep", warmup=0.0, clip_grad=None)
-    common |= keys("method", ce=0.1, kd=0.9, temperature=4.0)
+    common |= keys("method", ce=0.1, kd=0.9, temperature=4.0) | {"teacher_temperature": "raw"}
     small = keys("optim", lr=0.1, weight_decay=5e-4, epochs=200, milestones=[60, 120, 160], decay_rate=0.2)
     large = keys("optim", epochs=90, milestones=[30, 60], decay_rate=0.1)
     return (

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -33,7 +34,7 @@ def lsr(task: Task, *, smoothing: Fraction = 0.1, reading: Reading = "code") -> 
     keywords = {"smoothing": smoothing, "reading": reading}
     term = Term("lsr", logits.lsr, ("s.logits", "y"), 1.0, keywords, rows="labelled")
     settings = keys("method", smoothing=0.1, reading="code")
-    recipe = _recipe("cifar-100", settings, "main.py and my_loss_function.py")
+    recipe = _recipe("cifar-100", settings, "main.py and my_loss_function.py", taught=False)
     return one_turn("lsr", Part((term,)), teacher=False, recipes=(recipe,))
 
 
@@ -84,11 +85,12 @@ def tf_kd_reg(
         rows="labelled",
     )
     labels = replace(task.supervised("s"), weight=1 - alpha)
+    made = partial(_recipe, taught=False)
     recipes = (
-        _recipe("cifar-100", _kl(0.95, 40.0, 1.0), "base_experiments/base_mobilenetv2"),
-        _recipe("cifar-100-shufflenetv2", _kl(0.95, 10.0, 1.0), "base_experiments/base_shufflenetv2"),
-        _recipe("cifar-100-resnet18", _kl(0.1, 20.0, 100.0), "base_experiments/base_resnet18"),
-        _recipe("cifar-100-googlenet", _kl(0.1, 40.0, 50.0), "base_experiments/base_googlenet", batch=64),
+        made("cifar-100", _kl(0.95, 40.0, 1.0), "base_experiments/base_mobilenetv2"),
+        made("cifar-100-shufflenetv2", _kl(0.95, 10.0, 1.0), "base_experiments/base_shufflenetv2"),
+        made("cifar-100-resnet18", _kl(0.1, 20.0, 100.0), "base_experiments/base_resnet18"),
+        made("cifar-100-googlenet", _kl(0.1, 40.0, 50.0), "base_experiments/base_googlenet", batch=64),
     )
     return one_turn("tf-kd-reg", Part((labels, taught)), teacher=False, recipes=recipes)
 
@@ -144,7 +146,9 @@ def _kl(alpha: float, temperature: float, multiplier: float) -> dict[str, float]
     return keys("method", alpha=alpha, temperature=temperature, multiplier=multiplier)
 
 
-def _recipe(name: str, parameters: Mapping[str, Any], where: str, *, batch: int = 128) -> Recipe:
+def _recipe(
+    name: str, parameters: Mapping[str, Any], where: str, *, batch: int = 128, taught: bool = True
+) -> Recipe:
     """The authors' training, which all their experiments share but for the batch."""
     training = sgd(
         lr=0.1 * batch / 128,
@@ -161,4 +165,5 @@ def _recipe(name: str, parameters: Mapping[str, Any], where: str, *, batch: int 
         f"the authors' {where}",
         {"optim.lr": "0.1 for a batch of 128", "optim.warmup": "1 of 200 epochs"},
         (PADDED, "rotations by up to 15 degrees"),
+        taught,
     )

@@ -77,6 +77,8 @@ def okddip(
     )
     training = sgd(lr=0.1, weight_decay=5e-4, epochs=300, batch=128, drops=(150, 225), nesterov=True)
     parameters = keys("method", auxiliary=3, temperature=3.0, weight=1.0, ramp=80 / 300)
-    recipe = published("cifar-100", {**training, **SMALL_PICTURES, **parameters}, "the authors' train_GL.py")
+    recipe = published(
+        "cifar-100", {**training, **SMALL_PICTURES, **parameters}, "the authors' train_GL.py", taught=False
+    )
     beside = tuple(party.name for party in parties[1:])
     return Method("okddip", everyone, (Phase((turn,)),), beside=beside, recipes=(recipe,))

@@ -94,6 +94,7 @@ def one(
         {**training, **SMALL_PICTURES, **parameters},
         "the authors' cifar_one.py and ONE_ResNet32.sh",
         {"optim.weight_decay": "--wd 1e-4 of the scripts, where the code's default is 5e-4"},
+        taught=False,
     )
     beside = tuple(party.name for party in parties[1:])
     return Method("one", everyone, (Phase((turn,)),), beside=beside, recipes=(recipe,))

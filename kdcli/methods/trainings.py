@@ -25,7 +25,11 @@ IMAGENET: Mapping[str, Any] = {
 }
 """Views of ImageNet, torchvision's ``RandomResizedCrop(224)`` and flip, anew in each epoch."""
 
-_NOTES = {"optim.clip_grad": "nothing is clipped", "views.count": "a new view each epoch"}
+_NOTES = {
+    "optim.clip_grad": "nothing is clipped",
+    "views.count": "a new view each epoch",
+    "teacher_temperature": "the teacher's logits as they are",
+}
 SMALL_STUDENTS = {"optim.lr": "0.01 for MobileNetV2, ShuffleNetV1 and ShuffleNetV2"}
 
 
@@ -71,8 +75,14 @@ def published(
     source: str,
     notes: Mapping[str, str] | None = None,
     left_out: tuple[str, ...] = (PADDED,),
+    taught: bool = True,
 ) -> Recipe:
-    """The recipe of some settings, with what is to be said of those that all have."""
+    """The recipe of some settings, with what is to be said of those that all have.
+
+    No code of those read here calibrates a teacher: where there is one (``taught``), it has raw logits.
+    """
+    if taught:
+        settings = {**settings, "teacher_temperature": "raw"}
     common = {key: note for key, note in _NOTES.items() if key in settings}
     return Recipe(name, settings, source, {**common, **(notes or {})}, left_out)
 
@@ -81,15 +91,18 @@ def tables_cifar_100(
     parameters: Mapping[str, Any],
     notes: Mapping[str, str] | None = None,
     source: str = "RepDistiller train_student.py",
+    taught: bool = True,
 ) -> Recipe:
     """The training of CIFAR-100 tables, one in RepDistiller and mdistiller, with a method's parameters."""
     steps = sgd(lr=0.05, weight_decay=5e-4, epochs=240, batch=64, drops=(150, 180, 210))
     settings = {**steps, **SMALL_PICTURES, **parameters}
-    return published("cifar-100", settings, source, {**SMALL_STUDENTS, **(notes or {})})
+    return published("cifar-100", settings, source, {**SMALL_STUDENTS, **(notes or {})}, taught=taught)
 
 
 def tables_imagenet(
-    parameters: Mapping[str, Any], source: str, notes: Mapping[str, str] | None = None
+    parameters: Mapping[str, Any],
+    source: str,
+    notes: Mapping[str, str] | None = None,
 ) -> Recipe:
     """mdistiller's training on ImageNet, with a method's parameters."""
     steps = sgd(lr=0.2, weight_decay=1e-4, epochs=100, batch=512, drops=(30, 60, 90))

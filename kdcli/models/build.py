@@ -218,6 +218,7 @@ def _from_artifact(path: Path, options: _Options) -> TimmModel:
         "source": digest([files.hash, options.size]) if options.pretrained else "",
         "trained": "artifact" if options.pretrained else "random",
         "task": files.manifest.facts.get("task") or (head.task if head is not None else Head.task),
+        "temperature": files.temperature if options.pretrained else 1.0,
     }
     classes = _checked_classes(files, body, head)
     return TimmModel(body, spec, classes, head=head, operations=structure, notes=notes, **facts)

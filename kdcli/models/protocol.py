@@ -36,6 +36,8 @@ class Model(nn.Module, ABC):
         task: what its logits answer, a name of :data:`kdcli.tasks.TASKS`.
         unnamed: number of the logits of a trained classifier that knows no names of its classes.
         notes: what was decided while it was built and its user should know, a sentence each.
+        temperature: by what its logits are divided where it teaches (``kdcli probe`` fits it); what it
+            answers itself is not.
 
     Attributes:
         head: what stands in the place of its own classifier, if anything does.
@@ -52,10 +54,12 @@ class Model(nn.Module, ABC):
         task: str = "classification",
         unnamed: int = 0,
         notes: Sequence[str] = (),
+        temperature: float = 1.0,
     ) -> None:
         super().__init__()
         self.spec, self.classes, self.name, self.source, self.trained = spec, classes, name, source, trained
         self.task, self.unnamed, self.notes = task, unnamed, tuple(notes)
+        self.temperature = temperature
         self.head: Head | None = None
 
     # -- input and call --------------------------------------------------------------------------------------
@@ -121,6 +125,11 @@ class Model(nn.Module, ABC):
         return (
             [str(i) for i in range(self.unnamed)] if self.classes is None and self.unnamed else self.classes
         )
+
+    @property
+    def temperatures(self) -> tuple[float, ...]:
+        """Its own, or those of the networks that it is made of."""
+        return (self.temperature,)
 
     @property
     def logit_shape(self) -> tuple[int, ...]:

@@ -16,6 +16,8 @@ from kdcli.models.branches import Tail
 from kdcli.models.exits import ExitHead, save_exits
 from kdcli.models.protocol import Model
 from kdcli.runs import frame
+from kdcli.runs.material import Material
+from kdcli.runs.teaching import Lessons
 from kdcli.words import Method
 
 
@@ -49,6 +51,7 @@ def export(
         metrics=outcome.metrics,
         metrics_last={f"validation/{k}": v for k, v in progress.last.items()},
         selection=outcome.selection,
+        **_lessons(material, outcome),
         data=plan.data.describe(),
         method={"name": plan.method.name, **plan.arguments},
         recipe=plan.recipe.to_json(),
@@ -68,6 +71,13 @@ def export(
         **runtime.describe(),
     )
     output.commit(manifest, [*keep, "last", LOG])
+
+
+def _lessons(material: Material, outcome: Outcome) -> dict[str, Any]:
+    """What the teacher's answers were worth, where the student learned from them."""
+    lessons = Lessons.of(material)
+    found = {} if lessons is None else lessons.facts(outcome)
+    return {"teacher_answers": found} if found else {}
 
 
 def _save_beside(method: Method, parties: Mapping[str, Any], outcome: Outcome, folder: Path) -> list[str]:

@@ -53,7 +53,8 @@ def target(stage: str, config: RunSection, parents: list[dict[str, str]], data: 
     Raises:
         InputError: the run must not write there, see :func:`kdcli.runs.places.check`.
     """
-    hashes = {p["role"]: p["hash"] for p in parents if p["hash"]}
+    # what is taught depends on the temperature too, which is no part of the weights
+    hashes = {p["role"]: p["hash"] + p.get("temperature", "") for p in parents if p["hash"]}
     found = {"stage": stage, "config": identity(config), "parents": hashes, "data": data}
     path = Path(config.out or Path("runs", f"{stage}-{manifests.digest(found)[:10]}"))
     places.check(config, path)
@@ -151,7 +152,17 @@ def facts(config: RunSection, command: str, **more: Any) -> dict[str, Any]:
 def summary(path: Path) -> dict[str, Any]:
     """What ``--json`` says of a finished artifact."""
     manifest = manifests.read(path)
-    wanted = ("metrics", "selection", "steps", "seconds", "models", "mixer", "images")
+    wanted = (
+        "metrics",
+        "selection",
+        "calibration",
+        "teacher_answers",
+        "steps",
+        "seconds",
+        "models",
+        "mixer",
+        "images",
+    )
     return {
         "kind": manifest.kind,
         "hash": manifest.hash,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,7 @@ from kdcli.words.analysis import (
     taps_used,
     views_used,
 )
+from kdcli.words.answers import calibrated
 
 _ROWS = 4  # of the dry step
 
@@ -141,6 +142,12 @@ class Material:
         }
 
     @property
+    def temperatures(self) -> list[float]:
+        """Those that were fitted to the teachers; empty where there is none."""
+        teacher = self.networks.get("teacher")
+        return [] if teacher is None else [value for value in teacher.temperatures if value != 1]
+
+    @property
     def teacher_forwards(self) -> int:
         """Pictures that the teacher sees: to fill the cache, or live."""
         return self.forwards.get("teacher", 0)
@@ -171,6 +178,9 @@ def gather(lesson: Lesson, console: Console, networks: dict[str, Model] | None =
     targets = lesson.task.target_columns(pool.labels)
     parties: Mapping[str, nn.Module] = networks or _parties(lesson, console)
     networks = {name: party for name, party in parties.items() if isinstance(party, Model)}
+    if taught and config.teacher_temperature == "fit":
+        method = calibrated(method, "teacher", networks["teacher"].temperature)
+        lesson = replace(lesson, method=method)
     refuse_pyramid_pooling(config, method, networks)
     refuse_unlike_inputs(method, networks)
     largest = max(network.spec.size[0] for network in networks.values())
@@ -329,4 +339,5 @@ def _teacher(lesson: Lesson, console: Console) -> Model:
             f"terms soften the teachers by {', '.join(f'{t:g}' for t in sorted(temperatures))}, and "
             "teacher_mean=probabilities averages them at one temperature."
         )
-    return Ensemble(teachers, config.teacher_mean, min(temperatures, default=1.0)).eval()
+    own = [t.temperature if config.teacher_temperature == "fit" else 1.0 for t in teachers]
+    return Ensemble(teachers, config.teacher_mean, min(temperatures, default=1.0), own).eval()

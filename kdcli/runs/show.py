@@ -45,6 +45,15 @@ def notes(console: Console, net: Model) -> None:
         console.note(f"         {note}")
 
 
+def temperatures(console: Console, fitted: Sequence[float], use: str) -> None:
+    """One line about the temperatures that were fitted to teachers, where there are any."""
+    shown = ", ".join(f"{value:g}" for value in fitted)
+    if fitted and use == "fit":
+        console.note(f"teaches  logits over {shown}, as fitted by probe, before the method's own temperature")
+    elif fitted:
+        console.note(f"teaches  raw logits: teacher_temperature={use} leaves out the fitted {shown}")
+
+
 def built(console: Console, parties: Mapping[str, nn.Module], networks: Mapping[str, Model]) -> None:
     """One line about what a method brings beside the networks."""
     brought = [f"{n} ({k:,})" for n, k in parameters(parties).items() if n not in networks]
@@ -64,13 +73,13 @@ def settings(
 
     Args:
         config: of the run, its recipe beneath what the user wrote.
-        sections: whose keys are shown, in this order.
+        sections: whose keys are shown, in this order; a key beside them stands for itself.
         parameters: of the method by dotted key, defaults filled in; they are shown in place of ``config``'s.
         choice: the run's recipe.
     """
     default, written, rows = type(config)(), origins(config), []
     keys = dict.fromkeys([*(key for key, _, _ in leaves(type(config))), *parameters])
-    for key in (key for section in sections for key in keys if key.startswith(f"{section}.")):
+    for key in (key for name in sections for key in keys if key == name or key.startswith(f"{name}.")):
         value = parameters[key] if key in parameters else _of(config, key)
         origin = _origin(key, written, choice)
         if origin is None and key not in parameters and value != _of(default, key):
@@ -83,7 +92,7 @@ def settings(
 def _of(config: Section, key: str) -> Any:
     """The value behind a dotted key."""
     section, _, name = key.rpartition(".")
-    return getattr(getattr(config, section), name, None)
+    return getattr(getattr(config, section) if section else config, name, None)
 
 
 def _origin(key: str, written: Mapping[str, str], choice: Choice) -> str | None:

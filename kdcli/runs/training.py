@@ -22,6 +22,7 @@ from kdcli.engine.runtime import Runtime, Stop
 from kdcli.models.protocol import Model
 from kdcli.runs import frame
 from kdcli.runs.material import Lesson, Material
+from kdcli.runs.teaching import Lessons
 from kdcli.words.analysis import views_used
 
 
@@ -49,7 +50,7 @@ def training_job(
         for party in parties.values():
             if isinstance(party, Model):
                 party.synchronise()
-    reading = frame.reading(config, config.data)
+    reading, lessons = frame.reading(config, config.data), Lessons.of(material)
     columns, answered = None, material.caching.calls if material.cached else ()
     if material.cached:
         columns = fill_calls(
@@ -87,6 +88,7 @@ def training_job(
         save_minutes=config.save_minutes,
         log_every=config.log_every,
         states=material.assembly.states,
+        watch=None if lessons is None else lessons.watch(console),
     )
 
 

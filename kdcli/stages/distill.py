@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     from kdcli.words import Method
 
 
+_SHOWN = ("method", "teacher_temperature", "optim", "views")
+
+
 class MethodSection(Section):
     """The method's name; all other keys are its parameters."""
 
@@ -96,6 +99,10 @@ class Plan:
             "steps": self.material.steps,
             "clipping": learning.limits(self.config.optim, self.method),
             "views": self.material.order.views or "live",
+            "teacher_temperature": {
+                "use": self.config.teacher_temperature,
+                "fitted": self.material.temperatures,
+            },
             "teacher_forwards": self.material.teacher_forwards,
             "forwards": self.material.forwards,
             "cache_bytes": self.material.cache_bytes,
@@ -119,6 +126,7 @@ class Plan:
             cache = f"cache of {size(material.cache_bytes)}, live would be {live:,}"
             how = cache if material.cached else "live, no cache"
             console.note(f"teacher  {material.teacher_forwards:,} forwards ({how})")
+            show.temperatures(console, material.temperatures, self.config.teacher_temperature)
         for title, rows in (("objective", self._objective()), ("settings", self._settings())):
             if rows:
                 console.table(list(rows[0]), [list(row.values()) for row in rows], title=title)
@@ -132,7 +140,7 @@ class Plan:
 
     def _settings(self) -> list[dict[str, str]]:
         parameters = {f"method.{name}": value for name, value in self.arguments.items()}
-        return show.settings(self.config, ("method", "optim", "views"), parameters, self.recipe)
+        return show.settings(self.config, _SHOWN, parameters, self.recipe)
 
 
 @dataclass
@@ -241,7 +249,7 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
         refuse_unlike(method, material.networks)
         warn_of_one_seed(config, console)
     warn_of_milestones(config.optim, method, material.schedule_steps, material.order.steps_per_epoch, console)
-    return Plan(config, target, data, task, method, _arguments(config), choice, material)
+    return Plan(config, target, data, task, material.method, _arguments(config), choice, material)
 
 
 def _arguments(config: Config) -> dict[str, Any]:

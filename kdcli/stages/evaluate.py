@@ -305,12 +305,16 @@ def _curves(path: Path) -> list[dict[str, Any]]:
 
 
 def _notes(plan: Plan) -> list[str]:
-    said = _lacking(plan.classes, plan.absent)
-    notes = [said[0].upper() + said[1:]] if plan.absent else []
+    lack = _lacking(plan.classes, plan.absent)
+    notes = [lack[0].upper() + lack[1:]] if plan.absent else []
     for name in plan.config.models:
-        splits = (frame.model_facts(name).get("data") or {}).get("splits", {})
+        facts = frame.model_facts(name)
+        splits = (facts.get("data") or {}).get("splits", {})
         if any(s.get("hash") == plan.samples.fingerprint for s in splits.values()):
             notes.append(f"{name} was trained or selected on this very split: its figures are no test.")
+        answers = facts.get("teacher_answers") or {}
+        if said := answers.get("warning") or answers.get("said"):
+            notes.append(f"{name}, in training: {said.rstrip('.')}.")
     return notes
 
 

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from kdcli.engine.grid import HeadResult, HeadSpec
     from kdcli.engine.job import Outcome
     from kdcli.engine.runtime import Runtime, Stop
+    from kdcli.metrics.calibration import Calibration
     from kdcli.models.protocol import Model
     from kdcli.tasks import Task
 
@@ -254,6 +255,7 @@ def run(plan: Plan, console: Console, *, stop: Stop | None = None, command: str 
     from kdcli.engine.grid import best
     from kdcli.engine.moments import FILE as RECORDS
     from kdcli.engine.runtime import open_runtime, shared_output
+    from kdcli.runs.calibrating import recalibrated, say_calibration, say_winner
     from kdcli.runs.finetune import finetune
     from kdcli.runs.recording import record_activations
     from kdcli.tasks.settings import Probing
@@ -267,6 +269,7 @@ def run(plan: Plan, console: Console, *, stop: Stop | None = None, command: str 
         network = copy.deepcopy(plan.network).to(runtime.device)
         results: list[HeadResult] = []
         outcome: Outcome | None = None
+        calibration: Calibration | None = None
         if plan.data is not None and task is not None:
             reading = frame.reading(config, config.data)
             probing = Probing(
@@ -275,8 +278,8 @@ def run(plan: Plan, console: Console, *, stop: Stop | None = None, command: str 
             results = task.fit(probing)
             winner = best(results)
             task.attach(network, winner)
-            metric, value = next(iter(winner.metrics.items()))
-            console.note(f"best of {len(results)} heads: {winner.spec.name}, validation {metric} {value:.4f}")
+            say_winner(console, winner, results)
+            calibration = winner.calibration
             if config.finetune:
                 tuning = config.finetuning()
                 outcome = finetune(network, tuning, plan.data, output, runtime, console, stop)
@@ -287,25 +290,40 @@ def run(plan: Plan, console: Console, *, stop: Stop | None = None, command: str 
                 if runtime.main:
                     records.write(output.partial / RECORDS)
         if runtime.main:
-            _export(plan, network, results, outcome, output, runtime, command)
+            if outcome is not None and plan.data is not None and task is not None:
+                calibration = recalibrated(network, outcome, config.finetuning(), plan.data, task, runtime)
+            say_calibration(console, calibration)
+            fitted = _Fitted(results, outcome, calibration)
+            _export(plan, network, fitted, output, runtime, command)
         runtime.barrier()
     return Result(path, frame.summary(path))
 
 
+@dataclass(frozen=True)
+class _Fitted:
+    """What a run has found.
+
+    Attributes:
+        results: of the heads that were tried; empty where one was kept.
+        outcome: of finetuning.
+        calibration: of what is written; None where the task has none, or a classifier was kept.
+    """
+
+    results: list[HeadResult]
+    outcome: Outcome | None
+    calibration: Calibration | None
+
+
 def _export(
-    plan: Plan,
-    network: Model,
-    results: list[HeadResult],
-    outcome: Outcome | None,
-    output: Output,
-    runtime: Runtime,
-    command: str,
+    plan: Plan, network: Model, fitted: _Fitted, output: Output, runtime: Runtime, command: str
 ) -> None:
     """Write backbone and head, with the whole grid in the manifest, and commit."""
     from kdcli.engine.grid import best
     from kdcli.engine.loop import LOG
     from kdcli.engine.moments import FILE as RECORDS
+    from kdcli.runs.calibrating import kept
 
+    results, outcome = fitted.results, fitted.outcome
     keep = network.save(output.partial, (outcome.best or outcome.last) if outcome else None)
     if plan.config.statistics.record:
         keep.append(RECORDS)
@@ -318,6 +336,11 @@ def _export(
             "selection": f"best of {len(results)} heads on validation: {winner.spec.name}",
             "grid": [{**asdict(r.spec), **r.metrics, "epoch": r.epoch} for r in results],
         }
+    calibration = fitted.calibration.to_json() if fitted.calibration else {}
+    if plan.data is None:
+        calibration = kept(str(plan.config.teacher))
+    if calibration:
+        chosen["calibration"] = calibration
     cost = {"teacher_forwards": plan.forwards}
     if outcome:
         keep.append(LOG)

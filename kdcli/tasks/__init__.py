@@ -23,10 +23,12 @@ if TYPE_CHECKING:
     from kdcli.data.targets import Reader, TargetColumns
     from kdcli.engine.grid import HeadResult, HeadSpec
     from kdcli.engine.inference import Measuring
+    from kdcli.metrics.calibration import Calibration
     from kdcli.models.protocol import Model
     from kdcli.report.figures import Figure
     from kdcli.report.panels import Panel
     from kdcli.sections import DataSection, OptimSection, ViewSection
+    from kdcli.tasks.judging import Judge
     from kdcli.tasks.settings import EvalOptions, Measured, ProbeOptions, Probing, Validation
     from kdcli.words import Term
 
@@ -183,6 +185,15 @@ class Task(Protocol):
 
     def metrics(self, measuring: Measuring, network: Model) -> dict[str, float]:
         """Figures of one network, ``selection`` among them."""
+
+    def judge(self) -> Judge | None:
+        """What is measured of a teacher's answers while it teaches; None for nothing."""
+
+    def calibration(self, measuring: Measuring, network: Model) -> Calibration | None:
+        """How a network's answers are softened to be likely, fitted on these pictures; None for not at all.
+
+        The head that :meth:`fit` ranks first has its own.
+        """
 
     def wants_validation(self, models: Sequence[str]) -> bool:
         """Whether an evaluation of models (paths or names) chooses anything on validation pictures."""

@@ -8,6 +8,7 @@ them the L-BFGS path, and the published live protocol.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 from kdcli.data.samples import Samples
 from kdcli.data.views import EvaluationCut
 from kdcli.engine.features import Backbone
-from kdcli.engine.grid import Features, HeadResult, HeadSpec, Objective
+from kdcli.engine.grid import Features, HeadResult, HeadSpec, Objective, logits_of
 from kdcli.engine.heads import train_heads, train_heads_live
 from kdcli.engine.lbfgs import lbfgs_path
 from kdcli.errors import UsageError
@@ -55,10 +56,26 @@ def fit(
         targets: [N, …] of samples.
         column: of a batch, which has the same.
     """
-    plain, device = EvaluationCut(probing.network.spec), probing.runtime.device
     backbone = Backbone(probing.network, probing.features, probing.cache, probing.filling)
-    train, held, training = probing.labelled("train"), probing.labelled("validation"), probing.training
+    held, plain = probing.labelled("validation"), EvaluationCut(probing.network.spec)
     validation = Features(backbone.cached(held, plain, 1), targets(held), training=False)
+    results = _trained(probing, backbone, validation, objective, targets, column)
+    if objective.settle is None:
+        return results
+    answers = partial(_answers, validation, objective, probing.runtime.device)
+    return objective.settle(results, answers, validation.targets)
+
+
+def _trained(
+    probing: Probing,
+    backbone: Backbone,
+    validation: Features,
+    objective: Objective,
+    targets: Callable[[Samples], Tensor],
+    column: str,
+) -> list[HeadResult]:
+    """All heads at their best on the validation part; see :func:`fit`."""
+    train, training, device = probing.labelled("train"), probing.training, probing.runtime.device
     if probing.options.protocol == "dinov2":
         every = max(1, round(len(train) / training.batch_size))
         made = backbone.live(train, probing.view, training.epochs * every, training.seed)
@@ -66,7 +83,7 @@ def fit(
         return train_heads_live(
             batches, validation, probing.specs, objective, training, device, score_every=every
         )
-    cut: Any = plain if probing.views == 1 else probing.view
+    cut: Any = EvaluationCut(probing.network.spec) if probing.views == 1 else probing.view
     answers = torch.cat([targets(train)] * probing.views)
     features = Features(backbone.cached(train, cut, probing.views), answers)
     results: list[HeadResult] = []
@@ -75,3 +92,14 @@ def fit(
     if closed := [spec for spec in probing.specs if spec.solver == "lbfgs"]:
         results += lbfgs_path(features, validation, closed, objective, device)
     return results
+
+
+@torch.no_grad()
+def _answers(
+    validation: Features, objective: Objective, device: torch.device | str, result: HeadResult
+) -> Tensor:
+    """Logits [N, C] of a head on the validation part, on the CPU."""
+    part = validation.part(result.spec.feature, objective, device)
+    weight, bias = (result.tensors[name].to(device) for name in ("weight", "bias"))
+    found = [z[0].t() for z, _ in logits_of(weight, bias[:, None], objective.outputs, part)]
+    return torch.cat(found).cpu()

@@ -12,7 +12,10 @@ from kdcli.tasks.matching import bring_into_order
 
 if TYPE_CHECKING:
     from kdcli.engine.grid import HeadResult, HeadSpec
+    from kdcli.engine.inference import Measuring
+    from kdcli.metrics.calibration import Calibration
     from kdcli.models.protocol import Model
+    from kdcli.tasks.judging import Judge
     from kdcli.tasks.settings import ProbeOptions
 
 
@@ -69,6 +72,14 @@ class WholePicture:
         """Make a linear classifier the network's."""
         weight, bias = result.tensors["weight"], result.tensors["bias"]
         network.attach_linear(result.spec.feature, weight, bias, self.answers, self.name)
+
+    def judge(self) -> Judge | None:
+        """None: what a teacher's answers are worth where it teaches is not measured."""
+        return None
+
+    def calibration(self, measuring: Measuring, network: Model) -> Calibration | None:
+        """None: no temperature is fitted."""
+        return None
 
     def wants_validation(self, models: Sequence[str]) -> bool:
         """False: nothing is chosen."""

@@ -46,7 +46,8 @@ def plan(pictures, probed, tmp_path):
 @each_recipe
 def test_its_settings_are_legal(name: str, recipe: Recipe) -> None:
     config = resolve(distill.Config, options={"method.name": name, **recipe.settings})
-    assert {key.partition(".")[0] for key in recipe.settings} <= {"optim", "views", "method"}
+    known = {"optim", "views", "method", "teacher_temperature"}
+    assert {key.partition(".")[0] for key in recipe.settings} <= known
     given = config.method.model_dump(exclude={"name"}, exclude_none=True)
     assert methods.arguments(name, given).keys() >= given.keys()
     known_optimizer(config.optim.opt)
@@ -391,3 +392,19 @@ def test_which_methods_fit_a_task() -> None:
         *("hint", "at", "nst", "rkd", "sp", "cc", "pkt"),
     }
     assert fitting[("picture", "class")] == set(methods.METHODS)
+
+
+def test_reference_codes_have_raw_logits_where_there_is_a_teacher() -> None:
+    """Those of task-specific distillation are not published: it keeps what probe fitted."""
+    for name, entry in methods.METHODS.items():
+        for recipe in methods.recipes(name):
+            raw = recipe.settings.get("teacher_temperature")
+            assert raw == ("raw" if entry.teacher and name != "task-specific" else None), (name, recipe.name)
+
+
+def test_a_recipe_with_raw_logits_is_heeded_beneath_the_user(plan) -> None:
+    assert plan("kd", recipe="paper").config.teacher_temperature == "raw"
+    made = plan("kd", recipe="paper", sets=["teacher_temperature=fit"])
+    assert made.config.teacher_temperature == "fit"
+    shown = {row["key"]: row["from"] for row in made.to_json()["settings"]}
+    assert shown["teacher_temperature"] == "--set (in the recipe raw)"

@@ -74,8 +74,10 @@ def test_manifest_has_the_whole_grid_and_the_backbone_is_unchanged(plan, weights
     manifest = facts(made)
     grid = manifest["grid"]
     assert len(grid) == 4 * 13 + 4 * 4  # DINOv2's 52 heads, and the L-BFGS path on each feature
-    best = max(g["top1"] for g in grid)
-    assert manifest["metrics"]["validation/top1"] == pytest.approx(best)
+    best, chosen = max(g["top1"] for g in grid), manifest["metrics"]
+    assert chosen["validation/nll"] <= min(g["nll"] for g in grid if g["top1"] == best)
+    count = manifest["data"]["splits"]["validation"]["samples"]
+    assert ((best - chosen["validation/top1"]) * count) ** 2 <= count  # no more is within the noise
     before, after = load_file(weights["test_vit"]), load_file(made / "model.safetensors")
     assert all(torch.equal(before[k], v) for k, v in after.items() if not k.startswith("head."))
     assert manifest["parents"][0]["hash"] == manifests.file_hash(weights["test_vit"])

@@ -23,6 +23,7 @@ class Network(torch.nn.Module):
     """Stands for one whose answers are given."""
 
     name = "runs/net"
+    temperature = 1.0
 
 
 class Labels:

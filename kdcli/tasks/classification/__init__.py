@@ -20,9 +20,11 @@ if TYPE_CHECKING:
     from kdcli.data.targets import TargetColumns
     from kdcli.engine.grid import HeadResult, HeadSpec
     from kdcli.engine.inference import Measuring
+    from kdcli.metrics.calibration import Calibration
     from kdcli.models.protocol import Model
     from kdcli.sections import DataSection, OptimSection, ViewSection
     from kdcli.tasks import Evaluation
+    from kdcli.tasks.judging import Judge
     from kdcli.tasks.settings import EvalOptions, ProbeOptions, Probing, Validation
 
 
@@ -93,6 +95,18 @@ class Classification(WholePicture):
         from kdcli.tasks.classification.evaluate import metrics
 
         return metrics(measuring, network)
+
+    def judge(self) -> Judge:
+        """Right answers and likelihood on labelled views."""
+        from kdcli.tasks.classification.teaching import JUDGE
+
+        return JUDGE
+
+    def calibration(self, measuring: Measuring, network: Model) -> Calibration | None:
+        """One temperature for all logits."""
+        from kdcli.tasks.classification.evaluate import calibration
+
+        return calibration(measuring, network)
 
     def wants_validation(self, models: Sequence[str]) -> bool:
         """Where a model has exits: the threshold of early exit is chosen there."""

@@ -14,6 +14,7 @@ from kdcli.engine import inference
 from kdcli.engine.inference import Measuring
 from kdcli.errors import UsageError
 from kdcli.metrics.agreement import agreement
+from kdcli.metrics.calibration import Calibration, calibrate, figures
 from kdcli.metrics.classification import classification_metrics, confused, confusion, per_class, reliability
 from kdcli.metrics.effects import effects
 from kdcli.metrics.peers import peers
@@ -35,6 +36,12 @@ def metrics(measuring: Measuring, network: Model) -> dict[str, float]:
     """Figures of one network, by which the best step is selected."""
     logits = inference.outputs(network, measuring)
     return classification_metrics(logits, torch.from_numpy(measuring.samples.labels))
+
+
+def calibration(measuring: Measuring, network: Model) -> Calibration:
+    """The temperature that makes a network's answers likely on these pictures, and what it does there."""
+    logits = inference.outputs(network, measuring)
+    return calibrate(logits, torch.from_numpy(measuring.samples.labels))
 
 
 @dataclass(frozen=True)
@@ -104,10 +111,13 @@ class Evaluation:
             }
             if teacher is not None and taught is not None:
                 parts[name] |= self._compared(networks[name], logits, teacher, taught, y)
+            if networks[name].temperature != 1:
+                parts[name]["calibrated"] = figures(logits / networks[name].temperature, y)
             if own := self.exits.get(name):
                 parts[name]["exits"] = exits.measure(networks[name], own, answers[name], measuring)
         together = {"peers": peers(found, y)} if len(found) > 1 else {}
         notes = [f"No threshold was chosen for early exit: {self.lacking}"] if self.lacking else []
+        notes += [_softened(name, net, parts[name]) for name, net in networks.items() if net.temperature != 1]
         return Measured(parts, together, notes)
 
     def panels(self, report: Mapping[str, Any], shown: Any) -> list[Panel]:
@@ -141,6 +151,16 @@ class Evaluation:
         weights = None if rows[0] is None or rows[1] is None else (_cpu(rows[0]), _cpu(rows[1]))
         found = effects(logits, taught, y, weights=weights, mix=self.mix, seed=self.seed)
         return {**follows, "effects": found}
+
+
+def _softened(name: str, network: Model, part: Mapping[str, Any]) -> str:
+    """What NLL and ECE are measured of, where the network teaches by other logits than it answers with."""
+    own, soft = part["metrics"], part["calibrated"]
+    return (
+        f"{name}: NLL {own['nll']:.3f} and ECE {own['ece']:.1%} are those of its logits as they are. Where "
+        f"it teaches, they are divided by the temperature {network.temperature:g} that probe fitted on "
+        f"validation pictures, which gives NLL {soft['nll']:.3f} and ECE {soft['ece']:.1%} here."
+    )
 
 
 def _cpu(tensor: Tensor) -> Tensor:

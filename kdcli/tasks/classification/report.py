@@ -3,6 +3,7 @@
 A model's part of the report has, beside its metrics::
 
     "reliability": {"confidence", "accuracy", "count"},
+    "calibrated"?: {"nll", "ece"} of the logits over the temperature that probe fitted,
     "confusion": [[int]], rows truth, or, of many classes,
     "confused": [[truth, predicted, count]] and "per_class": {"samples": [int], "right": [int]},
     "effects"?: see kdcli.metrics.effects.effects,
@@ -27,8 +28,8 @@ from kdcli.report.panels import Beside, Block, Drawing, Heading, Panel, Table, T
 PAIRS = 10  # of classes that are shown as taken for one another
 
 _NO_MATRIX = (
-    "Of {classes:,} classes no matrix is kept or drawn: report.json has the most frequent confusions, and how "
-    "many samples of each class there are and are right."
+    "Of {classes:,} classes no matrix is kept or drawn: report.json has the most frequent confusions, and "
+    "how many samples of each class there are and are right."
 )
 
 Model = Mapping[str, Any]

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from kdcli.models.protocol import Model
     from kdcli.sections import DataSection, OptimSection, ViewSection
     from kdcli.tasks import Evaluation
+    from kdcli.tasks.judging import Judge
     from kdcli.tasks.settings import EvalOptions, ProbeOptions, Probing, Validation
 
 
@@ -126,6 +127,15 @@ class Segmentation:
         from kdcli.tasks.segmentation.evaluate import metrics
 
         return metrics(measuring, network, len(self.classes))
+
+    def judge(self) -> Judge:
+        """Right pixels and likelihood on labelled views."""
+        from kdcli.tasks.segmentation.teaching import JUDGE
+
+        return JUDGE
+
+    def calibration(self, measuring: Measuring, network: Model) -> None:
+        """None: no temperature is fitted to pixels; a teacher of masks teaches by its logits as they are."""
 
     def wants_validation(self, models: Sequence[str]) -> bool:
         """False: nothing is chosen."""

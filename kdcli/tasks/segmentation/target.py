@@ -1,7 +1,8 @@
 """Masks: the class of every pixel, as a single-channel picture beside the picture.
 
 A value is a class number, counted from 0, or the void value: such pixels enter no term and no metric. Inside
-kdcli void is always :data:`VOID`, whatever the files have.
+kdcli void is always :data:`VOID`, whatever the files have. Masks of two classes are often stored as 0 and
+255: where those of train have these two values only, they are taken for the classes, and the user is told.
 """
 
 from __future__ import annotations
@@ -18,18 +19,19 @@ import numpy as np
 
 from kdcli.data import splits as splits_of
 from kdcli.data.columns import MASK_NAMES, picture_columns, undecoded
-from kdcli.data.images import decode_indices
+from kdcli.data.images import decode_indices, palette_of
 from kdcli.data.samples import cell_bytes, corrupt, file_of
 from kdcli.data.targets import UNLABELLED, Place, Targets, unlabelled
 from kdcli.errors import BadImageError, InputError, UsageError
+from kdcli.tasks.segmentation.values import VALUES, VOID, Colours, Values, lacking
 
 if TYPE_CHECKING:
     from kdcli.data.loading import Raw
     from kdcli.data.samples import Samples
     from kdcli.sections import DataSection
 
-VOID = 255
 _ROWS = 512  # read at once
+_AT_ONCE = 16  # decoded, before the search for two values looks
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Masks(Targets):
         table: of the masks' cells.
         column: their name.
         root: the folder that cells may name files in.
-        void: their value for pixels of no class.
+        values: what they stand for.
     """
 
     hashed: np.ndarray
@@ -50,7 +52,7 @@ class Masks(Targets):
     table: Any
     column: str
     root: Path | None
-    void: int
+    values: Values
 
     @property
     def hashes(self) -> tuple[np.ndarray, ...]:
@@ -73,14 +75,19 @@ class Masks(Targets):
 
         Raises:
             BadImageError: it cannot be decoded, or holds no class numbers.
-            InputError: it has another size.
+            InputError: it has another size, or a value that is neither a class nor void.
         """
         if self.labels[index] == UNLABELLED:
             return np.zeros(place.size[::-1], np.uint8)
+        return self.values.classes(self.stored(index, place), place.where)
+
+    def stored(self, index: int, place: Place) -> np.ndarray:
+        """Values uint8 [H, W] of a picture's mask, as its file has them; errors are those of :meth:`mask`."""
         cell = self.table[int(self.rows[index])][self.column]
-        data = cell_bytes(cell, self.root, place.where)
         try:
-            mask = decode_indices(data, max_pixels=place.max_pixels, picture=place.stored())
+            mask = decode_indices(
+                self.data(index, place.where), max_pixels=place.max_pixels, picture=place.stored()
+            )
         except BadImageError as error:
             raise corrupt(f"{place.where}: its mask{file_of(cell, self.root)}", error) from error
         if mask.shape != place.size[::-1]:
@@ -88,9 +95,11 @@ class Masks(Targets):
                 f"{place.where}: its mask{file_of(cell, self.root)} has {mask.shape[1]} x {mask.shape[0]} "
                 f"pixels, its picture {place.size[0]} x {place.size[1]}."
             )
-        if self.void != VOID:
-            mask = np.where(mask == self.void, np.uint8(VOID), mask)
         return mask
+
+    def data(self, index: int, where: str) -> bytes:
+        """Stored bytes of a mask. Raises InputError for a cell that names a foreign file."""
+        return cell_bytes(self.table[int(self.rows[index])][self.column], self.root, where)
 
     def read(self, index: int, place: Place) -> Any:
         """The mask as a ``tv_tensors.Mask`` [H, W]; see :meth:`mask`."""
@@ -123,6 +132,8 @@ class MaskReader:
             )
         self.column = found[0]
         self.columns = (self.column,)
+        self.values = self._values()
+        self._present: dict[str, np.ndarray] = {}  # [rows of the split, VALUES] by its name: which classes
 
     @classmethod
     def claims(cls, table: Any, config: DataSection) -> bool:
@@ -141,39 +152,116 @@ class MaskReader:
                 if cell is not None and any(cell.values()):  # else unlabelled
                     sha = hashlib.sha256(cell_bytes(cell, root, f"{name} row {row}, its mask"))
                     hashed[row], labels[row] = int.from_bytes(sha.digest()[:8], "big"), 0
-        return Masks(labels, hashed, np.arange(len(table)), cells, self.column, root, self.config.void)
+        return Masks(labels, hashed, np.arange(len(table)), cells, self.column, root, self.values)
 
     def classes(self, splits: Mapping[str, Samples], whole: Callable[[str], Samples]) -> list[str]:
         """Check every mask of the splits, once, and name the classes: "0" to the highest in train.
 
         Raises:
-            InputError: no mask, one of another size than its picture or with a value outside the classes.
+            InputError: no mask, one of another size than its picture, with a value outside the classes, or
+                with other colours for the same values.
         """
-        config, most = self.config, self.config.max_pixels
-        highest = {name: _highest(samples, most) for name, samples in splits.items()}
+        config, colours = self.config, Colours(self.values)
+        for name, samples in splits.items():
+            self._present[name] = self._looked_through(samples, colours)
         names = config.class_names
         if names is None:
-            source = config.source or ""
-            train = splits_of.find(self.raw.tables, config.train, source, "data.train") or next(iter(splits))
+            train = self._train or next(iter(splits))
             if train not in splits:
-                highest[train] = _highest(whole(train), most)
-            names = [str(i) for i in range(int(highest[train].max(initial=-1)) + 1)]
-            if not names:
+                self._present[train] = self._looked_through(whole(train), colours)
+            found = np.flatnonzero(self._present[train].any(axis=0))
+            if not len(found):
                 raise InputError(f"{train}: no mask has a pixel that is not void.")
+            names = self.values.names(int(found[-1]))
         if len(names) > VOID:
             raise InputError(f"{len(names)} classes: a mask of 8 bits has at most {VOID} beside void.")
         for name, samples in splits.items():
-            wrong = np.flatnonzero(highest[name] >= len(names))
+            masks = cast(Masks, samples.targets)
+            outside = self._present[name][masks.rows, len(names) :]
+            wrong = np.flatnonzero(outside.any(axis=1))
             if len(wrong):
+                value = len(names) + int(np.flatnonzero(outside[wrong[0]])[-1])
                 raise InputError(
-                    f"{samples.where(int(wrong[0]))}: its mask has the value {highest[name][wrong[0]]}, "
-                    f"outside the {len(names)} classes. Name all with --set data.class_names=[…], or give "
-                    "the void value: --set data.void=…"
+                    f"{samples.where(int(wrong[0]))}: its mask has the value {value}, outside the "
+                    f"{len(names)} classes. Name all with --set data.class_names=[…], or give the void "
+                    "value: --set data.void=…"
                 )
         return names
 
     def check(self, train: Samples, classes: list[str]) -> None:
-        """Nothing: a class may have no pixel."""
+        """Say which classes have no pixel in training. Raises InputError where fewer than two have one."""
+        masks = cast(Masks, train.targets)
+        present: np.ndarray = self._present[train.name][masks.rows[train.labelled()], : len(classes)]
+        if said := lacking(np.any(present, axis=0), classes, train.name):
+            self.raw.notes.append(said)
+
+    @property
+    def _train(self) -> str | None:
+        """The split that is trained on, of all that the source has."""
+        return splits_of.find(self.raw.tables, self.config.train, self.config.source or "", "data.train")
+
+    def _values(self) -> Values:
+        """What the values of the masks stand for, by those of train; says so where it is not the usual."""
+        config = self.config
+        usual, names = Values(config.void), config.class_names or ["0", str(VOID)]
+        train = self._train or next(iter(self.raw.tables))
+        if config.void != VOID or len(names) != 2 or not self._has_two_values(self.raw.tables[train]):
+            return usual
+        self.raw.notes.append(
+            f"the masks of {train} have the values 0 and {VOID} only: they are read as two classes, 0 as "
+            f"'{names[0]}' and {VOID} as '{names[1]}', and no pixel is void"
+        )
+        return Values(config.void, two=True)
+
+    def _has_two_values(self, table: Any) -> bool:
+        """Whether its masks have pixels of 0 and of 255, and no others; the first other one ends the look."""
+        if self.column not in table.column_names:
+            return False
+        cells, seen = undecoded(table, self.column), np.zeros(VALUES, bool)
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            for start in range(0, len(cells), _AT_ONCE):
+                some = [
+                    c
+                    for c in cells[start : start + _AT_ONCE][self.column]
+                    if c is not None and any(c.values())
+                ]
+                for present in pool.map(self._values_of, some):
+                    seen |= present
+                if seen[1:VOID].any():
+                    return False
+        return bool(seen[0] and seen[VOID])
+
+    def _values_of(self, cell: Any) -> np.ndarray:
+        """[VALUES] which values a mask has; none of one that cannot be read: it is met again by its row."""
+        try:
+            data = cell_bytes(cell, self.raw.root, "its mask")
+            return _occurring(decode_indices(data, max_pixels=self.config.max_pixels))
+        except (BadImageError, InputError):
+            return np.zeros(VALUES, bool)
+
+    def _looked_through(self, samples: Samples, colours: Colours) -> np.ndarray:
+        """[rows of the split, VALUES] which classes each mask has, every mask checked."""
+        masks, most = cast(Masks, samples.targets), self.config.max_pixels
+
+        def look(index: int) -> tuple[np.ndarray, np.ndarray | None]:
+            place = samples.place(index, samples.size(index, most), most)
+            stored = masks.stored(index, place)
+            self.values.classes(stored, place.where)  # refuses what is neither a class nor void
+            return _occurring(stored), palette_of(masks.data(index, place.where), max_pixels=most)
+
+        found = np.zeros((len(masks.table), VALUES), bool)
+        rows = np.flatnonzero(samples.labelled()).tolist()
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            for index, (present, palette) in zip(rows, pool.map(look, rows)):
+                if palette is not None:
+                    colours.check(palette, present, samples.where(index))
+                found[masks.rows[index]] = self.values.class_of(present)
+        return found
+
+
+def _occurring(mask: np.ndarray) -> np.ndarray:
+    """[VALUES] which values a mask has."""
+    return np.bincount(mask.ravel(), minlength=VALUES) > 0
 
 
 def _mask_columns(table: Any, config: DataSection) -> list[str]:
@@ -181,23 +269,6 @@ def _mask_columns(table: Any, config: DataSection) -> list[str]:
     if config.mask_column:
         return [name for name in table.column_names if name == config.mask_column]
     return [n for n in picture_columns(table) if n.lower() in MASK_NAMES and n != config.image_column]
-
-
-def _highest(samples: Samples, max_pixels: int) -> np.ndarray:
-    """[N] highest class in each mask, -1 where there is none."""
-
-    masks = cast(Masks, samples.targets)
-
-    def look(index: int) -> int:
-        mask = masks.mask(index, samples.place(index, samples.size(index, max_pixels), max_pixels))
-        values = mask[mask != VOID]
-        return int(values.max()) if values.size else -1
-
-    found = np.full(len(samples), -1)
-    rows = np.flatnonzero(samples.labelled())
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        found[rows] = list(pool.map(look, rows.tolist()))
-    return found
 
 
 class PixelColumns:
