@@ -42,6 +42,8 @@ def train(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Train:
             "cache": str(cache),
             **more,
         }
+        if options["views.count"] == "live":
+            del options["views.store"]
         found = distill.plan(resolve(distill.Config, options=options), QUIET)
         assert isinstance(found, distill.Plan)
         return found
