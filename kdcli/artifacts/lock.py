@@ -22,8 +22,8 @@ from kdcli.artifacts.files import remove
 from kdcli.artifacts.marks import LOCK
 from kdcli.errors import EnvironmentFault, InputError
 
-IDENTITY = "identity.json"
-BOOKKEEPING = {LOCK, IDENTITY, f"{IDENTITY}.partial"}
+IDENTITY, MACHINES = "identity.json", "machines.json"
+BOOKKEEPING = {LOCK, IDENTITY, f"{IDENTITY}.partial", MACHINES, f"{MACHINES}.draft"}
 _REMEDY = "Move it away, or choose another --out"
 _ORPHANS_S = 10.0  # loader workers of a killed run notice within 5 s, and hold its lock until then
 

@@ -16,6 +16,7 @@ from kdcli.artifacts.model import read_tensors
 from kdcli.artifacts.reading import read_object
 from kdcli.artifacts.store import Output, write_bytes, write_tensors
 from kdcli.engine.clipping import Clipped
+from kdcli.engine.machines import Machine, goes_on
 from kdcli.engine.states import States
 from kdcli.errors import InputError
 
@@ -61,26 +62,9 @@ class Progress:
     observed: dict[str, float] = field(default_factory=dict)
     format: int = FORMAT
 
-    def goes_on(self, machine: Mapping[str, Any]) -> str:
-        """Note what the next steps are made on; returns what is to be said of it where it is something else.
-
-        Args:
-            machine: device, threads and number of processes, by name.
-        """
-        before = self.machines[-1] if self.machines else machine
-        changed = [
-            f"{name.replace('_', ' ')} {before[name]} before, {value} now"
-            for name, value in machine.items()
-            if before[name] != value and (name != "threads" or machine["device"] == "cpu")
-        ]
-        if changed or not self.machines:
-            self.machines.append({"from_step": self.step, **machine})
-        if not changed:
-            return ""
-        return (
-            f"{'; '.join(changed)}: sums are rounded otherwise, so this run will not be bit for bit what it "
-            "would have been. Results are equal for equal numbers of threads and processes only."
-        )
+    def goes_on(self, machine: Machine) -> str:
+        """Note what the next steps are made on; returns what is to be said where it is another."""
+        return goes_on(self.machines, machine, {"from_step": self.step})
 
 
 def save(

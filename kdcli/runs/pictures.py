@@ -89,6 +89,8 @@ class PicturePlan(ABC):
             command: likewise.
             rate: pictures per second.
         """
+        from kdcli.engine.machines import machines_of
+
         facts = self.facts(output.partial)
         names = dataset.finish(output.partial, self.features, facts["licences"])
         write_bytes(output.partial / SHEET, self.sheet(output.partial))
@@ -100,6 +102,7 @@ class PicturePlan(ABC):
             images=len(self.numbers),
             images_of_all_shards=self.total,
             images_per_second=round(rate, 4),
+            machines=machines_of(output.partial),
             **facts,
             **runtime.describe(),
         )

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from kdcli.artifacts import dataset
 from kdcli.artifacts.store import Output
 from kdcli.console import Console
+from kdcli.engine.machines import pictures_go_on
 from kdcli.engine.runtime import Runtime, Stop, watching
 from kdcli.errors import Preempted
 from kdcli.synthesis.draws import Draw, Make
@@ -83,6 +84,8 @@ def generate(
     blocks = list(batches(missing, wanted.batch))
     mine = blocks[runtime.rank * len(blocks) // world : (runtime.rank + 1) * len(blocks) // world]
     done = total - len(missing)
+    if missing and runtime.main and (told := pictures_go_on(folder, runtime.describe(), done)):
+        console.warn(told)
     stopped = False
     with watching(stop), console.progress("pictures", total, "images", start=done) as bar:
         with _Writer(folder, wanted) as writer:

@@ -158,3 +158,15 @@ def test_a_plan_says_what_is_clipped(make: Make, capsys: pytest.CaptureFixture[s
     assert plan.to_json()["clipping"] == {"all": 1.0}
     make("dml", "free", **{"optim.clip_grad": None}).describe(Console())
     assert "clips" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("layout", "expected"),
+    [("branches", {"student"}), ("networks", {"student", "branch2", "branch3", "gate"})],
+)
+def test_branches_on_a_trunk_are_one_network(layout: str, expected: set[str], make: Make) -> None:
+    plan = make("one", layout, **{"method.layout": layout})
+    (turn,) = plan.method.turns
+    assert set(clipped_together(turn, plan.method.parties)) == expected
+    out = distill.run(plan, QUIET).path
+    assert set(facts(out)["clipping"]) == expected

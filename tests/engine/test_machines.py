@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from toolbox import QUIET, StopAfter, facts, method_options
+from toolbox import QUIET, StopAfter, facts, method_options, synthesis_plan
 
+from kdcli.artifacts.lock import MACHINES
 from kdcli.config import resolve
 from kdcli.engine.state import Progress
 from kdcli.errors import Preempted
-from kdcli.stages import distill
+from kdcli.stages import distill, synthesize
 
 
 @pytest.fixture(autouse=True)
@@ -78,3 +79,20 @@ def test_threads_of_the_host_of_a_gpu_are_no_matter() -> None:
     progress.goes_on(machine)
     assert progress.goes_on({**machine, "threads": 64}) == ""
     assert len(progress.machines) == 1
+
+
+def test_pictures_that_are_made_with_other_threads(
+    pictures: Path, tmp_path: Path, warnings: list[str]
+) -> None:
+    def plan(threads: int) -> Any:
+        return synthesis_plan(pictures, tmp_path / "out", mixer="cutmix", threads=threads, commit_images=8)
+
+    with pytest.raises(Preempted):
+        synthesize.run(plan(2), QUIET, stop=StopAfter(3))
+    assert not any("threads" in text for text in warnings)
+    out = synthesize.run(plan(1), QUIET).path
+    assert [text.partition(":")[0] for text in warnings if "threads" in text] == ["threads 2 before, 1 now"]
+    found = facts(out)["machines"]
+    assert [machine["threads"] for machine in found] == [2, 1]
+    assert found[0]["from_picture"] == 0 < found[1]["from_picture"] < 40
+    assert not (out / MACHINES).exists()

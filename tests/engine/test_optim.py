@@ -164,6 +164,7 @@ def test_without_momentum_there_is_none_of_nesterovs(opt: str) -> None:
 
 @pytest.mark.parametrize("opt", [name for name in list_optimizers() if not name.startswith(tuple(REFUSED))])
 def test_every_optimizer_takes_zero_momentum(opt: str) -> None:
+    section_of(turn(), OptimSection(opt=opt))
     section = section_of(turn(), OptimSection(opt=opt, momentum=0.0))
     optimizer = build_optimizer(nn.Linear(2, 2), section)
     for group in optimizer.param_groups:
