@@ -10,7 +10,7 @@ from pydantic import Field, field_validator
 
 from kdcli.config import Section, head_option, inputs, option, outputs, reading, running, training
 
-LARGEST_SIDE = 8192  # of a view, or of a network's input, in pixels
+LARGEST_SIDE = 4096  # of a view, or of the input that a network is asked to have, in pixels
 LARGEST = 1e12  # of a rate or a weight: far beyond use, and far from the end of fp32
 _MANY, _LONG = 1_000_000, 1_000_000_000  # pictures of a batch, epochs or minutes; steps
 _VIEWS = 10_000

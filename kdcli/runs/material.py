@@ -51,6 +51,7 @@ from kdcli.words.analysis import (
 )
 
 _ROWS = 4  # of the dry step
+_LARGE = 1024  # pixels of a view's side
 
 
 @dataclass(frozen=True)
@@ -234,7 +235,8 @@ def _assembly(
     run here.
     """
     optim, draw = lesson.config.optim, torch.Generator().manual_seed(0)
-    example = lesson.task.example(min(_ROWS, optim.batch_size // optim.accumulate), side)
+    most = _ROWS if side <= _LARGE else 2  # rows: those of large views would fill the memory
+    example = lesson.task.example(min(most, optim.batch_size // optim.accumulate), side)
     rows = len(example["y"])
 
     def views() -> Tensor:

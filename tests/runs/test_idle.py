@@ -73,11 +73,6 @@ STAGES: dict[str, tuple[Any, Any]] = {
         ),
         (
             "distill",
-            "evaluate_steps=3 evaluate_every=2",
-            "evaluate_every is given, and evaluate_steps stands",
-        ),
-        (
-            "distill",
             "teacher=[a] teacher_mean=logits",
             "teacher_mean is given, and there is one teacher at most",
         ),
