@@ -58,7 +58,7 @@ TASKS: dict[str, Entry] = {
         "kdcli.tasks.segmentation.target:MaskReader",
         "kdcli.tasks.segmentation.figures:FIGURES",
         "a class for every pixel",
-        options=("mask_column", "class_names"),
+        options=("mask_column", "void", "class_names"),
     ),
     "classification": Entry(
         "kdcli.tasks.classification:Classification",
@@ -263,9 +263,11 @@ def _reader(raw: Raw, config: DataSection) -> Reader:
     own = TASKS[name]
     for other, one in TASKS.items():
         foreign = [option for option in one.options if option not in own.options]
-        if any(getattr(config, option) for option in foreign):
-            given = " and ".join(f"data.{option}" for option in foreign)
-            raise UsageError(f"{given} go with data.task={other}.")
+        fields = type(config).model_fields
+        given = [option for option in foreign if getattr(config, option) != fields[option].default]
+        if given:
+            shown = " and ".join(f"data.{option}" for option in foreign)
+            raise UsageError(f"{shown} go with data.task={other}.")
     return cast("Reader", _loaded(own.reader)(raw, config))
 
 

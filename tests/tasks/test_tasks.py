@@ -45,7 +45,9 @@ def test_a_task_that_is_none_is_named() -> None:
 
 def test_options_of_another_task_are_refused(pictures: Path) -> None:
     section = DataSection(source=str(pictures), task="classification", mask_column="mask")
-    with pytest.raises(UsageError, match=r"data\.mask_column and data\.class_names go with data\.task=seg"):
+    with pytest.raises(
+        UsageError, match=r"data\.mask_column and data\.void and data\.class_names go with data\.task=seg"
+    ):
         open_task_data(section, "train")
 
 
