@@ -10,9 +10,10 @@ from pydantic import Field, field_validator
 
 from kdcli.config import Section, head_option, inputs, option, outputs, reading, running, training
 
-LARGEST_SIDE = 8192  # of a view, or of a network's input, in pixels
+LARGEST_SIDE = 4096  # of a view, or of the input that a network is asked to have, in pixels
 LARGEST = 1e12  # of a rate or a weight: far beyond use, and far from the end of fp32
-_MANY, _LONG = 1_000_000, 1_000_000_000  # pictures of a batch, epochs or minutes; steps
+_MANY, _LONG = 1_000_000, 1_000_000_000  # pictures of a batch, epochs or minutes; pictures
+MOST_STEPS = 100_000_000  # of a training
 _VIEWS = 10_000
 
 Rate = Annotated[float, Field(gt=0, le=LARGEST)]
@@ -124,7 +125,7 @@ class OptimSection(Section):
         None, "Stop after so many epochs, with the schedule of them all (a truncated run).", gt=0, le=_MANY
     )
     max_steps: int | None = training(
-        None, "Stop after so many steps, the schedule too.", "--max-steps", ge=1, le=_LONG
+        None, "Stop after so many steps, the schedule too.", "--max-steps", ge=1, le=MOST_STEPS
     )
     batch_size: int = training(128, "Over all processes and micro-batches.", "--batch-size", ge=1, le=_MANY)
     accumulate: int = option(1, "Micro-batches per step.", ge=1, le=_MANY)
@@ -203,12 +204,12 @@ class StudentSection(RunSection):
     views: ViewSection = ViewSection()
     optim: OptimSection = OptimSection()
     evaluate_every: float = option(1.0, "Epochs between evaluations on the validation split.", gt=0, le=_MANY)
-    evaluate_steps: int | None = option(None, "Steps between them instead.", ge=1, le=_LONG)
+    evaluate_steps: int | None = option(None, "Steps between them instead.", ge=1, le=MOST_STEPS)
     save_steps: int | None = option(
-        None, "Commit state every so many steps (beside save_minutes).", runtime=True, ge=1, le=_LONG
+        None, "Commit state every so many steps (beside save_minutes).", runtime=True, ge=1, le=MOST_STEPS
     )
     save_minutes: float = option(5.0, "Commit state so often.", runtime=True, gt=0, le=_MANY)
-    log_every: int = option(10, "Steps between rows of metrics.jsonl.", ge=1, le=_LONG)
+    log_every: int = option(10, "Steps between rows of metrics.jsonl.", ge=1, le=MOST_STEPS)
 
     @field_validator("teacher", mode="before")
     @classmethod

@@ -186,7 +186,7 @@ def test_the_walk_sees_what_lacks_a_bound() -> None:
         ("optim.lr=.nan", "--set optim.lr: input should be a finite number, got nan."),
         (
             "views.size=1000000000",
-            "--set views.size: input should be less than or equal to 8192, got 1000000000.",
+            "--set views.size: input should be less than or equal to 4096, got 1000000000.",
         ),
         ("threads=100000000", "--set threads: input should be less than or equal to 1024, got 100000000."),
         ("device=gpu", "--set device: one of auto, cpu, cuda, cuda:0, cuda:1, …, mps is wanted, got 'gpu'."),

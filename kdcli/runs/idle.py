@@ -118,7 +118,6 @@ def of_distill(config: Any) -> Iterator[Rule]:
     yield from of_training(config.optim, config.views)
     yield "teacher_mean", len(config.teacher) < 2, "there is one teacher at most"
     yield "weights", config.from_scratch, "--from-scratch begins with random weights: give one"
-    yield "evaluate_every", config.evaluate_steps is not None, "evaluate_steps stands in its place"
 
 
 def of_eval(config: Any) -> Iterator[Rule]:

@@ -40,7 +40,7 @@ from kdcli.runs.refusals import (
     warn_of_points,
     warn_of_signs,
 )
-from kdcli.sections import StudentSection, TrainingData
+from kdcli.sections import MOST_STEPS, OptimSection, StudentSection, TrainingData
 from kdcli.tasks import TASKS, Task
 from kdcli.words import Method
 from kdcli.words.analysis import (
@@ -54,6 +54,7 @@ from kdcli.words.analysis import (
 from kdcli.words.answers import calibrated
 
 _ROWS = 4  # of the dry step
+_LARGE = 1024  # pixels of a view's side
 
 
 @dataclass(frozen=True)
@@ -192,8 +193,7 @@ def gather(lesson: Lesson, console: Console, networks: dict[str, Model] | None =
     warn_of_signs(method, assembly, console)
     store = Store(config.views.store)
     row_bytes = bytes_per_view(networks["teacher" if taught else "student"].logit_count, store)
-    planned = optim.max_steps or math.ceil(optim.epochs * len(pool) / optim.batch_size)
-    steps = planned
+    steps = planned = planned_steps(optim, len(pool))
     if optim.stop_epoch is not None:
         steps = min(planned, math.ceil(optim.stop_epoch * len(pool) / optim.batch_size))
     affordable = affordable_views(Path(config.cache), len(pool), row_bytes)
@@ -210,6 +210,17 @@ def gather(lesson: Lesson, console: Console, networks: dict[str, Model] | None =
     live = mixes or config.views.count == "live" or (config.views.count == "auto" and not affordable)
     cached = Caching() if live else caching(method, order, view, steps)
     return Material(lesson, pool, order, view, targets, networks, assembly, steps, planned, row_bytes, cached)
+
+
+def planned_steps(optim: OptimSection, pictures: int) -> int:
+    """Steps of a training. Raises UsageError for more than any has."""
+    planned = optim.max_steps or math.ceil(optim.epochs * pictures / optim.batch_size)
+    if planned > MOST_STEPS:
+        raise UsageError(
+            f"optim.epochs={optim.epochs:g} takes {planned:,} steps, more than {MOST_STEPS:,}: lower it, "
+            "or raise optim.batch_size."
+        )
+    return planned
 
 
 def _share(data: TrainingData, pool: Pool) -> Share | None:
@@ -247,7 +258,8 @@ def _assembly(
     """
     optim = lesson.config.optim
     made = partial(_example, lesson, targets, parties, side)
-    batch = made(min(_ROWS, optim.batch_size // optim.accumulate))
+    most = _ROWS if side <= _LARGE else 2  # rows: those of large views would fill the memory
+    batch = made(min(most, optim.batch_size // optim.accumulate))
     assembly = assemble(lesson.method, parties, batch, lesson.config.seed)
     if rows_of_a_norm(lesson.config, optim) == 1:
         refuse_lone_rows(lesson.method, assembly, partial(made, 1, frozen_only=True))

@@ -64,7 +64,7 @@ TASKS: dict[str, Entry] = {
         "kdcli.tasks.segmentation.target:MaskReader",
         "kdcli.tasks.segmentation.figures:FIGURES",
         "a class for every pixel",
-        options=("mask_column", "class_names"),
+        options=("mask_column", "void", "class_names"),
         subsets=True,
     ),
     "multi-label": Entry(
@@ -286,8 +286,9 @@ def _reader(raw: Raw, config: DataSection) -> Reader:
         table = next(iter(raw.tables.values()))
         name = next(key for key, one in TASKS.items() if _loaded(one.reader).claims(table, config))
     own = TASKS[name]
+    fields = type(config).model_fields
     for option in dict.fromkeys(option for row in TASKS.values() for option in row.options):
-        if getattr(config, option) and option not in own.options:
+        if getattr(config, option) != fields[option].default and option not in own.options:
             able = " or ".join(key for key, row in TASKS.items() if option in row.options)
             raise UsageError(f"data.{option} is for {able}, and {config.source} is opened for {name}.")
     return cast("Reader", _loaded(own.reader)(raw, config))

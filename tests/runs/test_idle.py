@@ -12,6 +12,8 @@ from toolbox import QUIET
 from kdcli.config import asked, resolve
 from kdcli.errors import UsageError
 from kdcli.runs import idle
+from kdcli.runs.material import planned_steps
+from kdcli.sections import OptimSection
 from kdcli.stages import distill, evaluate, probe, synthesize
 
 STAGES: dict[str, tuple[Any, Any]] = {
@@ -70,11 +72,6 @@ STAGES: dict[str, tuple[Any, Any]] = {
             "distill",
             "optim.max_steps=3 optim.epochs=3",
             "optim.epochs is given, and --max-steps says how long",
-        ),
-        (
-            "distill",
-            "evaluate_steps=3 evaluate_every=2",
-            "evaluate_every is given, and evaluate_steps stands",
         ),
         (
             "distill",
@@ -230,3 +227,12 @@ def test_the_mean_of_teachers_belongs_to_the_first_link_of_a_chain(
     link = distill._link(made.config, 1, ["a"])
     assert link.teacher_mean == "probabilities"
     idle.refuse_idle(link, idle.of_distill(link))
+
+
+def test_a_training_without_end_is_refused() -> None:
+    optim = OptimSection(epochs=1e6, batch_size=1)
+    with pytest.raises(
+        UsageError, match=r"optim\.epochs=1e\+06 takes 200,000,000 steps, more than 100,000,000"
+    ):
+        planned_steps(optim, 200)
+    assert planned_steps(optim, 100) == 100_000_000

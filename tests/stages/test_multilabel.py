@@ -106,7 +106,9 @@ def test_heads_are_chosen_by_average_precision(teacher: Path, heads: Callable[..
     assert build(str(teacher)).classes == NAMES
 
 
-@pytest.mark.parametrize("options", [{"protocol": "dinov2", "grid.epochs": 2}, {"finetune": True, "optim.epochs": 1}])
+@pytest.mark.parametrize(
+    "options", [{"protocol": "dinov2", "grid.epochs": 2}, {"finetune": True, "optim.epochs": 1}]
+)
 def test_other_ways_to_a_teacher(
     options: dict[str, Any], heads: Callable[..., probe.Plan], tmp_path: Path
 ) -> None:

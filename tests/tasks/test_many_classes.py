@@ -78,3 +78,4 @@ def test_its_page_shows_the_pairs(report: Any) -> None:
     assert len(page) < 500_000
     assert '<td>class 7</td><td class="text">class 11</td><td>2</td><td>66.7%</td>' in page
     assert page.count("<svg") == 1  # calibration
+    assert "Of 10,000 classes no matrix is kept or drawn" in page

@@ -28,8 +28,8 @@ from kdcli.report.panels import Beside, Block, Drawing, Heading, Panel, Table, T
 PAIRS = 10  # of classes that are shown as taken for one another
 
 _NO_MATRIX = (
-    "Of {classes:,} classes no matrix is kept or drawn: report.json has the most frequent confusions, and "
-    "how many samples of each class there are and are right."
+    "Of {classes:,} classes no matrix is kept or drawn: report.json has the most frequent confusions, and of "
+    "each class how many samples there are and how many are right."
 )
 
 Model = Mapping[str, Any]
