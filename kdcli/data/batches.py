@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing.connection import wait
 from typing import Any
 
 import torch
@@ -208,6 +209,7 @@ class Loader:
 
     def _lost(self, reason: str, own: Collection[Any]) -> EnvironmentFault:
         """What to say of a process that is gone; the others are killed."""
+        wait([process.sentinel for process in own], timeout=1)  # the connection breaks before it is dead
         crashed = any(process.exitcode == -signal.SIGSEGV for process in own)
         _kill(own)
         hint = _CRASHED if crashed else _OUT_OF_MEMORY
