@@ -8,10 +8,11 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing.connection import wait
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from kdcli.data.samples import Samples
 from kdcli.data.views import EvaluationCut, TrainingView
 from kdcli.errors import EnvironmentFault, InputError, KdcliError
 
-_LOST = "It may have run out of memory: lower --workers, then run the same command again."
+_OUT_OF_MEMORY = "It may have run out of memory: lower --workers, then run the same command again."
 _CRASHED = (
     "Compiled code crashed there, mostly a decoder at a damaged picture: --workers 0 and "
     "PYTHONFAULTHANDLER=1 before the command show where."
@@ -166,18 +167,19 @@ class Loader:
         others = set(multiprocessing.active_children())
         with _signals_apart():
             batches = iter(loader)
-        kill = partial(_kill, set(multiprocessing.active_children()) - others)
+        own = set(multiprocessing.active_children()) - others
+        kill = partial(_kill, own)
         forget = partial(atexit.unregister, kill)  # bound here: at the very end modules are empty
         atexit.register(kill)  # Python would wait forever for those of a pass that was never closed
         try:
-            while (batch := self._next(batches, kill)) is not None:
+            while (batch := self._next(batches, own)) is not None:
                 yield _checked(batch)
         finally:
             del batches  # torch asks its processes to end, and waits some seconds
             kill()
             forget()
 
-    def _next(self, batches: Iterator[Any], kill: Callable[[], None]) -> Any:
+    def _next(self, batches: Iterator[Any], own: Collection[Any]) -> Any:
         """The next batch, None after the last. Waits in slices, so that a lost process is seen soon.
 
         Before a fault is raised the processes are killed: torch would wait for each.
@@ -186,23 +188,32 @@ class Loader:
         while True:
             try:
                 return next(batches, None)
+            except (ConnectionError, EOFError) as error:  # it died while its batch was fetched from it
+                raise self._lost(str(error) or "its batch with it", own) from error
             except RuntimeError as error:
                 text = str(error)
                 if "DataLoader" not in text:
                     raise
-                names = ", ".join(part.name for part in self._dataset.pool.parts)
                 if "timed out" not in text:
-                    kill()
-                    raise EnvironmentFault(
-                        f"a loader process of {names} was lost ({text.splitlines()[0].rstrip('.')}). "
-                        f"{_CRASHED if 'Segmentation fault' in text else _LOST}"
-                    ) from error
+                    raise self._lost(text.splitlines()[0].rstrip("."), own) from error
                 if time.monotonic() - start >= self._timeout:
-                    kill()
+                    _kill(own)
                     raise EnvironmentFault(
-                        f"no batch of {names} within {self._timeout:g} s: a loader process hangs (slow or "
-                        "lost storage?). Raise --set worker_timeout=… or lower --workers."
+                        f"no batch of {self._names} within {self._timeout:g} s: a loader process hangs (slow "
+                        "or lost storage?). Raise --set worker_timeout=… or lower --workers."
                     ) from None
+
+    @property
+    def _names(self) -> str:
+        return ", ".join(part.name for part in self._dataset.pool.parts)
+
+    def _lost(self, reason: str, own: Collection[Any]) -> EnvironmentFault:
+        """What to say of a process that is gone; the others are killed."""
+        wait([process.sentinel for process in own], timeout=1)  # the connection breaks before it is dead
+        crashed = any(process.exitcode == -signal.SIGSEGV for process in own)
+        _kill(own)
+        hint = _CRASHED if crashed else _OUT_OF_MEMORY
+        return EnvironmentFault(f"a loader process of {self._names} was lost ({reason}). {hint}")
 
 
 def _checked(batch: Any) -> dict[str, Any]:

@@ -159,6 +159,17 @@ def test_a_killed_worker_is_said_to_be_lost(samples: Samples) -> None:
     assert signal.getsignal(signal.SIGCHLD) == handler
 
 
+def test_a_worker_that_crashed_is_not_said_to_lack_memory(samples: Samples) -> None:
+    loader = Loader(Pool((samples,)), whole, max_pixels=1000, workers=1, timeout=60)
+    before = children()
+    batches = loader(KEYS)
+    next(batches)
+    (victim,) = children() - before
+    os.kill(victim.pid or 0, signal.SIGSEGV)
+    with pytest.raises(EnvironmentFault, match=r"was lost \(.*\)\. Compiled code crashed there"):
+        list(batches)
+
+
 def hang(picture: Image.Image, view: int, sample_id: int) -> torch.Tensor:
     if sample_id == 1007:
         time.sleep(600)

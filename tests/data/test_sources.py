@@ -256,6 +256,36 @@ def test_a_cache_of_the_hub_that_cannot_be_written_is_a_fault_of_the_machine(
         opened("owner/name")
 
 
+def test_a_cache_that_a_library_could_not_write_to_names_its_variable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        try:
+            raise PermissionError(13, "Permission denied", str(tmp_path / "cache" / "owner___name"))
+        except OSError as error:
+            raise RuntimeError("An error occurred while generating the dataset") from error
+
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    message = r"cannot write to the cache of the hub \(HF_DATASETS_CACHE\): .*owner___name: Permission denied"
+    with pytest.raises(EnvironmentFault, match=message):
+        opened("owner/name")
+
+
+def test_what_lies_beside_a_table_is_said_and_a_missing_part_refused(tmp_path: Path) -> None:
+    table(20).to_parquet(tmp_path / "train-0.parquet")
+    (tmp_path / "README.md").write_text("x")
+    (tmp_path / "photo.heic").write_bytes(b"x")
+    said = f"{tmp_path}: files that are not read: 1 .md and 1 .heic"
+    assert opened(tmp_path).notes in ((said,), (said.replace("1 .md and 1 .heic", "1 .heic and 1 .md"),))
+    (tmp_path / "train-1.parquet").symlink_to("gone")
+    with pytest.raises(
+        InputError, match=r"train-1\.parquet is a link that leads nowhere: a part of the table"
+    ):
+        opened(tmp_path)
+
+
 def test_archives_come_with_a_conversion_that_works(tmp_path: Path) -> None:
     shards = tmp_path / "shards"
     shards.mkdir()
