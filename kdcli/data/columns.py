@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from kdcli.data.loading import reason
+from kdcli.data.tables import reason, table_of
 from kdcli.errors import InputError, nearest
 from kdcli.sections import SourceSection
 
@@ -60,13 +60,29 @@ def image_column(table: Any, config: SourceSection, targets: Collection[str] = (
 def undecoded(table: Any, column: str) -> Any:
     """The table of one column of pictures, whose cells are ``{"bytes", "path"}``.
 
+    Args:
+        table: a split as it was opened, all of its rows in their order.
+        column: of it.
+
     Raises:
         InputError: it holds none.
     """
     import datasets
 
+    kind = table.features[column]
+    if isinstance(kind, datasets.Image):  # what follows would copy and hash the table to say so
+        return table_of(
+            table.data.select([column]), datasets.Features({column: datasets.Image(decode=False)})
+        )
     try:
         return table.select_columns([column]).cast_column(column, datasets.Image(decode=False))
     except (TypeError, ValueError, NotImplementedError) as error:
-        kind = table.features[column]
         raise InputError(f"column '{column}' holds no pictures ({kind}): {reason(error)}.") from error
+
+
+def undecoded_cells(table: Any, column: str) -> Any:
+    """The cells of :func:`undecoded`, as an arrow array."""
+    import datasets
+
+    plain = isinstance(table.features[column], datasets.Image)
+    return (table if plain else undecoded(table, column)).data.column(column)

@@ -33,7 +33,7 @@ def duplicates(splits: Mapping[str, np.ndarray]) -> dict[tuple[str, str], int]:
 
 def settle(
     used: Mapping[str, Samples],
-    held: Mapping[str, Samples],
+    held: Mapping[str, np.ndarray],
     action: Literal["keep", "drop", "stop"],
     source: str,
 ) -> tuple[dict[str, Samples], list[str]]:
@@ -41,7 +41,7 @@ def settle(
 
     Args:
         used: the splits of a run, by role.
-        held: splits that the run does not use but others will, by name.
+        held: [N] hashes of the pictures of splits that the run does not use but others will, by name.
         action: keep them and say so, drop them from the earlier split, or stop.
         source: for messages.
 
@@ -52,8 +52,8 @@ def settle(
         InputError: there are some and ``action`` is stop, or a split consists of nothing else.
     """
     found, said = dict(used), []
-    whole = {**held, **used}
-    for (one, other), count in duplicates({role: s.pictures for role, s in whole.items()}).items():
+    whole = {**held, **{role: samples.pictures for role, samples in used.items()}}
+    for (one, other), count in duplicates(whole).items():
         if one not in used:
             continue
         what = f"{source}: {count} of {len(used[one])} pictures of {one} are also in {other}"
@@ -62,7 +62,7 @@ def settle(
         if action == "keep":
             said.append(f"{what}. Leave them out: --set data.duplicates=drop")
             continue
-        found[one] = found[one].take(~np.isin(found[one].pictures, whole[other].pictures))
+        found[one] = found[one].take(~np.isin(found[one].pictures, whole[other]))
         said.append(f"{what} and left out there (data.duplicates=drop)")
         if not len(found[one]):
             raise InputError(f"{what}: nothing is left of it.")

@@ -172,18 +172,19 @@ def cell_bytes(cell: Any, root: Path | None, where: str) -> bytes:
 def identify(hashes: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
     """Ids [N] and picture hashes [N] (both uint64) from the sha256 of each picture's bytes."""
     seen: Counter[bytes] = Counter()
-    ids, pictures = np.empty(len(hashes), np.uint64), np.empty(len(hashes), np.uint64)
-    for i, sha in enumerate(hashes):
-        ids[i] = _prefix(hashlib.sha256(sha + seen[sha].to_bytes(8, "big")).digest())
-        pictures[i] = _prefix(sha)
+    numbered = []
+    for sha in hashes:
+        numbered.append(hashlib.sha256(sha + seen[sha].to_bytes(8, "big")).digest())
         seen[sha] += 1
+    ids = prefixes(numbered)
     if len(np.unique(ids)) != len(ids):
         raise InputError("two different pictures share a 64-bit sample id; remove one of them.")
-    return ids, pictures
+    return ids, prefixes(hashes)
 
 
-def _prefix(sha: bytes) -> int:
-    return int.from_bytes(sha[:8], "big")
+def prefixes(hashes: Sequence[bytes]) -> np.ndarray:
+    """The first 64 bits of each sha256: uint64 [N]."""
+    return np.frombuffer(b"".join(hashes), ">u8").reshape(len(hashes), -1)[:, 0].astype(np.uint64)
 
 
 def _rank(value: Any, seed: int) -> bytes:

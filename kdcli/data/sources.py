@@ -13,11 +13,21 @@ from typing import Any
 import numpy as np
 
 from kdcli.data import splits as splits_of
-from kdcli.data.columns import image_column, named_column, undecoded
+from kdcli.data.columns import image_column, named_column, undecoded, undecoded_cells
 from kdcli.data.duplicates import settle
 from kdcli.data.images import decode, glance, upright_size
 from kdcli.data.loading import Raw, load
-from kdcli.data.samples import Data, Samples, carve, cell_bytes, corrupt, file_of, hide_labels, identify
+from kdcli.data.samples import (
+    Data,
+    Samples,
+    carve,
+    cell_bytes,
+    corrupt,
+    file_of,
+    hide_labels,
+    identify,
+    prefixes,
+)
 from kdcli.data.targets import Reader, ReaderOf, unlabelled
 from kdcli.errors import BadImageError, InputError
 from kdcli.sections import DataSection, SourceSection
@@ -114,7 +124,7 @@ def _settled(
     for name in splits_of.held_out(raw.tables, config):
         if name not in wanted.values():
             try:
-                held[name] = _Source(raw, config).split(name)
+                held[name] = _Source(raw, config).pictures(name)
             except InputError as error:  # whoever uses that split will be told
                 raw.notes.append(f"pictures of train are not looked for in {name}: {error}")
     apart = {role: s for role, s in splits.items() if role == "train" or wanted[role] != wanted["train"]}
@@ -157,24 +167,37 @@ class _Source:
     def split(self, name: str) -> Samples:
         """All samples of a split of the source."""
         table, config, reader = self.raw.tables[name], self.config, self.reader
-        if len(table) == 0:
-            raise InputError(f"{config.source}: split '{name}' is empty.")
-        column = image_column(table, config, reader.columns if reader else ())
+        column = self._column(name)
         pictures = undecoded(table, column)
         targets = reader.targets(name, table) if reader else unlabelled(len(table))
         groups = table[named_column(table, self.group_by, config)][:] if self.group_by else None
-        hashes = []
-        for start in range(0, len(pictures), _ROWS):
-            for row, cell in enumerate(pictures[start : start + _ROWS][column], start):
-                data = cell_bytes(cell, self.raw.root, f"{name} row {row}")
-                if config.on_bad_image == "stop":
-                    _look_at(data, cell, self.raw.root, f"{name} row {row}")
-                hashes.append(hashlib.sha256(data).digest())
-        ids, shas = identify(hashes)
+        ids, shas = identify(self._hashes(name, column))
         if groups is not None:  # a picture without a group is one by itself
             groups = np.array([f"picture {s}" if g is None else f"group {g}" for g, s in zip(groups, shas)])
         rows = np.arange(len(pictures))
         return Samples(name, pictures, column, self.raw.root, rows, ids, shas, targets, groups)
+
+    def pictures(self, name: str) -> np.ndarray:
+        """[N] uint64: the hash of each picture of a split of which nothing else is wanted."""
+        return prefixes(self._hashes(name, self._column(name)))
+
+    def _column(self, name: str) -> str:
+        """The column of a split's pictures. Raises InputError if it has no rows."""
+        table = self.raw.tables[name]
+        if len(table) == 0:
+            raise InputError(f"{self.config.source}: split '{name}' is empty.")
+        return image_column(table, self.config, self.reader.columns if self.reader else ())
+
+    def _hashes(self, name: str, column: str) -> list[bytes]:
+        """The sha256 of each picture's bytes, which are looked at unless corrupt ones are to be skipped."""
+        found, cells = [], undecoded_cells(self.raw.tables[name], column)
+        for start in range(0, len(cells), _ROWS):
+            for row, cell in enumerate(cells.slice(start, _ROWS).to_pylist(), start):
+                data = cell_bytes(cell, self.raw.root, f"{name} row {row}")
+                if self.config.on_bad_image == "stop":
+                    _look_at(data, cell, self.raw.root, f"{name} row {row}")
+                found.append(hashlib.sha256(data).digest())
+        return found
 
 
 def _without_corrupt(

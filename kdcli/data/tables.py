@@ -40,8 +40,9 @@ class Raw:
     def __init__(
         self, tables: Mapping[str, Any], root: Path | None = None, fault: str = "", notes: Sequence[str] = ()
     ):
-        # A saved table may ask for tensors instead of plain values.
-        self.tables = {name: _with_pictures(table.with_format(None)) for name, table in tables.items()}
+        for table in tables.values():
+            table.reset_format()  # a saved table may ask for tensors instead of plain values
+        self.tables = {name: _with_pictures(table) for name, table in tables.items()}
         self.root, self.fault, self.notes = root, fault, list(notes)
         first = next(iter(self.tables.values()), None)
         self.licence = getattr(getattr(first, "info", None), "license", "") or ""

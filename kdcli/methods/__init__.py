@@ -12,7 +12,7 @@ import re
 import textwrap
 import typing
 from collections.abc import Callable, Collection, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Annotated, Any
 
 from kdcli.errors import UsageError, nearest, shortened
@@ -79,17 +79,19 @@ def _load(target: str) -> Callable[..., Any]:
 def parameters(name: str) -> dict[str, inspect.Parameter]:
     """The method's parameters: its function's keyword arguments, then those of its parts."""
     row = entry(name)
-    found = _keywords(_load(row.target))
+    found = dict(_keywords(_load(row.target)))
     for part in row.parts:
         found |= _of_part(_load(part))
     return found
 
 
+@cache
 def _keywords(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     signature = inspect.signature(function, eval_str=True)
     return {p.name: p for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY}
 
 
+@cache
 def _of_part(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     """What a method can give a part by name: all but what the part's terms are called."""
     signature = inspect.signature(function, eval_str=True)

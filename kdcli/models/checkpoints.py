@@ -77,7 +77,7 @@ def load(body: Any, tensors: dict[str, Tensor], where: str) -> Loaded:
         raise InputError(f"{where} holds NaN or Inf in {odd[0]}.")
     if match.outputs is not None:
         reset_classifier(body, match.outputs)
-    body.load_state_dict({**body.state_dict(), **match.tensors}, strict=True)
+    body.load_state_dict(match.tensors, strict=False)  # all names were matched; the classifier may be missing
     notes = []
     if left := [name for name in tensors if not name.startswith(prefix)]:
         notes.append(f"{where}: read is what begins with '{prefix}', left out are {_shown(left)}")

@@ -212,11 +212,14 @@ def trial(body: Any, spec: InputSpec) -> str:
     """
     large = sum(p.numel() for p in body.parameters()) > _RUN[0] or max(spec.size) > _RUN[1]
     device = torch.device("meta") if large else next(body.parameters()).device
-    own = dict((*body.named_parameters(), *body.named_buffers())) if large else {}
-    shapes = {name: torch.empty_like(tensor, device=device) for name, tensor in own.items()}
     picture = torch.zeros((1, spec.channels, *spec.size), device=device)
     try:
         with evaluating(body), torch.no_grad():
+            if not large:
+                body(picture)
+                return ""
+            own = (*body.named_parameters(), *body.named_buffers())
+            shapes = {name: torch.empty_like(tensor, device=device) for name, tensor in own}
             functional_call(body, shapes, (picture,))
     except (RuntimeError, AssertionError, ValueError, IndexError, TypeError) as error:
         return first_line(error).rstrip(".")

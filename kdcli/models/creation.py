@@ -139,5 +139,6 @@ def fixed_size(architecture: str, size: int | None) -> dict[str, Any]:
     """
     from timm.models import get_pretrained_cfg
 
-    fixed = getattr(get_pretrained_cfg(architecture), "fixed_input_size", False)
-    return {"img_size": size} if fixed and size is not None else {}
+    if size is None:
+        return {}
+    return {"img_size": size} if getattr(get_pretrained_cfg(architecture), "fixed_input_size", False) else {}

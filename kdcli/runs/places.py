@@ -8,8 +8,9 @@ directories are compared as the file system does, whatever they are called.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import reduce
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +49,13 @@ def check(config: RunSection, path: Path) -> None:
             f"--out {str(path)!r}: the path is given to the next command as one line of text, so that it has "
             "no control characters. Choose another --out."
         )
-    read = [(option, value, bool(config.out) or option not in _DATA) for option, value in inputs(config)]
-    read += [("the working directory", os.getcwd(), False), ("--cache", config.cache, True)]
+    read = [
+        *(_Input(option, value, bool(config.out) or option not in _DATA) for option, value in inputs(config)),
+        _Input("the working directory", os.getcwd(), False),
+        _Input("--cache", config.cache, True),
+    ]
     for place in around(path, *([".track"] if config.track else [])):
-        for option, value, inside in read:
-            refuse_overlap(place, option, value, inside)
+        _refuse_overlaps(place, read)
     if "\0" in config.cache:
         raise InputError(f"--cache {config.cache!r} cannot name a folder. Choose another.")
     if config.cache != type(config).model_fields["cache"].default:
@@ -94,14 +97,27 @@ def refuse_overlap(place: Path, option: str, value: str, inside: bool = True) ->
     Raises:
         InputError: see above.
     """
-    for own in _spots(str(place)):
-        for other in _spots(value, there=option != "--cache"):
+    _refuse_overlaps(place, [_Input(option, value, inside)])
+
+
+class _Input:
+    """An input that an output is compared with; see :func:`refuse_overlap`."""
+
+    def __init__(self, option: str, value: str, inside: bool) -> None:
+        self.option, self.value, self.inside = option, value, inside
+        self.spots = list(_spots(value, there=option != "--cache"))
+
+
+def _refuse_overlaps(place: Path, read: Sequence[_Input]) -> None:
+    spots = list(_spots(str(place)))
+    for given in read:
+        for own, other in product(spots, given.spots):
             into, over = _lies_in(own, other), _lies_in(other, own)
-            if over or (into and inside):
+            if over or (into and given.inside):
                 relation = "is" if into and over else "contains" if over else "lies in"
                 raise InputError(
-                    f"the output {place} {relation} {option} {value}: a run does not write into what it "
-                    "reads. Choose another --out."
+                    f"the output {place} {relation} {given.option} {given.value}: a run does not write into "
+                    "what it reads. Choose another --out."
                 )
 
 
@@ -121,14 +137,23 @@ def _spots(value: str, there: bool = False) -> Iterator[str]:
 
 def _lies_in(inner: str, outer: str) -> bool:
     """Whether ``inner`` is ``outer`` or lies below it."""
-    return any(str(above) == outer or _same(above, outer) for above in (Path(inner), *Path(inner).parents))
+    wanted = _identity(outer)
+    while True:
+        if inner == outer or (wanted is not None and _identity(inner) == wanted):
+            return True
+        above = os.path.dirname(inner)
+        if above == inner:
+            return False
+        inner = above
 
 
-def _same(one: Path, other: str) -> bool:
+def _identity(path: str) -> tuple[int, int] | None:
+    """What the file system knows a path by, however it is called; None where nothing is there."""
     try:
-        return os.path.samefile(one, other)
+        found = os.stat(path)
     except (OSError, ValueError):
-        return False
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _refuse_own(what: str, folder: Path) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 from kdcli.words.data import Call, Method, State, Term, Turn
 
 
+@lru_cache(maxsize=4096)  # the same few are asked for again and again
 def split_reference(reference: str) -> tuple[bool, str, str, str]:
     """Parse a tap reference into (detached, call, kind, tap); kind is ``.``, ``:`` or empty."""
     detached = reference.startswith("~")

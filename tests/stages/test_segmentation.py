@@ -205,7 +205,7 @@ def test_a_probed_teacher_teaches_beside_another(
 def test_a_probed_head_is_finetuned_with_its_backbone(
     heads: Callable[..., probe.Plan], weights: dict[str, Path], tmp_path: Path
 ) -> None:
-    more = {"finetune": True, "optim.max_steps": 16, "optim.lr": 1e-3, "optim.batch_size": 8}
+    more = {"finetune": True, "optim.max_steps": 60, "optim.lr": 1e-3, "optim.batch_size": 8}
     more |= {"grid.epochs": 1, "grid.lr": [1e-6]}  # a head that is to be bettered
     out = probe.run(heads(tmp_path / "o", **more), QUIET).path
     assert facts(out)["selection"].startswith("finetuned, best on validation")
