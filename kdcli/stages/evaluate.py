@@ -136,7 +136,7 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
     target = frame.target("eval", config, parents, prints)
     if unless_complete and frame.complete(target, config):
         return _answer(target.path, gates, console)
-    frame.refuse_absent_device(config)
+    frame.refuse_absent(config)
     paths = {_short(name, config.models): name for name in config.models}
     evaluation = task.evaluation(_options(config), paths, validation)
     order = config.data.class_order
