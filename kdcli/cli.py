@@ -30,6 +30,7 @@ from kdcli.runs import Result
 _PLATFORMS = ("linux", "darwin")
 _PATIENCE_S = 5.0
 _LONGEST_PATH = 4096  # characters
+_FEW = 8  # processes that any machine can bear
 
 
 def main(arguments: Sequence[str] | None = None) -> typing.NoReturn:
@@ -161,6 +162,7 @@ def _execute(
         methods.entry(config.method.name)
     first = not is_worker() or rank() == 0
     console = Console(quiet=common["quiet"], silent=not first)
+    _refuse_many(config.processes)
     if config.processes > 1 and not is_worker() and not common["dry_run"]:
         return launch(_without_dash(arguments, piped), config.processes, stop=stop, stdout=answer)
     adopt_slurm()
@@ -183,6 +185,16 @@ def _execute(
     if result.failed:
         raise errors.GateFailed("; ".join(result.failed))
     return 0
+
+
+def _refuse_many(processes: int) -> None:
+    """Raise EnvironmentFault for more processes than a machine of so many cores can bear."""
+    most = max(_FEW, os.cpu_count() or 1)
+    if processes > most:
+        raise errors.EnvironmentFault(
+            f"--num-processes {processes}: this machine has {os.cpu_count()} cores, and no more than {most} "
+            "processes are started on it."
+        )
 
 
 _PIPED = (

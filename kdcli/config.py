@@ -8,7 +8,6 @@ fields (workers, tracking, …) may differ on resume.
 from __future__ import annotations
 
 import inspect
-import os
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,7 +26,7 @@ from pydantic import (
 )
 
 from kdcli.errors import InputError, UsageError, nearest, shortened
-from kdcli.reading import TEXT_LIMIT, YamlError, parse_yaml, read_bytes
+from kdcli.reading import TEXT_LIMIT, YamlError, parse_yaml, read_bytes, refuse_long_path, refuse_untextual
 
 
 def option(
@@ -73,17 +72,7 @@ class Written(dict[str, str]):
     __hash__ = None
 
 
-_LONGEST_NAME, _LONGEST_PATH = 255, 4096  # bytes, on Linux and macOS (1,024 there)
-
-
-def _refuse_untextual(text: str) -> None:
-    """Raise ValueError for a text with NUL, or with half a character."""
-    if "\0" in text:
-        raise ValueError("a text without the character NUL is wanted")
-    try:
-        os.fsencode(text)
-    except UnicodeEncodeError:
-        raise ValueError("a text of whole Unicode characters is wanted") from None
+_PLACES = ("out", "cache")  # paths among the outputs
 
 
 class Section(BaseModel):
@@ -111,13 +100,11 @@ class Section(BaseModel):
         """Texts that the system can take, and, of files, names that it can have."""
         texts = [text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)]
         extra: Any = cls.model_fields[str(info.field_name)].json_schema_extra or {}
-        is_path = extra.get("panel") in ("Inputs", "Outputs") or extra.get("positional")
+        is_path = extra.get("panel") == "Inputs" or extra.get("positional") or info.field_name in _PLACES
         for text in texts:
-            _refuse_untextual(text)
-            if is_path and any(len(os.fsencode(part)) > _LONGEST_NAME for part in text.split("/")):
-                raise ValueError(f"no file has a name of more than {_LONGEST_NAME} bytes")
-            if is_path and len(os.fsencode(text)) > _LONGEST_PATH:
-                raise ValueError(f"no path has more than {_LONGEST_PATH:,} bytes")
+            refuse_untextual(text)
+            if is_path:
+                refuse_long_path(text)
         return value
 
 

@@ -20,6 +20,7 @@ LIMIT = 32 << 20  # bytes of a manifest or configuration: some 200,000 files
 TEXT_LIMIT = 1 << 20  # bytes of what a person writes
 _DEEPEST, _MOST = 32, 100_000  # of YAML: levels, and values in all
 _DIGITS = 39  # of a whole number
+_LONGEST_NAME, _LONGEST_PATH = 255, 4096  # bytes
 
 
 class YamlError(ValueError):
@@ -49,6 +50,24 @@ def read_bytes(path: Path, limit: int = LIMIT) -> bytes:
     if len(data) > limit:
         raise InputError(f"cannot read {path}: it has more than {limit:,} bytes.")
     return data
+
+
+def refuse_untextual(text: str) -> None:
+    """Raise ValueError for a text with NUL, or with half a character."""
+    if "\0" in text:
+        raise ValueError("a text without the character NUL is wanted")
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        raise ValueError("a text of whole Unicode characters is wanted") from None
+
+
+def refuse_long_path(text: str) -> None:
+    """Raise ValueError for a path that is longer than any, or has a name that is."""
+    if any(len(os.fsencode(part)) > _LONGEST_NAME for part in text.split("/")):
+        raise ValueError(f"no file has a name of more than {_LONGEST_NAME} bytes")
+    if len(os.fsencode(text)) > _LONGEST_PATH:
+        raise ValueError(f"no path has more than {_LONGEST_PATH:,} bytes")
 
 
 def parse_yaml(text: str) -> Any:

@@ -14,7 +14,7 @@ LARGEST_SIDE = 4096  # of a view, or of the input that a network is asked to hav
 LARGEST = 1e12  # of a rate or a weight: far beyond use, and far from the end of fp32
 _MANY, _LONG = 1_000_000, 1_000_000_000  # pictures of a batch, epochs or minutes; pictures
 MOST_STEPS = 100_000_000  # of a training
-_VIEWS = 10_000
+_VIEWS, _MAGNITUDE = 10_000, 1000  # fixed views of a picture; numbers of a policy of timm
 
 Rate = Annotated[float, Field(gt=0, le=LARGEST)]
 Amount = Annotated[float, Field(ge=0, le=LARGEST)]
@@ -85,6 +85,14 @@ class ViewSection(Section):
     erase: float = option(0.0, "Probability of random erasing.", ge=0, le=1)
     store: str = option("fp16", "How the cache keeps teacher logits: fp16, fp32 or topK (top20).")
     interpolation: Literal["bilinear", "bicubic", "random"] = option("bicubic", "Resampling of the crop.")
+
+    @field_validator("auto_augment")
+    @classmethod
+    def _is_a_policy(cls, value: str | None) -> str | None:
+        numbers = re.findall(r"[0-9]+", (value or "").replace(".", " "))
+        if any(len(number) > len(str(_MAGNITUDE)) or int(number) > _MAGNITUDE for number in numbers):
+            raise ValueError(f"a policy whose numbers are {_MAGNITUDE} or less is wanted")
+        return value
 
     @field_validator("count")
     @classmethod

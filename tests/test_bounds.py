@@ -192,6 +192,10 @@ def test_the_walk_sees_what_lacks_a_bound() -> None:
         ("device=gpu", "--set device: one of auto, cpu, cuda, cuda:0, cuda:1, …, mps is wanted, got 'gpu'."),
         ("device=cuda:-1", "--set device: one of auto, cpu"),
         (
+            "views.auto_augment=rand-n99999999-m9",
+            "--set views.auto_augment: a policy whose numbers are 1000 or less",
+        ),
+        (
             "views=0",
             "--set views: a number above 0, live or auto is wanted, and no more than 10,000, got 0.",
         ),

@@ -427,6 +427,18 @@ def test_the_pipe_is_read_before_torch_is_imported(tmp_path: Path) -> None:
     assert "upstream wrote no path" in found.stderr
 
 
+def test_more_processes_than_a_machine_bears_are_not_started(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli, "launch", lambda *_, **__: pytest.fail("it was started"))
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    assert run(["distill", "--student", "a", "-n", "500"]) == (4, "")
+    assert (
+        "--num-processes 500: this machine has 2 cores, and no more than 8 processes"
+        in capsys.readouterr().err
+    )
+
+
 def test_processes_get_the_path_not_the_dash(
     toy: Callable[..., Toy], monkeypatch: pytest.MonkeyPatch
 ) -> None:

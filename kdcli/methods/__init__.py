@@ -37,6 +37,7 @@ __all__ = [
     "recipes",
 ]
 
+_LONGEST = 64  # names or numbers in one parameter
 _OF_A_ROW = ("loss", "step", "epoch", "lr", "grad_norm")  # what else a row of the log has
 
 
@@ -140,7 +141,8 @@ def bounded(annotation: Any) -> Any:
         inner, *constraints = typing.get_args(annotation)
         return Annotated[(bounded(inner), *constraints)]
     if typing.get_origin(annotation) is tuple:
-        return tuple[tuple(bounded(part) for part in typing.get_args(annotation))]  # type: ignore[misc]
+        parts = tuple(bounded(part) for part in typing.get_args(annotation))
+        return Annotated[tuple[parts], Field(max_length=_LONGEST)]  # type: ignore[valid-type]
     return annotation
 
 

@@ -72,11 +72,13 @@ def complete(target: Target, config: RunSection) -> bool:
     return world_size() == 1 and store.complete(target.path, target.identity, overwrite=config.overwrite)
 
 
-def refuse_absent_device(config: RunSection) -> None:
-    """Raise EnvironmentFault or UsageError for a device that this machine has not; imports torch."""
+def refuse_absent(config: RunSection) -> None:
+    """Raise EnvironmentFault or UsageError for a device or a tracker that is not there; imports torch."""
     from kdcli.engine.runtime import device_of
+    from kdcli.engine.track import refuse_trackers
 
     device_of(config)
+    refuse_trackers(config.track)
 
 
 def require(value: Any, flag: str) -> Any:

@@ -188,7 +188,7 @@ def plan(config: Any, unless_complete: bool) -> Plan | Result:
     target = frame.target("synthesize", config, parents, prints)
     if unless_complete and frame.complete(target, config):
         return Result(target.path, frame.summary(target.path))
-    frame.refuse_absent_device(config)
+    frame.refuse_absent(config)
     networks = _networks(config)
     teacher = networks["teacher"]
     if entry.family == "generator" and teacher.spec.size[0] % 4:

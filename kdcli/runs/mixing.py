@@ -150,7 +150,7 @@ def plan(config: Any, unless_complete: bool) -> Plan | Result:
     target = frame.target("synthesize", config, parents, prints)
     if unless_complete and frame.complete(target, config):
         return Result(target.path, frame.summary(target.path))
-    frame.refuse_absent_device(config)
+    frame.refuse_absent(config)
     kind = weights.kind(config.mixer, config.sources or 1) if weights else config.mixer
     refuse_small(samples, config.data.min_side, config.data.max_pixels)
     return Plan(config, target, kind, total, numbers, data, weights)

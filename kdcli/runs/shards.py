@@ -83,7 +83,7 @@ def plan(config: RunSection, paths: Sequence[str], unless_complete: bool) -> Mer
     target = frame.target("synthesize", config, parents, {})
     if unless_complete and frame.complete(target, config):
         return Result(target.path, frame.summary(target.path))
-    frame.refuse_absent_device(config)
+    frame.refuse_absent(config)
     for path, manifest in shards:
         manifests.verify(path, manifest)
     return Merge(config, target, shards)

@@ -238,7 +238,7 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
     target = frame.target("distill", config, parents, prints)
     if unless_complete and frame.complete(target, config):
         return Result(target.path, frame.summary(target.path))
-    frame.refuse_absent_device(config)
+    frame.refuse_absent(config)
 
     from kdcli.runs.material import Lesson, gather
     from kdcli.runs.refusals import refuse_unlike, warn_of_milestones, warn_of_one_seed

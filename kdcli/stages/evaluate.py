@@ -143,7 +143,7 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
     target = frame.target("eval", config, parents, prints)
     if unless_complete and frame.complete(target, config):
         return _answer(target.path, gates, console)
-    frame.refuse_absent_device(config)
+    frame.refuse_absent(config)
     paths = {_short(name, config.models): name for name in config.models}
     built, task, absent = _built(config, task)
     if absent:

@@ -154,7 +154,7 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
     target = frame.target("probe", config, parents, prints)
     if unless_complete and frame.complete(target, config):
         return Result(target.path, frame.summary(target.path))
-    frame.refuse_absent_device(config)
+    frame.refuse_absent(config)
 
     from kdcli.models.build import build
     from kdcli.tasks import task_of

@@ -10,6 +10,7 @@ from kdcli.errors import UsageError
 from kdcli.seeds import seed_of
 
 _SOURCES, _NOISE, _BLOCK = 1, 2, 3
+_LONGEST = 20  # characters of a shard
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,8 @@ def shard(text: str | None, total: int, block: int = 1) -> range:
     if text is None:
         return range(total)
     part, slash, of = text.partition("/")
-    if not (slash and part.isdecimal() and of.isdecimal() and 1 <= int(part) <= int(of)):
+    plain = len(text) <= _LONGEST and text.isascii() and part.isdecimal() and of.isdecimal()
+    if not (slash and plain and 1 <= int(part) <= int(of)):
         raise UsageError(f"--shard {text}: a shard is i/n, from 1/n to n/n.")
     i, n = int(part), int(of)
     blocks = -(-total // block)

@@ -236,3 +236,8 @@ def test_a_training_without_end_is_refused() -> None:
     ):
         planned_steps(optim, 200)
     assert planned_steps(optim, 100) == 100_000_000
+
+
+def test_a_tracker_that_there_is_not_is_refused_by_the_plan(plan: Any) -> None:
+    with pytest.raises(UsageError, match=r"--track: no tracker 'tensorbord'\. Did you mean 'tensorboard'"):
+        plan("track=[tensorbord]")

@@ -40,7 +40,9 @@ def test_shards_partition(count):
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
-@pytest.mark.parametrize("text", ["0/2", "3/2", "1", "a/b", "1/0", "-1/2", "1/2/3", ""])
+@pytest.mark.parametrize(
+    "text", ["0/2", "3/2", "1", "a/b", "1/0", "-1/2", "1/2/3", "", "1/²", "1/" + "9" * 5000]
+)
 def test_no_shard(text):
     with pytest.raises(UsageError, match=r"a shard is i/n, from 1/n to n/n"):
         shard(text, 40)
