@@ -20,6 +20,7 @@ from kdcli.metrics.peers import peers
 from kdcli.models.protocol import Model
 from kdcli.tasks.classification import exits
 from kdcli.tasks.classification.exits import Exits
+from kdcli.tasks.matching import unseen
 from kdcli.tasks.settings import EvalOptions, Measured, Validation, refuse_unheeded
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ class Evaluation:
         mix: λ of :func:`kdcli.metrics.effects.effects`.
         seed: of its permutations.
         lacking: why there are no validation pictures, where exits want some.
+        there: number of classes, the first ones, that the data have.
     """
 
     classes: Sequence[str]
@@ -54,6 +56,7 @@ class Evaluation:
     mix: float
     seed: int
     lacking: str
+    there: int
 
     @classmethod
     def of(
@@ -71,7 +74,8 @@ class Evaluation:
             raise UsageError("exit_slack: no model has exits.")
         if "effects_mix" in options.given and not options.teacher:
             raise UsageError("effects_mix: it weighs a teacher; give --teacher.")
-        return cls(classes, own, options.effects_mix, options.seed, validation.lacking)
+        there = len(classes) - len(options.absent)
+        return cls(classes, own, options.effects_mix, options.seed, validation.lacking, there)
 
     def describe(self) -> list[str]:
         """Lines of the plan."""
@@ -107,7 +111,10 @@ class Evaluation:
             if own := self.exits.get(name):
                 parts[name]["exits"] = exits.measure(networks[name], own, answers[name], measuring)
         together = {"peers": peers(found, y)} if len(found) > 1 else {}
-        notes = [f"No threshold was chosen for early exit: {self.lacking}"] if self.lacking else []
+        notes = unseen(
+            self.classes[: self.there], torch.bincount(y, minlength=self.there).tolist(), "picture"
+        )
+        notes += [f"No threshold was chosen for early exit: {self.lacking}"] if self.lacking else []
         return Measured(parts, together, notes)
 
     def panels(self, report: Mapping[str, Any], shown: Any) -> list[Panel]:
