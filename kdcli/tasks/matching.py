@@ -66,6 +66,19 @@ def beyond(
     return next(iter(found.values()), [])
 
 
+def unseen(classes: Sequence[str], counts: Sequence[float], what: str) -> list[str]:
+    """What a report says of classes that the data have and the measured split has not.
+
+    Args:
+        classes: of the data.
+        counts: how often each occurs in the split.
+        what: is counted.
+    """
+    missing = [name for name, count in zip(classes, counts) if not count]
+    of = f"{len(missing)} of the {len(classes)} classes ({_few(missing)})"
+    return [f"The split has no {what} of {of}."] if missing else []
+
+
 def _few(names: Sequence[str]) -> str:
     return f"{', '.join(names[:4])}, …" if len(names) > 4 else ", ".join(names)
 

@@ -93,6 +93,16 @@ def test_classes_that_the_data_lack(
     assert f"{len(y)} in 2 classes" in page
 
 
+def test_a_split_without_pictures_of_a_class(pictures: Path, teacher: Path, tmp_path: Path) -> None:
+    table = datasets.load_from_disk(str(pictures))
+    names = table["test"].features["label"].names
+    table["test"] = table["test"].filter(lambda row: row["label"] != 2)
+    table.save_to_disk(str(tmp_path / "data"))
+    report = measured([str(teacher)], tmp_path / "data", tmp_path / "report")
+    assert (report["data"]["classes"], "absent" in report["data"]) == (names, False)
+    assert f"The split has no picture of 1 of the 4 classes ({names[2]})." in report["notes"]
+
+
 def test_an_answer_that_names_an_absent_class_is_wrong(pictures: Path, tmp_path: Path) -> None:
     names = datasets.load_from_disk(str(pictures))["test"].features["label"].names
     network = build("test_resnet", Wanted(list(names)), pretrained=False, size=32)

@@ -7,7 +7,7 @@ from typing import Literal
 import pytest
 
 from kdcli.errors import InputError
-from kdcli.tasks.matching import beyond, permutation
+from kdcli.tasks.matching import beyond, permutation, unseen
 
 
 @pytest.mark.parametrize(
@@ -57,3 +57,10 @@ def test_what_to_do_where_there_are_more_or_fewer() -> None:
         permutation(["a", "b"], ["a", "b", "c"], "names", "net")
     with pytest.raises(InputError, match=r"has 2\. Leave data\.class_order=same out to have them matched by"):
         permutation(["a", "b"], ["a", "b", "c"], "same", "net")
+
+
+def test_classes_that_a_split_lacks_are_said() -> None:
+    assert unseen(["a", "b"], [1, 2], "picture") == []
+    assert unseen(["a", "b", "c"], [0, 2, 0], "pixel") == [
+        "The split has no pixel of 2 of the 3 classes (a, c)."
+    ]

@@ -21,6 +21,7 @@ from kdcli.metrics.peers import peers
 from kdcli.models.protocol import Model
 from kdcli.tasks.classification import exits
 from kdcli.tasks.classification.exits import Exits
+from kdcli.tasks.matching import unseen
 from kdcli.tasks.settings import EvalOptions, Measured, Validation, refuse_unheeded
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class Evaluation:
         mix: λ of :func:`kdcli.metrics.effects.effects`.
         seed: of its permutations.
         lacking: why there are no validation pictures, where exits want some.
+        there: number of classes, the first ones, that the data have.
     """
 
     classes: Sequence[str]
@@ -61,6 +63,7 @@ class Evaluation:
     mix: float
     seed: int
     lacking: str
+    there: int
 
     @classmethod
     def of(
@@ -78,7 +81,8 @@ class Evaluation:
             raise UsageError("exit_slack: no model has exits.")
         if "effects_mix" in options.given and not options.teacher:
             raise UsageError("effects_mix: it weighs a teacher; give --teacher.")
-        return cls(classes, own, options.effects_mix, options.seed, validation.lacking)
+        there = len(classes) - len(options.absent)
+        return cls(classes, own, options.effects_mix, options.seed, validation.lacking, there)
 
     def describe(self) -> list[str]:
         """Lines of the plan."""
@@ -116,7 +120,10 @@ class Evaluation:
             if own := self.exits.get(name):
                 parts[name]["exits"] = exits.measure(networks[name], own, answers[name], measuring)
         together = {"peers": peers(found, y)} if len(found) > 1 else {}
-        notes = [f"No threshold was chosen for early exit: {self.lacking}"] if self.lacking else []
+        notes = unseen(
+            self.classes[: self.there], torch.bincount(y, minlength=self.there).tolist(), "picture"
+        )
+        notes += [f"No threshold was chosen for early exit: {self.lacking}"] if self.lacking else []
         notes += [_softened(name, net, parts[name]) for name, net in networks.items() if net.temperature != 1]
         return Measured(parts, together, notes)
 

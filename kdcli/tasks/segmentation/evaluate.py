@@ -11,6 +11,7 @@ from kdcli.console import Console
 from kdcli.engine.inference import Measuring
 from kdcli.metrics.segmentation import FOLLOWS, class_iou, segmentation_metrics
 from kdcli.models.protocol import Model
+from kdcli.tasks.matching import unseen
 from kdcli.tasks.segmentation import overlays
 from kdcli.tasks.segmentation.pixels import Tally, Window, tallies
 from kdcli.tasks.settings import EvalOptions, Measured, refuse_unheeded
@@ -81,7 +82,8 @@ class Evaluation:
         there = len(self.classes) - self.absent
         parts = {name: _part(found[name], teacher, there) for name in networks}
         shown = self._overlays(measuring, {name: found[name].shown for name in networks})
-        return Measured(parts, shown=shown)
+        pixels = next(iter(found.values())).confusion.sum(1).tolist()
+        return Measured(parts, notes=unseen(self.classes[:there], pixels, "pixel"), shown=shown)
 
     def panels(self, report: Mapping[str, Any], shown: Any) -> list[Panel]:
         """The panels of the report."""
