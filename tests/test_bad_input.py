@@ -231,7 +231,7 @@ def test_a_dry_run_finds_a_size_that_the_patches_do_not_divide(bench: Bench) -> 
         ),
         (
             Image.new("RGB", (28, 28)),
-            r"train row 4: its mask \(train/m04\.png\): mode RGB, .* Convert its colours to",
+            r"train row 4: its mask \(train/m04\.png\): mode RGB, .* Give each colour a class number",
         ),
     ],
 )

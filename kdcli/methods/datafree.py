@@ -79,7 +79,9 @@ class InversionSection(Section):
     reduction: Literal["mean", "sum"] | None = option(
         None, "DAFL: over a picture's features; the paper prints a sum [mean]."
     )
-    temperature: float | None = option(None, f"Lopes: divides the logits, recorded and seen {_MINE}", gt=0)
+    temperature: float | None = option(
+        None, f"Lopes: divides the logits, recorded and seen {_MINE}", gt=0, le=LARGEST
+    )
     min_count: int | None = option(
         None,
         "Lopes: least pictures of a class behind its record, for their privacy [20].",

@@ -40,6 +40,13 @@ def refuse_idle(config: Section, rules: Iterable[Rule]) -> None:
                 raise UsageError(f"{shown} is given, and {why}.")
 
 
+def refuse_two_lengths(config: Section) -> None:
+    """Raise UsageError where epochs and steps are both on the command line; in files steps go first."""
+    written = origins(config)
+    if all(written.get(f"optim.{key}", "").startswith("-") for key in ("epochs", "max_steps")):
+        raise UsageError("--epochs is given, and --max-steps says how long the training is: give one.")
+
+
 def of_pictures(config: Any) -> Iterator[Rule]:
     """How pictures are read, in every stage."""
     data = config.data
@@ -54,7 +61,6 @@ def of_training(optim: OptimSection, views: ViewSection) -> Iterator[Rule]:
     yield "optim.decay_epochs", schedule != "step", other
     yield "optim.decay_rate", schedule not in ("step", "multistep", "poly"), other
     yield "optim.min_lr", schedule not in ("cosine", "poly"), other
-    yield "optim.epochs", optim.max_steps is not None, "--max-steps says how long the training is: give one"
     whole = tuple(views.scale) == (1.0, 1.0)
     yield "views.ratio", whole, "views.scale=[1, 1] cuts the largest square of a picture"
     yield "views.interpolation", whole and views.interpolation == "random", "views.scale=[1, 1] has one kind"
@@ -115,7 +121,6 @@ def of_probe(config: Any) -> Iterator[Rule]:
 def of_distill(config: Any) -> Iterator[Rule]:
     """``distill``: several teachers have a mean, random weights are in no file."""
     yield from of_pictures(config)
-    yield from of_training(config.optim, config.views)
     yield "teacher_mean", len(config.teacher) < 2, "there is one teacher at most"
     yield "weights", config.from_scratch, "--from-scratch begins with random weights: give one"
 

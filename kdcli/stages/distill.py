@@ -24,7 +24,14 @@ from kdcli.config import Section, as_default, inputs, method_option
 from kdcli.console import Console, duration, size
 from kdcli.errors import UsageError
 from kdcli.runs import Result, frame, learning, places, recipes, show
-from kdcli.runs.idle import of_distill, of_material, refuse_idle, refuse_idle_parameters
+from kdcli.runs.idle import (
+    of_distill,
+    of_material,
+    of_training,
+    refuse_idle,
+    refuse_idle_parameters,
+    refuse_two_lengths,
+)
 from kdcli.sections import LARGEST, StudentSection
 
 if TYPE_CHECKING:
@@ -219,6 +226,7 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
 
     frame.require(config.student, "--student")
     refuse_idle(config, of_distill(config))
+    refuse_two_lengths(config)
     arguments = _arguments(config)
     parts = [methods.addition(text) for text in config.terms]
     if arguments.get("generations", 1) > 1:
@@ -287,6 +295,7 @@ def _objective(
     config, choice = recipes.take(config, config.recipe, method.name, method.recipes)
     if choice.applied:
         task, method = _method(config, data)
+    refuse_idle(config, of_training(config.optim, config.views))
     refuse_idle_parameters(config, task, method, _arguments(config))
     for text in config.terms:
         _refuse_unfit(f"--add {text}", methods.term_needs(text), task)

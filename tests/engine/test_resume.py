@@ -147,9 +147,10 @@ def test_alpha_zero_is_supervised(pictures, teacher, tmp_path):
 def test_cached_views_equal_live_ones(pictures, teacher, tmp_path):
     """As many views as epochs are the same views; in fp32 only the teacher's batching differs."""
     runs = []
-    usual = {"views.store": "fp32", "optim.accumulate": 1, "drop_path": 0.0, "optim.max_steps": 14}
-    for name, count in (("live", "live"), ("cached", "2")):
-        plan = make_plan("cached", pictures, teacher, tmp_path / name, **usual, **{"views.count": count})
+    usual = {"optim.accumulate": 1, "drop_path": 0.0, "optim.max_steps": 14}
+    for name, views in (("live", {"count": "live"}), ("cached", {"count": "2", "store": "fp32"})):
+        more = usual | {f"views.{key}": value for key, value in views.items()}
+        plan = make_plan("cached", pictures, teacher, tmp_path / name, **more)
         distill.run(plan, QUIET)
         runs.append(read_tensors(plan.target.path / "last" / "model.safetensors"))
     for name, tensor in runs[0].items():

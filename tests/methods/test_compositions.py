@@ -54,6 +54,7 @@ def test_the_objective_is_the_weighted_sum_of_its_parts(plan, probed):
     made = plan(
         "kd",
         teacher=str(probed("test_vit")),
+        teacher_temperature="raw",
         terms=[
             "rkd=2",
             "hint=100,student=layer2,teacher=blocks.3,adapter=conv",
@@ -206,7 +207,7 @@ def test_exits_of_a_vit_stand_at_its_quarters(reading, plan):
         ("hint=1,adapter=mlp", r"--add hint: adapter: Input should be 'conv', 'linear' or 'none', got 'mlp'"),
         ("hint=1,relu=perhaps", "--add hint: relu: .* boolean"),
         ("rkd=much", "--add rkd: Input should be a valid number"),
-        ("rkd=nan", "--add rkd must be a finite number"),
+        ("rkd=nan", "--add rkd: Input should be a finite number"),
         ("rkd=1,angle", "--add rkd: no 'angle'"),
         ("kd=1,temperature=0", "--add kd: temperature: Input should be greater than 0"),
         ("rkd=1,angle=1,angle=2", "--add rkd: 'angle=2' is given a second time"),
@@ -264,6 +265,7 @@ def test_probabilities_are_averaged_as_they_are_softened(plan, probed):
     several = {
         "teacher": [str(probed("test_resnet")), str(probed("test_vit"))],
         "teacher_mean": "probabilities",
+        "teacher_temperature": "raw",
     }
     made = plan("ensemble", **several, **{"method.temperature": 3.0})
     x, teacher = columns()["x"], made.material.networks["teacher"]

@@ -71,7 +71,7 @@ STAGES: dict[str, tuple[Any, Any]] = {
         (
             "distill",
             "optim.max_steps=3 optim.epochs=3",
-            "optim.epochs is given, and --max-steps says how long",
+            "--epochs is given, and --max-steps says how long",
         ),
         (
             "distill",
