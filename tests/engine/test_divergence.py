@@ -89,7 +89,7 @@ def test_where_nothing_was_committed_nothing_is_kept(make: Any, monkeypatch: Any
 
 
 @pytest.mark.parametrize("student", ["test_vit", "test_resnet"])
-@pytest.mark.parametrize("lr", [1e9, 1e30])
+@pytest.mark.parametrize("lr", [1e9, 1e12])
 @pytest.mark.parametrize("steps", [1, 4])
 def test_rates_that_are_far_too_large(student: str, lr: float, steps: int, make: Any) -> None:
     """Whichever breaks first, loss, logits, weights or what is measured: the run says that it diverged."""
@@ -103,7 +103,7 @@ def test_rates_that_are_far_too_large(student: str, lr: float, steps: int, make:
 
 
 def test_a_step_too_large_for_the_numbers_of_the_weights(make: Any) -> None:
-    more = {"optim.opt": "adam", "optim.lr": 1e30, "optim.weight_decay": 1e30}
+    more = {"optim.opt": "adam", "optim.lr": 1e12, "optim.weight_decay": 1e12}
     with pytest.raises(Diverged, match=r"became|too large for its numbers"):
         distill.run(make("out", **more), QUIET)
 

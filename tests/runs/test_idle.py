@@ -16,9 +16,15 @@ from kdcli.runs.material import planned_steps
 from kdcli.sections import OptimSection
 from kdcli.stages import distill, evaluate, probe, synthesize
 
+
+def of_distill(config: Any) -> list[idle.Rule]:
+    """What is refused at once, and what once the recipe is beneath."""
+    return [*idle.of_distill(config), *idle.of_training(config.optim, config.views)]
+
+
 STAGES: dict[str, tuple[Any, Any]] = {
     "probe": (probe.Config, idle.of_probe),
-    "distill": (distill.Config, idle.of_distill),
+    "distill": (distill.Config, of_distill),
     "eval": (evaluate.Config, idle.of_eval),
     "synthesize": (synthesize.Config, idle.of_synthesize),
 }
@@ -70,11 +76,6 @@ STAGES: dict[str, tuple[Any, Any]] = {
         ("distill", "optim.schedule=multistep optim.decay_epochs=3", "optim.decay_epochs is given"),
         (
             "distill",
-            "optim.max_steps=3 optim.epochs=3",
-            "--epochs is given, and --max-steps says how long",
-        ),
-        (
-            "distill",
             "teacher=[a] teacher_mean=logits",
             "teacher_mean is given, and there is one teacher at most",
         ),
@@ -98,6 +99,15 @@ def test_what_is_idle_is_refused(stage: str, sets: str, message: str) -> None:
     with pytest.raises(UsageError) as caught:
         idle.refuse_idle(config, rules(config))
     assert str(caught.value).startswith(message)
+
+
+def test_one_length_is_given_on_the_command_line(tmp_path: Path) -> None:
+    """In a file there may be both: a manifest has the epochs of a recipe beside the steps that were asked."""
+    with pytest.raises(UsageError, match="--epochs is given, and --max-steps says how long"):
+        idle.refuse_two_lengths(resolve(distill.Config, sets=["optim.max_steps=3", "optim.epochs=3"]))
+    file = tmp_path / "run.yaml"
+    file.write_text("optim: {epochs: 3}\n")
+    idle.refuse_two_lengths(resolve(distill.Config, file=file, sets=["optim.max_steps=3"]))
 
 
 @pytest.mark.parametrize(
