@@ -11,6 +11,7 @@ from kdcli.config import Section, head_option, inputs, option, outputs, reading,
 
 MOST = 1e30  # of what is multiplied with weights: single precision ends at 3.4e38
 Beta = Annotated[float, Field(ge=0, lt=1)]
+Factor = Annotated[float, Field(ge=0, le=MOST)]
 Epoch = Annotated[float, Field(ge=0, le=1e9)]
 
 
@@ -132,7 +133,7 @@ class RunSection(Section):
     )
     deterministic: bool = option(False, "Bit-equal results on CUDA too (slower).")
     threads: int | None = running(
-        None, "CPU threads; equal numbers give equal results.", "--threads", runtime=True, ge=1, le=1024
+        None, "CPU threads; only equal numbers give equal results.", "--threads", runtime=True, ge=1, le=1024
     )
     track: list[str] = running([], "tensorboard, wandb, … (repeatable).", "--track", runtime=True)
 
@@ -179,9 +180,9 @@ class StudentSection(RunSection):
 class GridSection(Section):
     """The heads that are tried, and how each is trained."""
 
-    lr: list[float] | None = option(None, "Learning rates of SGD at a batch of 256, or of AdamW (masks).")
-    weight_decay: list[float] = option([0.0], "Weight decays of SGD or AdamW.")
-    l2: list[float] = option([1e-1, 1e-2, 1e-3, 1e-4], "L2 strengths of the L-BFGS path.")
+    lr: list[Factor] | None = option(None, "Learning rates of SGD at a batch of 256, or of AdamW (masks).")
+    weight_decay: list[Factor] = option([0.0], "Weight decays of SGD or AdamW.")
+    l2: list[Factor] = option([1e-1, 1e-2, 1e-3, 1e-4], "L2 strengths of the L-BFGS path.")
     solver: Literal["both", "sgd", "lbfgs"] = option("both", "SGD grid, L-BFGS path, or both.")
     epochs: int = training(30, "Passes over the features.", "--epochs", ge=1)
     batch_size: int = training(128, "Batch of SGD.", "--batch-size", ge=1)
