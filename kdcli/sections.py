@@ -76,7 +76,7 @@ class ViewSection(Section):
 class OptimSection(Section):
     """How trained parties learn."""
 
-    opt: str = training("adamw", "Any of timm's; gradients clipped at optim.clip_grad=1.", "--opt")
+    opt: str = training("adamw", "Any of timm's; gradients clipped (optim.clip_grad=1).", "--opt")
     lr: float = training(5e-4, "Learning rate at the global batch size.", "--lr", gt=0, le=MOST)
     weight_decay: float = training(
         0.05, "Weight decay; none on biases, norms, positions.", "--weight-decay", ge=0, le=MOST
