@@ -106,7 +106,7 @@ class ViewSection(Section):
 class OptimSection(Section):
     """How trained parties learn."""
 
-    opt: str = training("adamw", "Optimiser, any of timm's; optim.clip_grad=1 clips.", "--opt")
+    opt: str = training("adamw", "Any of timm's; gradients clipped (optim.clip_grad=1).", "--opt")
     lr: float = training(5e-4, "Learning rate at the global batch size.", "--lr", gt=0, le=LARGEST)
     weight_decay: float = training(
         0.05, "Weight decay; none on biases, norms, positions.", "--weight-decay", ge=0, le=LARGEST
@@ -171,7 +171,7 @@ class RunSection(Section):
     )
     deterministic: bool = option(False, "Bit-equal results on CUDA too (slower).")
     threads: int | None = running(
-        None, "CPU threads; equal ones, equal results.", "--threads", runtime=True, ge=1, le=1024
+        None, "CPU threads; only equal numbers give equal results.", "--threads", runtime=True, ge=1, le=1024
     )
     track: list[str] = running([], "tensorboard, wandb, … (repeatable).", "--track", runtime=True)
 

@@ -104,12 +104,12 @@ class Clipping:
         """Clip; returns the norm that the gradient of each network had before."""
         norms = {}
         for name, parameters in self._parameters.items():
-            gradients = [p.grad for p in parameters if p.grad is not None]
-            norms[name] = torch.nn.utils.get_total_norm(gradients)
+            found = [p for p in parameters if p.grad is not None]
+            if not found:  # nothing reaches it in this step
+                continue
+            norms[name] = torch.nn.utils.get_total_norm([p.grad for p in found if p.grad is not None])
             if self.limit is not None:
-                torch.nn.utils.clip_grads_with_norm_(
-                    [p for p in parameters if p.grad is not None], self.limit, norms[name]
-                )
+                torch.nn.utils.clip_grads_with_norm_(found, self.limit, norms[name])
         return norms
 
     def record(self, kept: dict[str, Clipped], norms: Mapping[str, float]) -> dict[str, float]:
