@@ -219,7 +219,7 @@ def test_dry_run_description(plan, capsys):
     for expected in (
         "objective",
         "cross_entropy",
-        "s.logits [4], ~t.logits [4]",
+        "s.logits [4], ~t_calibrated [4]",
         "labelled",
         "forwards",
         "writes",
