@@ -125,6 +125,10 @@ def test_methods_with_a_teacher(
     out = distill.run(plan, QUIET).path
     logged = [row for row in rows(out) if "loss" in row]
     assert {"ce", "kl"} <= set(logged[0])
+    answers = facts(out)["teacher_answers"]  # of the pixels of labelled views
+    assert answers["views"] >= 43
+    assert 0 < answers["pixel_accuracy"] < 1
+    assert answers["said"].startswith("the teacher is right on ")
     assert [row["step"] for row in logged] == list(range(1, STEPS + 1))
     assert facts(out)["task"] == "segmentation"
 

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from toolbox import QUIET, commit_model, facts, rows
+from toolbox import QUIET, StopAfter, commit_model, facts, rows
 
 from kdcli.config import resolve
 from kdcli.console import Console
-from kdcli.errors import InputError
+from kdcli.errors import InputError, Preempted
 from kdcli.models.build import build
 from kdcli.stages import distill, evaluate, probe
 
@@ -316,3 +316,12 @@ def test_a_report_repeats_it(plain: Path, train: Train, pictures: Path, tmp_path
     notes = json.loads((path / "report.json").read_text())["notes"]
     warning = facts(student)["teacher_answers"]["warning"].rstrip(".")
     assert f"s, in training: {warning}." in [note.replace(str(student), "s") for note in notes]
+
+
+def test_a_stopped_run_counts_on(plain: Path, train: Train, tmp_path: Path) -> None:
+    whole = facts(distill.run(train(tmp_path / "whole", plain), QUIET).path)
+    with pytest.raises(Preempted):
+        distill.run(train(tmp_path / "cut", plain), QUIET, stop=StopAfter(2))
+    cut = facts(distill.run(train(tmp_path / "cut", plain), QUIET).path)
+    assert cut["teacher_answers"] == whole["teacher_answers"]
+    assert len([row for row in rows(tmp_path / "cut") if "teacher/top1" in row]) == 1
