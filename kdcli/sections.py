@@ -178,7 +178,9 @@ class TrainingData(DataSection):
 class StudentSection(RunSection):
     """What a student is made of and learns from."""
 
-    teacher: list[str] = inputs([], "Model artifact with a head, or - (repeatable: their mean).", "--teacher")
+    teacher: list[str] = inputs(
+        [], "Model artifact with a head, or - (repeatable: their mean).", "--teacher", max_length=64
+    )
     teacher_mean: Literal["logits", "probabilities"] = option("logits", "Mean of several teachers.")
     student: str | None = inputs(None, "Alias, timm name, hf-hub:…, local-dir:… or artifact.", "--student")
     weights: str | None = inputs(None, "The student's own checkpoint, FILE or FILE:ENTRY.", "--weights")

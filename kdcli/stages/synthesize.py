@@ -54,7 +54,7 @@ class Config(RunSection):
     data: Sources = Sources()
     mixer: str = method_option("imagemixer", ", ".join(synthesis.MIXERS) + ".", "--mixer")
     sources: int | None = method_option(
-        None, "Pictures that one is made of (default: the mixer's).", "--sources", ge=1, le=64
+        None, "Pictures that one is made of (default: the mixer's).", "--sources", ge=1, le=1000
     )
     sampling: SamplingSection = SamplingSection()
     inversion: InversionSection = InversionSection()

@@ -351,9 +351,8 @@ def test_half_precision_off_cuda(pictures, variations, tmp_path):
 
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA device")
-    plan = synthesis_plan(pictures, tmp_path / "out", weights=str(variations), precision="fp16")
     with pytest.raises(EnvironmentFault, match="--precision fp16 needs a CUDA device"):
-        synthesize.run(plan, QUIET)
+        synthesis_plan(pictures, tmp_path / "out", weights=str(variations), precision="fp16")
 
 
 def test_bf16(pictures, variations, mixed, tmp_path):
