@@ -195,7 +195,9 @@ class TrainingData(DataSection):
 class StudentSection(RunSection):
     """What a student is made of and learns from."""
 
-    teacher: list[str] = inputs([], "Model artifact with a head, or - (repeatable: their mean).", "--teacher")
+    teacher: list[str] = inputs(
+        [], "Model artifact with a head, or - (repeatable: their mean).", "--teacher", max_length=64
+    )
     teacher_mean: Literal["logits", "probabilities"] = option("logits", "Mean of several teachers.")
     teacher_temperature: Literal["fit", "raw"] = option(
         "fit", "Divide a teacher's logits by the temperature that probe fitted, or take them raw."

@@ -5,7 +5,7 @@ L = ce(e)·CE(z_s, y) + kd(e)·T²·KL(softmax(z_t/T) ‖ softmax(z_s/T)), kd(e)
 
 from __future__ import annotations
 
-from kdcli.methods.parts import Count, Fraction, Part, labels_and_teacher, one_turn
+from kdcli.methods.parts import Few, Fraction, Part, labels_and_teacher, one_turn
 from kdcli.methods.trainings import IMAGENET, PADDED, SMALL_PICTURES, keys
 from kdcli.tasks import Task
 from kdcli.words import Method, Recipe, Until
@@ -40,7 +40,7 @@ def sequential(
     ce: float = 0.1,
     kd: float = 0.9,
     temperature: float = 4.0,
-    generations: Count = 2,
+    generations: Few = 2,
 ) -> Method:
     """Sequential distillation: teacher → student 1 → student 2 …, each a full run of kd by the one before.
 

@@ -22,6 +22,7 @@ Positive = Annotated[float, Field(gt=0, le=LARGEST)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1, le=65_536)]
+Few = Annotated[int, Field(ge=1, le=64)]  # runs, one after another
 Several = Annotated[int, Field(ge=2, le=64)]  # networks
 
 STUDENT, TEACHER = Party("student", "trained", "student"), Party("teacher", "frozen", "teacher")

@@ -64,7 +64,9 @@ class MethodSection(Section):
 class Config(StudentSection):
     """Train a student, with or without a teacher."""
 
-    via: list[str] = inputs([], "Assistant on the way from teacher to student (repeatable).", "--via")
+    via: list[str] = inputs(
+        [], "Assistant on the way from teacher to student (repeatable).", "--via", max_length=64
+    )
     method: MethodSection = MethodSection()
     recipe: str = method_option(
         recipes.DEFAULT, "The training: default, paper, or a recipe by name.", "--recipe"
