@@ -193,11 +193,17 @@ def test_cuda_without_a_gpu(bench: Bench) -> None:
 @pytest.mark.parametrize(
     ("mask", "message"),
     [
-        (Image.new("L", (28, 14), 1), r"train row 4: its mask has 28 x 14 pixels, its picture 28 x 28"),
-        (Image.new("L", (28, 28), 7), r"train row 4: its mask has the value 7, outside the 2 classes"),
+        (
+            Image.new("L", (28, 14), 1),
+            r"train row 4: its mask has 28 x 14 pixels, its picture 28 x 28 \(train/m04\.png\)",
+        ),
+        (
+            Image.new("L", (28, 28), 7),
+            r"train row 4: its mask has the value 7, outside the 2 classes \(train/m04\.png\)",
+        ),
         (
             Image.new("RGB", (28, 28)),
-            r"train row 4: its mask: mode RGB, .* Convert its colours to",
+            r"train row 4: its mask: mode RGB, .* Convert its colours to .*\(train/m04\.png\)\. Mend",
         ),
     ],
 )

@@ -66,6 +66,13 @@ class Masks(Targets):
         none = np.zeros(count, np.int64)
         return replace(self, labels=none + UNLABELLED, hashed=none.astype(np.uint64), rows=none)
 
+    def file(self, index: int) -> str:
+        """The file of a mask in brackets, for messages; empty where it has none."""
+        return file_of(self._cell(index), self.root)
+
+    def _cell(self, index: int) -> Any:
+        return self.table[int(self.rows[index])][self.column]
+
     def mask(self, index: int, place: Place) -> np.ndarray:
         """Class numbers uint8 [H, W] of a picture, turned as it is, ``VOID`` where void.
 
@@ -77,16 +84,15 @@ class Masks(Targets):
         """
         if self.labels[index] == UNLABELLED:
             return np.zeros(place.size[::-1], np.uint8)
-        cell = self.table[int(self.rows[index])][self.column]
-        data = cell_bytes(cell, self.root, place.where)
+        data = cell_bytes(self._cell(index), self.root, place.where)
         try:
             mask = decode_indices(data, max_pixels=place.max_pixels, picture=place.stored())
         except BadImageError as error:
-            raise corrupt(f"{place.where}: its mask{file_of(cell, self.root)}", error) from error
+            raise corrupt(f"{place.where}: its mask", error, file=self.file(index)) from error
         if mask.shape != place.size[::-1]:
             raise InputError(
-                f"{place.where}: its mask{file_of(cell, self.root)} has {mask.shape[1]} x {mask.shape[0]} "
-                f"pixels, its picture {place.size[0]} x {place.size[1]}."
+                f"{place.where}: its mask has {mask.shape[1]} x {mask.shape[0]} pixels, its picture "
+                f"{place.size[0]} x {place.size[1]}{self.file(index)}."
             )
         if self.void != VOID:
             mask = np.where(mask == self.void, np.uint8(VOID), mask)
@@ -172,10 +178,12 @@ class MaskReader:
         for name, samples in splits.items():
             wrong = np.flatnonzero(highest[name] >= len(names))
             if len(wrong):
+                first = int(wrong[0])
+                file = cast(Masks, samples.targets).file(first)
                 raise InputError(
-                    f"{samples.where(int(wrong[0]))}: its mask has the value {highest[name][wrong[0]]}, "
-                    f"outside the {len(names)} classes. Name all with --set data.class_names=[…], or give "
-                    "the void value: --set data.void=…"
+                    f"{samples.row(first)}: its mask has the value {highest[name][first]}, outside the "
+                    f"{len(names)} classes{file}. Name all with --set data.class_names=[…], or give the void "
+                    "value: --set data.void=…"
                 )
         return names
 
