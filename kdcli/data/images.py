@@ -185,7 +185,8 @@ def glance(data: bytes) -> None:
     if not data:
         raise BadImageError(_EMPTY)
     start = data[:16]
-    formats = [name for name in FORMATS if (accepts := Image.OPEN[name][1]) is None or accepts(start)]
+    with _decoder_errors():
+        formats = [name for name in FORMATS if (accepts := Image.OPEN[name][1]) is None or accepts(start)]
     if not formats:
         raise BadImageError(_UNKNOWN)
     if formats == ["PNG"] and data.rfind(b"IEND") < 0:

@@ -63,9 +63,10 @@ class Samples:
 
     def where(self, index: int) -> str:
         """Split, row and, where it has one, file of sample ``index``, for messages: its cell is read."""
-        return f"{self._row(index)}{file_of(self._cell(index), self.root)}"
+        return f"{self.row(index)}{file_of(self._cell(index), self.root)}"
 
-    def _row(self, index: int) -> str:
+    def row(self, index: int) -> str:
+        """Split and row of sample ``index``, for messages."""
         return f"{self.name} row {int(self.rows[index])}"
 
     def _cell(self, index: int) -> Any:
@@ -73,7 +74,7 @@ class Samples:
 
     def data(self, index: int) -> bytes:
         """Stored bytes of sample ``index``. Raises InputError for a cell that names a foreign file or URL."""
-        return cell_bytes(self._cell(index), self.root, self._row(index))
+        return cell_bytes(self._cell(index), self.root, self.row(index))
 
     def picture(self, index: int, max_pixels: int) -> Any:
         """The decoded RGB picture. Raises BadImageError naming row and file."""
@@ -92,7 +93,7 @@ class Samples:
 
     def place(self, index: int, size: tuple[int, int], max_pixels: int) -> Place:
         """A picture of ``size`` (width, height), as those who read its target need it."""
-        return Place(size, self._row(index), partial(self.data, index), max_pixels)
+        return Place(size, self.row(index), partial(self.data, index), max_pixels)
 
     def beside(self, index: int, size: tuple[int, int], max_pixels: int) -> Any:
         """What is cut together with a picture of ``size``; see :meth:`Targets.read`."""
@@ -134,9 +135,9 @@ class Samples:
         return self.labels != UNLABELLED
 
 
-def corrupt(where: str, error: BadImageError, remedy: str = _REMEDY) -> BadImageError:
-    """The error of a decoder, with what is corrupt and what to do."""
-    return BadImageError(f"{where}: {str(error).rstrip('.')}. {remedy}".rstrip())
+def corrupt(where: str, error: BadImageError, remedy: str = _REMEDY, file: str = "") -> BadImageError:
+    """The error of a decoder, with what is corrupt and what to do; ``file`` unless ``where`` says it."""
+    return BadImageError(f"{where}: {str(error).rstrip('.')}{file}. {remedy}".rstrip())
 
 
 def file_of(cell: Any, root: Path | None) -> str:

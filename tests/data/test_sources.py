@@ -596,6 +596,7 @@ def test_skip_leaves_out_damaged_pictures_and_records_them(tmp_path: Path) -> No
     ("content", "reason"),
     [
         (b"", r"the picture is empty \(0 bytes\)\."),
+        (b"P", r"not a readable PNG, .*PPM picture\."),
         (b"hello", r"not a readable PNG, .*PPM picture\."),
         (b"\0\0\0\x18ftypheic", r"not a readable PNG, .*PPM picture\."),
         (picture(3)[:-12], r"damaged picture: the PNG is truncated \(no IEND\)\."),

@@ -68,6 +68,13 @@ class Masks(Targets):
         none = np.zeros(count, np.int64)
         return replace(self, labels=none + UNLABELLED, hashed=none.astype(np.uint64), rows=none)
 
+    def file(self, index: int) -> str:
+        """The file of a mask in brackets, for messages; empty where it has none."""
+        return file_of(self._cell(index), self.root)
+
+    def _cell(self, index: int) -> Any:
+        return self.table[int(self.rows[index])][self.column]
+
     def mask(self, index: int, place: Place) -> np.ndarray:
         """Class numbers uint8 [H, W] of a picture, turned as it is, ``VOID`` where void.
 
@@ -83,23 +90,22 @@ class Masks(Targets):
 
     def stored(self, index: int, place: Place) -> np.ndarray:
         """Values uint8 [H, W] of a picture's mask, as its file has them; errors are those of :meth:`mask`."""
-        cell = self.table[int(self.rows[index])][self.column]
         try:
             mask = decode_indices(
                 self.data(index, place.where), max_pixels=place.max_pixels, picture=place.stored()
             )
         except BadImageError as error:
-            raise corrupt(f"{place.where}: its mask{file_of(cell, self.root)}", error) from error
+            raise corrupt(f"{place.where}: its mask", error, file=self.file(index)) from error
         if mask.shape != place.size[::-1]:
             raise InputError(
-                f"{place.where}: its mask{file_of(cell, self.root)} has {mask.shape[1]} x {mask.shape[0]} "
-                f"pixels, its picture {place.size[0]} x {place.size[1]}."
+                f"{place.where}: its mask has {mask.shape[1]} x {mask.shape[0]} pixels, its picture "
+                f"{place.size[0]} x {place.size[1]}{self.file(index)}."
             )
         return mask
 
     def data(self, index: int, where: str) -> bytes:
         """Stored bytes of a mask. Raises InputError for a cell that names a foreign file."""
-        return cell_bytes(self.table[int(self.rows[index])][self.column], self.root, where)
+        return cell_bytes(self._cell(index), self.root, where)
 
     def read(self, index: int, place: Place) -> Any:
         """The mask as a ``tv_tensors.Mask`` [H, W]; see :meth:`mask`."""
@@ -180,11 +186,11 @@ class MaskReader:
             outside = self._present[name][masks.rows, len(names) :]
             wrong = np.flatnonzero(outside.any(axis=1))
             if len(wrong):
-                value = len(names) + int(np.flatnonzero(outside[wrong[0]])[-1])
+                first, value = int(wrong[0]), len(names) + int(np.flatnonzero(outside[wrong[0]])[-1])
                 raise InputError(
-                    f"{samples.where(int(wrong[0]))}: its mask has the value {value}, outside the "
-                    f"{len(names)} classes. Name all with --set data.class_names=[…], or give the void "
-                    "value: --set data.void=…"
+                    f"{samples.row(first)}: its mask has the value {value}, outside the "
+                    f"{len(names)} classes{masks.file(first)}. Name all with --set data.class_names=[…], or "
+                    "give the void value: --set data.void=…"
                 )
         return names
 
