@@ -129,7 +129,7 @@ def refuse_foreign(partial: Path) -> None:
 
 def _refuse_contents(partial: Path, found: set[str], text: bytes | None) -> None:
     """Raise InputError unless a directory of these names, with this lock, is ours or empty."""
-    if marks.is_marked(text) or not found or (found == {LOCK} and marks.is_begun(text)):
+    if is_free(found, text):
         return
     if IDENTITY in found and marks.is_begun(text):
         raise InputError(
@@ -137,6 +137,11 @@ def _refuse_contents(partial: Path, found: set[str], text: bytes | None) -> None
             "choose another --out."
         )
     raise InputError(f"{partial} is needed for the unfinished output, and holds something else. {_REMEDY}.")
+
+
+def is_free(found: set[str], text: bytes | None) -> bool:
+    """Whether a directory of these names, with this lock, is kdcli's or empty."""
+    return marks.is_marked(text) or not found or (found == {LOCK} and marks.is_begun(text))
 
 
 def mark(fd: int) -> None:

@@ -185,7 +185,7 @@ def identify(hashes: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
 
 def prefixes(hashes: Sequence[bytes]) -> np.ndarray:
     """The first 64 bits of each sha256: uint64 [N]."""
-    return np.frombuffer(b"".join(hashes), ">u8").reshape(len(hashes), -1)[:, 0].astype(np.uint64)
+    return np.frombuffer(b"".join(hashes), ">u8").reshape(-1, 4)[:, 0].astype(np.uint64)
 
 
 def _rank(value: Any, seed: int) -> bytes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,41 +12,34 @@ from typing import Any
 import numpy as np
 
 from kdcli.data import splits as splits_of
-from kdcli.data.columns import image_column, named_column, undecoded, undecoded_cells
+from kdcli.data.columns import image_column, named_column, undecoded
 from kdcli.data.duplicates import settle
+from kdcli.data.hashes import cell_hashes
 from kdcli.data.images import decode, glance, upright_size
 from kdcli.data.loading import Raw, load
-from kdcli.data.samples import (
-    Data,
-    Samples,
-    carve,
-    cell_bytes,
-    corrupt,
-    file_of,
-    hide_labels,
-    identify,
-    prefixes,
-)
+from kdcli.data.samples import Data, Samples, carve, corrupt, file_of, hide_labels, identify, prefixes
+from kdcli.data.tables import Kept
 from kdcli.data.targets import Reader, ReaderOf, unlabelled
 from kdcli.errors import BadImageError, InputError
 from kdcli.sections import DataSection, SourceSection
 
-_ROWS = 512  # read at once
 
-
-def open_data(config: DataSection, reader_of: ReaderOf, *, need: tuple[str, ...] = ("train",)) -> Data:
+def open_data(
+    config: DataSection, reader_of: ReaderOf, *, need: tuple[str, ...] = ("train",), kept: Kept | None = None
+) -> Data:
     """Open ``config.source``, carve what is missing, hide labels, leave out corrupt pictures.
 
     Args:
         config: the data section.
         reader_of: finds and reads the labels.
         need: splits that must exist: of ``train``, ``validation``, ``test``, or any split's own name.
+        kept: says where hashes of files are kept.
 
     Raises:
         InputError: nothing readable there, no such split or column, an empty class, a foreign image cell.
         UsageError: an unknown bundled example.
     """
-    raw = load(config.source or "")
+    raw = _load(config.source, kept)
     raw.refuse_unclear()
     wanted, carving = splits_of.wanted(raw.tables, config, need)
     reader = reader_of(raw, config)
@@ -70,18 +62,18 @@ def open_data(config: DataSection, reader_of: ReaderOf, *, need: tuple[str, ...]
     return Data(config.source or "", classes, splits, raw.licence, skipped, reader.task, notes)
 
 
-def open_train(config: SourceSection) -> Data:
+def open_train(config: SourceSection, kept: Kept | None = None) -> Data:
     """Open the training split alone, whole; its labels, if any, are never read.
 
     Raises:
         InputError: nothing readable there, no such split or column, a foreign image cell.
     """
-    raw = load(config.source or "")
+    raw = _load(config.source, kept)
     name = splits_of.wanted_train(raw.tables, config)
     return _unlabelled(raw, {"train": name}, config)
 
 
-def open_unlabelled(source: str, config: SourceSection) -> Data:
+def open_unlabelled(source: str, config: SourceSection, kept: Kept | None = None) -> Data:
     """Open extra pictures whose labels, if any, are never read."""
     plain = SourceSection(
         source=source,
@@ -89,7 +81,7 @@ def open_unlabelled(source: str, config: SourceSection) -> Data:
         max_bad_fraction=config.max_bad_fraction,
         max_pixels=config.max_pixels,
     )
-    raw = load(source)
+    raw = _load(source, kept)
     names = splits_of.wanted_unlabelled(raw.tables, source)
     return _unlabelled(raw, {f"extra {name}": name for name in names}, plain)
 
@@ -107,6 +99,12 @@ def refuse_small(samples: Samples, min_side: int, max_pixels: int) -> None:
                 f"{samples.where(i)}: a source of {width} x {height} pixels is too small "
                 f"(data.min_side={min_side}). Remove it, or lower --set data.min_side=…"
             )
+
+
+def _load(source: str | None, kept: Kept | None) -> Raw:
+    raw = load(source or "")
+    raw.kept = kept
+    return raw
 
 
 def _unlabelled(raw: Raw, names: dict[str, str], config: SourceSection) -> Data:
@@ -190,14 +188,8 @@ class _Source:
 
     def _hashes(self, name: str, column: str) -> list[bytes]:
         """The sha256 of each picture's bytes, which are looked at unless corrupt ones are to be skipped."""
-        found, cells = [], undecoded_cells(self.raw.tables[name], column)
-        for start in range(0, len(cells), _ROWS):
-            for row, cell in enumerate(cells.slice(start, _ROWS).to_pylist(), start):
-                data = cell_bytes(cell, self.raw.root, f"{name} row {row}")
-                if self.config.on_bad_image == "stop":
-                    _look_at(data, cell, self.raw.root, f"{name} row {row}")
-                found.append(hashlib.sha256(data).digest())
-        return found
+        looks = self.config.on_bad_image == "stop"
+        return cell_hashes(self.raw, name, column, look=partial(_look_at, self.raw.root) if looks else None)
 
 
 def _without_corrupt(
@@ -224,7 +216,7 @@ def _without_corrupt(
     return kept, tuple(skipped), named
 
 
-def _look_at(data: bytes, cell: Any, root: Path | None, where: str) -> None:
+def _look_at(root: Path | None, data: bytes, cell: Any, where: str) -> None:
     """Raise BadImageError for a picture that is seen to be none without decoding it."""
     try:
         glance(data)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import mmap
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -26,6 +26,10 @@ _BATCH = 256 << 20  # bytes that a batch of rows may unpack to
 _LARGEST, _MOST_TIMES = 1 << 30, 64  # rows may unpack to the first, or to so many times the file
 
 
+Kept = Callable[[], Path | None]
+"""Says in which folder hashes of files are kept, None for nowhere; asked only where there are many."""
+
+
 class Raw:
     """Tables of a source.
 
@@ -35,6 +39,7 @@ class Raw:
         fault: why its labels cannot be told, for those who want them; empty where they can.
         notes: what the user should know of how it was read.
         licence: what the data say of themselves.
+        kept: where hashes of its files are; see :mod:`kdcli.data.hashes`.
     """
 
     def __init__(
@@ -44,6 +49,7 @@ class Raw:
             table.reset_format()  # a saved table may ask for tensors instead of plain values
         self.tables = {name: _with_pictures(table) for name, table in tables.items()}
         self.root, self.fault, self.notes = root, fault, list(notes)
+        self.kept: Kept | None = None
         first = next(iter(self.tables.values()), None)
         self.licence = getattr(getattr(first, "info", None), "license", "") or ""
 

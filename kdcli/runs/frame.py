@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -98,12 +99,15 @@ def refuse_uneven(optim: OptimSection, processes: int) -> None:
         )
 
 
-def labelled(config: DataSection, *splits: str) -> Data:
-    """The data with these splits. Raises InputError if they have no labels, and what opening them raises."""
+def labelled(config: DataSection, *splits: str, run: RunSection) -> Data:
+    """The data of a run with these splits.
+
+    Raises InputError if they have no labels, and what opening them raises.
+    """
     from kdcli.tasks import open_task_data
 
     require(config.source, "--data")
-    data = open_task_data(config, *splits)
+    data = open_task_data(config, *splits, kept=partial(places.kept_hashes, run))
     if data.classes is None:
         raise InputError(
             f"{config.source} has no labels: no column of them (name it: --set data.label_column=…, or "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ from kdcli import synthesis
 from kdcli.artifacts.manifest import digest
 from kdcli.console import Console
 from kdcli.errors import InputError, UsageError
-from kdcli.runs import Result, frame
+from kdcli.runs import Result, frame, places
 from kdcli.runs.pictures import PicturePlan, refuse_unheeded
 from kdcli.synthesis.sampling import resolved
 
@@ -137,7 +138,7 @@ def plan(config: Any, unless_complete: bool) -> Plan | Result:
 
         weights = find(config.weights or entry.default_weights, config.mixer)
     config = _resolved(config, entry, weights)
-    data = open_train(config.data)
+    data = open_train(config.data, partial(places.kept_hashes, config))
     samples = data.split("train")
     total = config.count or len(samples) * (config.per_image or 1)
     numbers = draws.shard(config.shard, total)

@@ -16,11 +16,12 @@ from typing import Any
 
 from kdcli.artifacts import lock
 from kdcli.artifacts import manifest as manifests
+from kdcli.artifacts.books import FOLDER
 from kdcli.artifacts.files import refuse_unusable
 from kdcli.artifacts.store import named, refuse_foreign
 from kdcli.config import leaves
 from kdcli.console import legible
-from kdcli.errors import InputError
+from kdcli.errors import EnvironmentFault, InputError
 from kdcli.sections import RunSection
 
 _DATA = ("--data", "--extra")
@@ -56,16 +57,26 @@ def check(config: RunSection, path: Path) -> None:
     ]
     for place in around(path, *([".track"] if config.track else [])):
         _refuse_overlaps(place, read)
-    if "\0" in config.cache:
-        raise InputError(f"--cache {config.cache!r} cannot name a folder. Choose another.")
-    if config.cache != type(config).model_fields["cache"].default:
-        refuse_unusable("--cache", config.cache)
+    _refuse_cache(config)
     _refuse_own(f"the output {path}", whole.parent)
-    _refuse_own(f"--cache {config.cache}", Path(config.cache))
     refuse_foreign(path, overwrite=config.overwrite)
     lock.refuse_foreign(whole.with_name(f"{whole.name}.partial"))
     if config.track:
         _refuse_log(whole.with_name(f"{whole.name}.track"))
+
+
+def kept_hashes(config: RunSection) -> Path | None:
+    """The folder below ``--cache`` in which hashes of pictures are kept; None where nothing may be written.
+
+    Why not is said by :func:`check`, which comes later: where a run writes depends on what its data are.
+    """
+    try:
+        _refuse_cache(config)
+        for place in around(Path(config.out)) if config.out else ():
+            refuse_overlap(place, "--cache", config.cache)
+    except (InputError, EnvironmentFault):
+        return None
+    return Path(config.cache, FOLDER)
 
 
 def inputs(config: RunSection) -> Iterator[tuple[str, str]]:
@@ -154,6 +165,15 @@ def _identity(path: str) -> tuple[int, int] | None:
     except (OSError, ValueError):
         return None
     return found.st_dev, found.st_ino
+
+
+def _refuse_cache(config: RunSection) -> None:
+    """Refuse a place of caches; see :func:`check`."""
+    if "\0" in config.cache:
+        raise InputError(f"--cache {config.cache!r} cannot name a folder. Choose another.")
+    if config.cache != type(config).model_fields["cache"].default:
+        refuse_unusable("--cache", config.cache)
+    _refuse_own(f"--cache {config.cache}", Path(config.cache))
 
 
 def _refuse_own(what: str, folder: Path) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -237,8 +238,11 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
     if config.via:
         return _chain(config, console, unless_complete)
     taught = _taught(config, bool(parts), console)
-    data = frame.labelled(config.data, "train", "validation")
-    extra = [open_unlabelled(source, config.data) for source in config.data.extra]
+    data = frame.labelled(config.data, "train", "validation", run=config)
+    extra = [
+        open_unlabelled(source, config.data, partial(places.kept_hashes, config))
+        for source in config.data.extra
+    ]
     frame.say(console, data, *extra)
     config, task, method, choice = _objective(config, data, parts)
     frame.refuse_uneven(config.optim, config.processes)

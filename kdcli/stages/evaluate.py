@@ -123,7 +123,7 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
     gates = [parse(text, figures()) for text in config.require]
     if (config.stride or 0) > (config.window or 0):
         raise UsageError("stride: no pixel may fall between windows; give a window of at least the stride.")
-    data = frame.labelled(config.data, config.split)
+    data = frame.labelled(config.data, config.split, run=config)
     frame.say(console, data)
     task = task_of(data, config.data)
     lacking = {part for part, given in (("teacher", config.teacher), ("cost", config.cost)) if not given}
@@ -170,7 +170,7 @@ def _built(config: Config, task: Task) -> tuple[dict[str, Model], Task, tuple[st
 def _validation(config: Config, samples: Samples) -> Validation:
     """Labelled validation pictures that are not measured; or why there are none."""
     try:
-        found = frame.labelled(config.data, "validation").split("validation")
+        found = frame.labelled(config.data, "validation", run=config).split("validation")
     except InputError as error:
         return Validation(None, str(error))
     found = found.without(samples)

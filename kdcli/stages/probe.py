@@ -147,8 +147,12 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
     refuse_idle(config, of_probe(config))
     refuse_two_lengths(config)
     parents = [frame.parent("teacher", str(config.teacher), config.weights)]
-    data = frame.labelled(config.data, "train", "validation") if config.head == "fit" else None
-    kept = frame.labelled(config.data, "train") if config.head == "keep" and config.data.source else None
+    data = frame.labelled(config.data, "train", "validation", run=config) if config.head == "fit" else None
+    kept = (
+        frame.labelled(config.data, "train", run=config)
+        if config.head == "keep" and config.data.source
+        else None
+    )
     opened = data or kept
     frame.say(console, opened)
     prints = {"data": opened.fingerprint} if opened else {}

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from kdcli.console import Console
     from kdcli.data.loading import Raw
     from kdcli.data.samples import Data
+    from kdcli.data.tables import Kept
     from kdcli.data.targets import Reader, TargetColumns
     from kdcli.engine.grid import HeadResult, HeadSpec
     from kdcli.engine.inference import Measuring
@@ -265,7 +266,7 @@ def task_of(
     return cast(Task, _loaded(entry(data.task).target).of(data, section, optim, views))
 
 
-def open_task_data(config: DataSection, *splits: str) -> Data:
+def open_task_data(config: DataSection, *splits: str, kept: Kept | None = None) -> Data:
     """Open splits of a source with the labels of the task that ``data.task`` names, or that claims them.
 
     Raises:
@@ -276,7 +277,7 @@ def open_task_data(config: DataSection, *splits: str) -> Data:
 
     if config.task != "auto":
         entry(config.task)
-    return open_data(config, _reader, need=splits)
+    return open_data(config, _reader, need=splits, kept=kept)
 
 
 def _reader(raw: Raw, config: DataSection) -> Reader:

@@ -13,13 +13,15 @@ from typing import Any
 import pytest
 
 from kdcli import cli
+from kdcli.artifacts.books import read_book
 from kdcli.artifacts.manifest import Manifest, is_ours
 from kdcli.artifacts.marks import MARK
 from kdcli.artifacts.store import open_output, write_bytes
 from kdcli.config import resolve
+from kdcli.data import hashes
 from kdcli.errors import EnvironmentFault, InputError, UsageError
 from kdcli.launch import StopSignal
-from kdcli.runs import places
+from kdcli.runs import frame, places
 from kdcli.stages import distill, evaluate, probe, synthesize
 
 
@@ -156,6 +158,32 @@ def test_directories_are_compared_by_the_file_system(desk: Path, monkeypatch: py
 def test_a_link_in_the_output_to_data_elsewhere(desk: Path) -> None:
     (desk / "teacher" / "data").symlink_to(desk / "cars")
     refused("teacher contains --data", out="../teacher", data__source="../teacher/data")
+
+
+# -- hashes of pictures --------------------------------------------------------------------------------------
+def kept(**options: Any) -> Path | None:
+    return places.kept_hashes(resolve(distill.Config, options=options))
+
+
+def test_hashes_of_pictures_are_kept_below_the_cache(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert kept() == Path("runs/cache/picture-hashes")
+    assert kept(cache="../new", out="../x") == Path("../new/picture-hashes")
+    refusals: list[dict[str, Any]] = [
+        {"cache": "../teacher/cache"},
+        {"cache": "../own.safetensors"},
+        {"cache": "a\0b"},
+        {"cache": "../x/cache", "out": "../x"},
+        {"cache": "../x.partial/cache", "out": "../x"},
+    ]
+    assert [kept(**options) for options in refusals] == [None] * len(refusals)
+    monkeypatch.setattr(hashes, "_FEWEST", 1)
+    monkeypatch.setattr(hashes, "_GRAIN_NS", 0)
+    config = resolve(distill.Config, options={"data.source": "../cars", "data.validation": "train"})
+    first = frame.labelled(config.data, "train", run=config)
+    (book,) = Path("runs/cache/picture-hashes").glob("*.hashes")
+    assert len(read_book(book)[0].paths) == 2
+    assert frame.labelled(config.data, "train", run=config).fingerprint == first.fingerprint
+    assert is_ours("runs")
 
 
 # -- the working directory, the cache, kdcli's own -----------------------------------------------------------

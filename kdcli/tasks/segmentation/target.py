@@ -7,7 +7,6 @@ kdcli void is always :data:`VOID`, whatever the files have. Masks of two classes
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,8 +18,9 @@ import numpy as np
 
 from kdcli.data import splits as splits_of
 from kdcli.data.columns import MASK_NAMES, picture_columns, undecoded
+from kdcli.data.hashes import cell_hashes
 from kdcli.data.images import decode_indices, palette_of
-from kdcli.data.samples import cell_bytes, corrupt, file_of
+from kdcli.data.samples import cell_bytes, corrupt, file_of, prefixes
 from kdcli.data.targets import UNLABELLED, Place, Targets, unlabelled
 from kdcli.errors import BadImageError, InputError, UsageError
 from kdcli.tasks.segmentation.values import VALUES, VOID, Colours, Values, lacking
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from kdcli.data.samples import Samples
     from kdcli.sections import DataSection
 
-_ROWS = 512  # read at once
 _AT_ONCE = 16  # decoded, before the search for two values looks
 
 
@@ -153,11 +152,9 @@ class MaskReader:
             return unlabelled(len(table))
         cells, root = undecoded(table, self.column), self.raw.root
         labels, hashed = np.full(len(table), UNLABELLED, np.int64), np.zeros(len(table), np.uint64)
-        for start in range(0, len(cells), _ROWS):
-            for row, cell in enumerate(cells[start : start + _ROWS][self.column], start):
-                if cell is not None and any(cell.values()):  # else unlabelled
-                    sha = hashlib.sha256(cell_bytes(cell, root, f"{name} row {row}, its mask"))
-                    hashed[row], labels[row] = int.from_bytes(sha.digest()[:8], "big"), 0
+        shas = cell_hashes(self.raw, name, self.column, "its mask")
+        there = np.array([len(sha) > 0 for sha in shas], bool)
+        hashed[there], labels[there] = prefixes([sha for sha in shas if sha]), 0
         return Masks(labels, hashed, np.arange(len(table)), cells, self.column, root, self.values)
 
     def classes(self, splits: Mapping[str, Samples], whole: Callable[[str], Samples]) -> list[str]:
