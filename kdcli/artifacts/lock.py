@@ -23,7 +23,7 @@ from kdcli.artifacts.marks import LOCK
 from kdcli.errors import EnvironmentFault, InputError
 
 IDENTITY, MACHINES = "identity.json", "machines.json"
-BOOKKEEPING = {LOCK, IDENTITY, f"{IDENTITY}.partial", MACHINES, f"{MACHINES}.draft"}
+BOOKKEEPING = {LOCK, IDENTITY, f"{IDENTITY}.partial", MACHINES, f"{MACHINES}.partial"}
 _REMEDY = "Move it away, or choose another --out"
 _ORPHANS_S = 10.0  # loader workers of a killed run notice within 5 s, and hold its lock until then
 

@@ -50,7 +50,7 @@ def pictures_go_on(folder: Path, machine: Machine, made: int) -> str:
     """
     known = machines_of(folder) if made else []
     told = goes_on(known, {k: v for k, v in machine.items() if k != "world_size"}, {"from_picture": made})
-    draft = folder / f"{MACHINES}.draft"
+    draft = folder / f"{MACHINES}.partial"
     write_bytes(draft, json.dumps({"machines": known}).encode())
     os.replace(draft, folder / MACHINES)
     return told
