@@ -121,14 +121,22 @@ def arguments(name: str, given: dict[str, Any]) -> dict[str, Any]:
 
 def _checked(name: str, annotation: Any, value: Any) -> Any:
     """``value`` as what the annotation says. Raises UsageError."""
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import ValidationError
 
     if typing.get_origin(annotation) is tuple and isinstance(value, str):
         value = (value,)
     try:
-        return TypeAdapter(bounded(annotation)).validate_python(value)
+        return _reader(annotation).validate_python(value)
     except ValidationError as error:
         raise UsageError(f"{name}: {error.errors()[0]['msg']}, got {shortened(repr(value))}.") from None
+
+
+@cache
+def _reader(annotation: Any) -> Any:
+    """Pydantic's reader of one value; a plan asks for the same ones several times."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(bounded(annotation))
 
 
 def bounded(annotation: Any) -> Any:

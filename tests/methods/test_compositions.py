@@ -65,6 +65,7 @@ def test_the_objective_is_the_weighted_sum_of_its_parts(plan, probed):
         ],
     )
     found, parties, x = objective(made), made.material.assembly.parties, columns()
+    fitted = parties["teacher"].temperature
     with torch.no_grad():
         s = parties["student"].call([x["x"]], ["logits", "pooled", "grid", "layer2.map", "layer4.map"])
         t = parties["teacher"].call([x["x"]], ["logits", "pooled", "blocks.3.map", "map-1"])
@@ -72,7 +73,7 @@ def test_the_objective_is_the_weighted_sum_of_its_parts(plan, probed):
         embedded = [parties[f"cc-{side}"](f) for side, f in zip(("student", "teacher"), features)]
         wanted = {
             "ce": (0.1, cross_entropy(s["logits"], x["y"])),
-            "kl": (0.9, kl_divergence(s["logits"], t["logits"], temperature=4.0)),
+            "kl": (0.9, kl_divergence(s["logits"], t["logits"] / fitted, temperature=4.0)),
             "rkd-distance": (50.0, rkd_distance(*features)),
             "rkd-angle": (100.0, rkd_angle(*features)),
             "hint": (100.0, hint(parties["hint-regressor"](s["layer2.map"]), t["blocks.3.map"])),
@@ -271,7 +272,7 @@ def test_probabilities_are_averaged_as_they_are_softened(plan, probed):
     x, teacher = columns()["x"], made.material.networks["teacher"]
     members = [distill.frame.teacher(name, made.task, "names") for name in several["teacher"]]
     with torch.no_grad():
-        mean = sum((m(x) / 3).softmax(dim=1) for m in members) / 2
+        mean = sum((m(x) / m.temperature / 3).softmax(dim=1) for m in members) / 2
         torch.testing.assert_close((teacher(x) / 3).softmax(dim=1), mean)
     with pytest.raises(UsageError, match="soften the teachers by 2, 4, and teacher_mean=probabilities"):
         plan("ensemble", **several, terms=["kd=1,temperature=2"])
