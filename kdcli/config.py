@@ -304,6 +304,8 @@ def _explain(kind: type[Section], error: ValidationError, written: Mapping[str, 
         return f"{shown} is required."
     value = first.get("input")
     text, hint = first["msg"].removeprefix("Value error, "), ""
+    for bound in (first.get("ctx") or {}).values():
+        text = text.replace(f"{bound:.0f}", f"{bound:g}") if isinstance(bound, float) else text
     if first["type"] == "literal_error" and isinstance(value, str):
         hint = nearest(value, typing.get_args(_literal(_annotation(kind, name))))
     return f"{shown}: {text[0].lower()}{text[1:]}, got {shortened(repr(value))}.{hint}"

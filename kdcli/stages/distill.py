@@ -23,8 +23,7 @@ from kdcli import methods
 from kdcli.config import Section, as_default, inputs, method_option
 from kdcli.console import Console, duration, size
 from kdcli.errors import UsageError
-from kdcli.runs import Result, frame, places, recipes, show
-from kdcli.runs.idle import of_distill, of_material, refuse_idle, refuse_idle_parameters
+from kdcli.runs import Result, frame, idle, places, recipes, show
 from kdcli.sections import LARGEST, StudentSection
 
 if TYPE_CHECKING:
@@ -210,7 +209,7 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
     from kdcli.data.sources import open_unlabelled
 
     frame.require(config.student, "--student")
-    refuse_idle(config, of_distill(config))
+    idle.refuse_idle(config, idle.of_distill(config))
     arguments = _arguments(config)
     parts = [methods.addition(text) for text in config.terms]
     if arguments.get("generations", 1) > 1:
@@ -236,7 +235,8 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
     from kdcli.runs.refusals import refuse_unlike, warn_of_milestones, warn_of_one_seed
 
     material = gather(Lesson(config, data, extra, task, method), console)
-    refuse_idle(config, of_material(material))
+    idle.refuse_idle(config, idle.of_material(material))
+    idle.warn_of_idle(config, console)
     if methods.entry(config.method.name).twin and "teacher" in material.networks:
         refuse_unlike(method, material.networks)
         warn_of_one_seed(config, console)
@@ -279,7 +279,7 @@ def _objective(
     config, choice = recipes.take(config, config.recipe, method.name, method.recipes)
     if choice.applied:
         task, method = _method(config, data)
-    refuse_idle_parameters(config, task, method, _arguments(config))
+    idle.refuse_idle_parameters(config, task, method, _arguments(config))
     for text in config.terms:
         _refuse_unfit(f"--add {text}", methods.term_needs(text), task)
     method = without_zero_terms(added(method, parts))

@@ -110,8 +110,8 @@ def turn(groups: dict[str, dict[str, object]] | None = None, **optim: object) ->
 
 def test_a_turn_has_fields_of_its_own() -> None:
     run = OptimSection(lr=1e-3, clip_grad=1.0)
-    found = section_of(turn(opt="sgd", lr=0.05, clip_grad=None, betas=(0.5, 0.9)), run)
-    assert (found.opt, found.lr, found.clip_grad, found.betas) == ("sgd", 0.05, None, (0.5, 0.9))
+    found = section_of(turn(opt="adam", lr=0.05, clip_grad=None, betas=(0.5, 0.9)), run)
+    assert (found.opt, found.lr, found.clip_grad, found.betas) == ("adam", 0.05, None, (0.5, 0.9))
     assert section_of(turn(), run) == run
 
 
