@@ -8,6 +8,7 @@ fields (workers, tracking, …) may differ on resume.
 from __future__ import annotations
 
 import inspect
+import re
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -305,7 +306,7 @@ def _explain(kind: type[Section], error: ValidationError, written: Mapping[str, 
     value = first.get("input")
     text, hint = first["msg"].removeprefix("Value error, "), ""
     for bound in (first.get("ctx") or {}).values():
-        text = text.replace(f"{bound:.0f}", f"{bound:g}") if isinstance(bound, float) else text
+        text = re.sub(r"\d{9,}", f"{bound:g}", text) if isinstance(bound, float) else text
     if first["type"] == "literal_error" and isinstance(value, str):
         hint = nearest(value, typing.get_args(_literal(_annotation(kind, name))))
     return f"{shown}: {text[0].lower()}{text[1:]}, got {shortened(repr(value))}.{hint}"
