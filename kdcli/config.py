@@ -8,6 +8,7 @@ fields (workers, tracking, …) may differ on resume.
 from __future__ import annotations
 
 import inspect
+import re
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -304,6 +305,8 @@ def _explain(kind: type[Section], error: ValidationError, written: Mapping[str, 
         return f"{shown} is required."
     value = first.get("input")
     text, hint = first["msg"].removeprefix("Value error, "), ""
+    for bound in (first.get("ctx") or {}).values():
+        text = re.sub(r"\d{9,}", f"{bound:g}", text) if isinstance(bound, float) else text
     if first["type"] == "literal_error" and isinstance(value, str):
         hint = nearest(value, typing.get_args(_literal(_annotation(kind, name))))
     return f"{shown}: {text[0].lower()}{text[1:]}, got {shortened(repr(value))}.{hint}"

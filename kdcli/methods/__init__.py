@@ -37,7 +37,7 @@ __all__ = [
     "recipes",
 ]
 
-_LONGEST = 64  # names or numbers in one parameter
+_LONGEST, _MOST = 64, 1_000_000  # names or numbers in one parameter; of what is counted
 _OF_A_ROW = ("loss", "step", "epoch", "lr", "grad_norm")  # what else a row of the log has
 
 
@@ -143,8 +143,10 @@ def bounded(annotation: Any) -> Any:
     """The annotation of a parameter, numbers that have no bounds of their own kept finite and of use."""
     from pydantic import Field
 
-    if annotation in (float, int):
-        return Annotated[annotation, Field(ge=-LARGEST, le=LARGEST, allow_inf_nan=False)]
+    if annotation is float:
+        return Annotated[float, Field(ge=-LARGEST, le=LARGEST, allow_inf_nan=False)]
+    if annotation is int:
+        return Annotated[int, Field(ge=-_MOST, le=_MOST)]
     if typing.get_origin(annotation) is Annotated:
         inner, *constraints = typing.get_args(annotation)
         return Annotated[(bounded(inner), *constraints)]

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from kdcli import methods
 from kdcli.config import Section, asked, leaves, origins
+from kdcli.console import Console
 from kdcli.errors import UsageError
-from kdcli.sections import OptimSection, ViewSection
+from kdcli.sections import OptimSection, StudentSection, ViewSection
 from kdcli.words.analysis import without_zero_terms
 
 if TYPE_CHECKING:
@@ -29,15 +30,31 @@ Rule = tuple[str, bool, str]
 _CUT = "size scale ratio hflip vflip color_jitter auto_augment erase interpolation"
 
 
-def refuse_idle(config: Section, rules: Iterable[Rule]) -> None:
-    """Raise UsageError for a key that was given and that a rule calls idle."""
+def idle_keys(config: Section, rules: Iterable[Rule]) -> Iterator[str]:
+    """What to say of each key that was given and that a rule calls idle."""
     written = origins(config)
     for keys, idle, why in rules:
         for key in written if idle else ():
             if any(fnmatchcase(key, pattern) for pattern in keys.split()) and asked(config, key):
                 flag = written[key]
                 shown = flag if flag.startswith("--") and flag != "--set" else key
-                raise UsageError(f"{shown} is given, and {why}.")
+                yield f"{shown} is given, and {why}."
+
+
+def refuse_idle(config: Section, rules: Iterable[Rule]) -> None:
+    """Raise UsageError for a key that was given and that a rule calls idle."""
+    for fault in idle_keys(config, rules):
+        raise UsageError(fault)
+
+
+def warn_of_idle(config: StudentSection, console: Console) -> None:
+    """Warn of what stands beside something that is documented to take its place."""
+    rules: list[Rule] = [
+        ("optim.epochs", config.optim.max_steps is not None, "--max-steps says how long the training is"),
+        ("evaluate_every", config.evaluate_steps is not None, "evaluate_steps stands in its place"),
+    ]
+    for text in idle_keys(config, rules):
+        console.warn(text)
 
 
 def refuse_two_lengths(config: Section) -> None:

@@ -16,7 +16,6 @@ from typing import Any
 
 from kdcli.artifacts import lock
 from kdcli.artifacts import manifest as manifests
-from kdcli.artifacts.books import FOLDER
 from kdcli.artifacts.files import refuse_unusable
 from kdcli.artifacts.store import named, refuse_foreign
 from kdcli.config import leaves
@@ -76,6 +75,8 @@ def kept_hashes(config: RunSection) -> Path | None:
             refuse_overlap(place, "--cache", config.cache)
     except (InputError, EnvironmentFault):
         return None
+    from kdcli.artifacts.books import FOLDER  # with numpy, which a help text does without
+
     return Path(config.cache, FOLDER)
 
 

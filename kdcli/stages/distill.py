@@ -24,15 +24,7 @@ from kdcli import methods
 from kdcli.config import Section, as_default, inputs, method_option
 from kdcli.console import Console, duration, size
 from kdcli.errors import UsageError
-from kdcli.runs import Result, frame, learning, places, recipes, show
-from kdcli.runs.idle import (
-    of_distill,
-    of_material,
-    of_training,
-    refuse_idle,
-    refuse_idle_parameters,
-    refuse_two_lengths,
-)
+from kdcli.runs import Result, frame, idle, learning, places, recipes, show
 from kdcli.sections import LARGEST, StudentSection
 
 if TYPE_CHECKING:
@@ -228,8 +220,8 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
     from kdcli.data.sources import open_unlabelled
 
     frame.require(config.student, "--student")
-    refuse_idle(config, of_distill(config))
-    refuse_two_lengths(config)
+    idle.refuse_idle(config, idle.of_distill(config))
+    idle.refuse_two_lengths(config)
     arguments = _arguments(config)
     parts = [methods.addition(text) for text in config.terms]
     if arguments.get("generations", 1) > 1:
@@ -258,7 +250,8 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
     from kdcli.runs.refusals import refuse_unlike, warn_of_milestones, warn_of_one_seed
 
     material = gather(Lesson(config, data, extra, task, method), console)
-    refuse_idle(config, of_material(material))
+    idle.refuse_idle(config, idle.of_material(material))
+    idle.warn_of_idle(config, console)
     if methods.entry(config.method.name).twin and "teacher" in material.networks:
         refuse_unlike(method, material.networks)
         warn_of_one_seed(config, console)
@@ -301,8 +294,8 @@ def _objective(
     config, choice = recipes.take(config, config.recipe, method.name, method.recipes)
     if choice.applied:
         task, method = _method(config, data)
-    refuse_idle(config, of_training(config.optim, config.views))
-    refuse_idle_parameters(config, task, method, _arguments(config))
+    idle.refuse_idle(config, idle.of_training(config.optim, config.views))
+    idle.refuse_idle_parameters(config, task, method, _arguments(config))
     for text in config.terms:
         _refuse_unfit(f"--add {text}", methods.term_needs(text), task)
     method = without_zero_terms(added(method, parts))

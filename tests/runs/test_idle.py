@@ -251,3 +251,11 @@ def test_a_training_without_end_is_refused() -> None:
 def test_a_tracker_that_there_is_not_is_refused_by_the_plan(plan: Any) -> None:
     with pytest.raises(UsageError, match=r"--track: no tracker 'tensorbord'\. Did you mean 'tensorboard'"):
         plan("track=[tensorbord]")
+
+
+def test_what_takes_the_place_of_something_else_is_said(plan: Any, warnings: list[str]) -> None:
+    plan("optim.epochs=3", "evaluate_every=2", "evaluate_steps=1")
+    assert warnings == [
+        "optim.epochs is given, and --max-steps says how long the training is.",
+        "evaluate_every is given, and evaluate_steps stands in its place.",
+    ]

@@ -58,7 +58,8 @@ def plan(base: Options, tmp_path: Path) -> Any:
 @pytest.mark.parametrize("views", ["2", "live"])
 def test_two_teachers_are_their_mean(views: str, plan: Any, teachers: list[str], tmp_path: Path) -> None:
     """A mean of the teachers' logits as one teacher gives the same student, cached or live."""
-    fp32 = {"views.count": views, "method.alpha": 1.0} | ({"views.store": "fp32"} if views == "2" else {})
+    fp32 = {"views.count": views, "method.alpha": 1.0}
+    fp32 |= {"views.store": "fp32"} if views == "2" else {}
     out = distill.run(plan(teacher=teachers, **fp32), QUIET).path
     assert [p["role"] for p in facts(out)["parents"]] == ["student", "teacher1", "teacher2"]
     assert [p["path"] for p in facts(out)["parents"][1:]] == teachers
