@@ -160,3 +160,25 @@ def test_the_plan_says_what_it_measures(made, pictures, tmp_path):
     console.note = said.append
     plan.describe(console)
     assert any(line.startswith("exits    model: exit1, exit2; early exit chosen on ") for line in said)
+
+
+def test_exits_on_data_that_lack_classes(made, run, pictures, tmp_path):
+    """Exits keep all their logits, in the order of the network's."""
+    import datasets
+
+    path, classes = made
+    kept = {}
+    for split, table in datasets.load_from_disk(str(pictures)).items():
+        rows = [i for i, label in enumerate(table["label"]) if label in (1, 3)]
+        labels = [(1, 3).index(table["label"][i]) for i in rows]
+        table = table.select(rows).remove_columns("label").add_column("label", labels)
+        kept[split] = table.cast_column("label", datasets.ClassLabel(names=[classes[1], classes[3]]))
+    datasets.DatasetDict(kept).save_to_disk(str(tmp_path / "data"))
+    result = run(**{"data.source": str(tmp_path / "data")})
+    report = json.loads((result.path / "report.json").read_text())
+    assert report["data"]["classes"] == [classes[i] for i in (1, 3, 2, 0)]  # the last as the network has them
+    logits, y = naive(path, report["data"]["classes"], tmp_path / "data", "test")
+    assert logits.shape[1:] == (3, 4)
+    top1 = (logits.argmax(2) == y[:, None]).float().mean(0).tolist()
+    exits = report["models"][0]["exits"]
+    assert [row["top1"] for row in exits["exits"]] == pytest.approx(top1)
