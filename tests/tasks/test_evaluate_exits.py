@@ -11,7 +11,6 @@ from kdcli.errors import InputError, UsageError
 from kdcli.metrics.exits import choose, early_exit_curve
 from kdcli.models.build import build
 from kdcli.models.exits import ExitHead, WithExits
-from kdcli.runs import frame
 from kdcli.stages import evaluate
 from kdcli.tasks import figures
 
@@ -55,9 +54,10 @@ def naive(path, classes, pictures, split):
     from kdcli.data.batches import evaluation_loader
     from kdcli.models.exits import load_exits
     from kdcli.sections import DataSection
+    from kdcli.tasks import open_task_data
 
     network, exits = build(str(path)).eval(), load_exits(path)
-    samples = frame.labelled(DataSection(source=str(pictures)), split).split(split)
+    samples = open_task_data(DataSection(source=str(pictures)), split).split(split)
     keys = [[(i, 0) for i in range(len(samples))]]
     batch = next(iter(evaluation_loader(samples, network.spec, max_pixels=10**6, workers=0, timeout=9)(keys)))
     with torch.no_grad():

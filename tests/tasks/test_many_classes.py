@@ -47,7 +47,7 @@ def report(monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, Any], Evaluation,
     monkeypatch.setattr(inference, "outputs", lambda *given: logits)
     measuring: Any = SimpleNamespace(samples=Labels(y), runtime=SimpleNamespace(device="cpu"))
     names = [f"class {i}" for i in range(CLASSES)]
-    evaluation = Evaluation(names, {}, 0.5, 0, "")
+    evaluation = Evaluation(names, {}, 0.5, 0, "", CLASSES)
     network: Any = Network()
     found = evaluation.measure(measuring, {"net": network}, None, QUIET)
     data = {"name": "d", "split": "test", "samples": SAMPLES, "classes": names, "fingerprint": ""}
