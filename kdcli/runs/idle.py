@@ -57,13 +57,6 @@ def warn_of_idle(config: StudentSection, console: Console) -> None:
         console.warn(text)
 
 
-def refuse_two_lengths(config: Section) -> None:
-    """Raise UsageError where epochs and steps are both on the command line; in files steps go first."""
-    written = origins(config)
-    if all(written.get(f"optim.{key}", "").startswith("-") for key in ("epochs", "max_steps")):
-        raise UsageError("--epochs is given, and --max-steps says how long the training is: give one.")
-
-
 def of_pictures(config: Any) -> Iterator[Rule]:
     """How pictures are read, in every stage."""
     data = config.data

@@ -221,7 +221,6 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
 
     frame.require(config.student, "--student")
     idle.refuse_idle(config, idle.of_distill(config))
-    idle.refuse_two_lengths(config)
     arguments = _arguments(config)
     parts = [methods.addition(text) for text in config.terms]
     if arguments.get("generations", 1) > 1:

@@ -23,7 +23,7 @@ from kdcli.console import Console
 from kdcli.errors import InputError, UsageError, nearest
 from kdcli.launch import world_size
 from kdcli.runs import Result, frame, show
-from kdcli.runs.idle import of_optimizer, of_probe, refuse_idle, refuse_two_lengths
+from kdcli.runs.idle import of_optimizer, of_probe, refuse_idle
 from kdcli.sections import (
     LARGEST,
     LARGEST_SIDE,
@@ -145,7 +145,6 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
     """
     _refuse_options(config)
     refuse_idle(config, of_probe(config))
-    refuse_two_lengths(config)
     parents = [frame.parent("teacher", str(config.teacher), config.weights)]
     data = frame.labelled(config.data, "train", "validation", run=config) if config.head == "fit" else None
     kept = (

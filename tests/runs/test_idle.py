@@ -101,15 +101,6 @@ def test_what_is_idle_is_refused(stage: str, sets: str, message: str) -> None:
     assert str(caught.value).startswith(message)
 
 
-def test_one_length_is_given_on_the_command_line(tmp_path: Path) -> None:
-    """In a file there may be both: a manifest has the epochs of a recipe beside the steps that were asked."""
-    with pytest.raises(UsageError, match="--epochs is given, and --max-steps says how long"):
-        idle.refuse_two_lengths(resolve(distill.Config, sets=["optim.max_steps=3", "optim.epochs=3"]))
-    file = tmp_path / "run.yaml"
-    file.write_text("optim: {epochs: 3}\n")
-    idle.refuse_two_lengths(resolve(distill.Config, file=file, sets=["optim.max_steps=3"]))
-
-
 @pytest.mark.parametrize(
     ("stage", "sets"),
     [

@@ -10,7 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from toolbox import encode
 
 from kdcli import cli
 from kdcli.artifacts.books import read_book
@@ -42,7 +44,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     home = tmp_path / "exp"
     for name in ("cat", "dog"):
         (home / "cars" / name).mkdir(parents=True)
-        (home / "cars" / name / "0.png").write_bytes(b"picture")
+        (home / "cars" / name / "0.png").write_bytes(encode(np.zeros((8, 8, 3), np.uint8)))
     artifact(home / "teacher")
     (home / "own.safetensors").touch()
     (home / "work").mkdir()
