@@ -111,6 +111,7 @@ def test_a_state_that_shares_memory_with_itself_comes_back_as_numbers() -> None:
         ("bnbadam8bit", "optimiser bnbadam8bit: it needs bitsandbytes on CUDA"),
         ("FusedLAMB", "optimiser FusedLAMB: it needs NVIDIA's apex"),
         ("kronw", "optimiser kronw: it draws from a generator of its own"),
+        ("lookahead_adamw", "optimiser lookahead_adamw: its slow weights stand in no state"),
         ("adamww", "timm has no optimiser 'adamww'. Did you mean 'adamw'"),
     ],
 )
