@@ -99,15 +99,16 @@ def refuse_uneven(optim: OptimSection, processes: int) -> None:
         )
 
 
-def labelled(config: DataSection, *splits: str, run: RunSection) -> Data:
-    """The data of a run with these splits.
+def labelled(config: DataSection, *splits: str, run: RunSection | None = None) -> Data:
+    """The data with these splits; ``run`` says where hashes of their files are kept.
 
     Raises InputError if they have no labels, and what opening them raises.
     """
     from kdcli.tasks import open_task_data
 
     require(config.source, "--data")
-    data = open_task_data(config, *splits, kept=partial(places.kept_hashes, run))
+    kept = None if run is None else partial(places.kept_hashes, run)
+    data = open_task_data(config, *splits, kept=kept)
     if data.classes is None:
         raise InputError(
             f"{config.source} has no labels: no column of them (name it: --set data.label_column=…, or "
