@@ -131,7 +131,6 @@ def of_probe(config: Any) -> Iterator[Rule]:
 def of_distill(config: Any) -> Iterator[Rule]:
     """``distill``: several teachers have a mean, random weights are in no file."""
     yield from of_pictures(config)
-    yield from of_training(config.optim, config.views)
     yield "teacher_mean", len(config.teacher) < 2, "there is one teacher at most"
     yield "weights", config.from_scratch, "--from-scratch begins with random weights: give one"
 

@@ -18,7 +18,10 @@ from kdcli.stages import distill, evaluate, probe, synthesize
 
 STAGES: dict[str, tuple[Any, Any]] = {
     "probe": (probe.Config, idle.of_probe),
-    "distill": (distill.Config, idle.of_distill),
+    "distill": (
+        distill.Config,
+        lambda config: (*idle.of_distill(config), *idle.of_training(config.optim, config.views)),
+    ),
     "eval": (evaluate.Config, idle.of_eval),
     "synthesize": (synthesize.Config, idle.of_synthesize),
 }
