@@ -11,7 +11,7 @@ from pydantic import Field, field_validator
 from kdcli.config import Section, head_option, inputs, option, outputs, reading, running, training
 
 LARGEST_SIDE = 4096  # of a view, or of the input that a network is asked to have, in pixels
-LARGEST = 1e30  # of a rate or a weight: far beyond use, and yet a number of fp32
+LARGEST = 1e38  # of a rate or a weight: far beyond use, and yet a number of fp32
 _MANY, _LONG = 1_000_000, 1_000_000_000  # pictures of a batch, epochs or minutes; pictures
 MOST_STEPS = 100_000_000  # of a training
 _VIEWS, _MAGNITUDE = 10_000, 1000  # fixed views of a picture; numbers of a policy of timm

@@ -236,6 +236,7 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
     ]
     frame.say(console, data, *extra)
     config, task, method, choice = _objective(config, data, parts)
+    idle.refuse_idle(config, idle.of_training(config.optim, config.views))
     frame.refuse_uneven(config.optim, config.processes)
     parents = [frame.parent("student", str(config.student), config.weights)]
     parents += frame.teachers(config.teacher) if taught else []

@@ -144,7 +144,6 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
         InputError: data or weights that cannot be used.
     """
     _refuse_options(config)
-    refuse_idle(config, of_probe(config))
     parents = [frame.parent("teacher", str(config.teacher), config.weights)]
     data = frame.labelled(config.data, "train", "validation", run=config) if config.head == "fit" else None
     kept = (
@@ -167,6 +166,7 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
     if data is not None:
         task = task_of(data, config.data, config.optim, config.views)
         task.heads(config, ())  # refuses what it has not before a network is fetched
+    refuse_idle(config, of_probe(config))
     if config.finetune:
         refuse_idle(config, of_optimizer(config.optim))
     network = build(str(config.teacher), weights=config.weights, size=config.image_size)
