@@ -294,7 +294,6 @@ def _objective(
     config, choice = recipes.take(config, config.recipe, method.name, method.recipes)
     if choice.applied:
         task, method = _method(config, data)
-    idle.refuse_idle(config, idle.of_training(config.optim, config.views))
     idle.refuse_idle_parameters(config, task, method, _arguments(config))
     for text in config.terms:
         _refuse_unfit(f"--add {text}", methods.term_needs(text), task)
