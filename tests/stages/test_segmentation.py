@@ -221,9 +221,9 @@ def test_a_probed_head_is_finetuned_with_its_backbone(
     ("more", "message"),
     [
         ({"protocol": "dinov2"}, "segmentation has no --protocol dinov2"),
-        ({"grid.solver": "lbfgs"}, r"grid\.solver=lbfgs has no such setting"),
+        ({"grid.solver": "lbfgs"}, "and no L-BFGS"),
         ({"features": "pooled"}, r"no 'pooled'\..* has: grid, grid4"),
-        ({"data.class_balance": "loss"}, "--class-balance is given, and heads are fitted on all"),
+        ({"data.class_balance": "loss"}, "--class-balance evens out pictures"),
     ],
 )
 def test_what_probe_refuses(
