@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from kdcli.console import Console
 from kdcli.data.cache import Store
@@ -20,7 +19,7 @@ from kdcli.data.other_views import PLAIN
 from kdcli.data.samples import Data
 from kdcli.data.targets import TargetColumns
 from kdcli.data.views import TrainingView
-from kdcli.engine.assembly import Assembly, assemble
+from kdcli.engine.assembly import Assembly
 from kdcli.engine.budget import affordable_views, bytes_per_view, fixed_views
 from kdcli.engine.cache import Caching
 from kdcli.errors import UsageError
@@ -31,15 +30,14 @@ from kdcli.models.protocol import Model
 from kdcli.runs import frame
 from kdcli.runs.caching import caching, only_plain
 from kdcli.runs.refusals import (
-    refuse_lone_rows,
     refuse_options,
     refuse_pyramid_pooling,
     refuse_to_split,
     refuse_unlike_inputs,
-    rows_of_a_norm,
     warn_of_points,
     warn_of_signs,
 )
+from kdcli.runs.rehearsal import rehearsed
 from kdcli.sections import MOST_STEPS, OptimSection, StudentSection, TrainingData
 from kdcli.tasks import TASKS, Task
 from kdcli.words import Method
@@ -48,13 +46,8 @@ from kdcli.words.analysis import (
     calls_made,
     is_cacheable,
     needs_labels,
-    taps_used,
-    views_used,
 )
 from kdcli.words.answers import calibrated
-
-_ROWS = 4  # of the dry step
-_LARGE = 1024  # pixels of a view's side
 
 
 @dataclass(frozen=True)
@@ -186,7 +179,7 @@ def gather(lesson: Lesson, console: Console, networks: dict[str, Model] | None =
     refuse_unlike_inputs(method, networks)
     largest = max(network.spec.size[0] for network in networks.values())
     view = TrainingView(config.views, config.views.size or largest, config.seed)
-    assembly = _assembly(lesson, targets, parties, view.size)
+    assembly = rehearsed(lesson, targets, parties, view.size)
     if optim.auto_batch:
         refuse_to_split(optim, method, assembly.parties)
     warn_of_points(method, assembly, console)
@@ -246,53 +239,6 @@ def _parties(lesson: Lesson, console: Console) -> dict[str, nn.Module]:
         network = build_student(config.model_copy(update=update), lesson.task)
         found[party.name] = Tail(network, party.tail) if party.tail else network
     return found
-
-
-def _assembly(
-    lesson: Lesson, targets: TargetColumns, parties: Mapping[str, nn.Module], side: int
-) -> Assembly:
-    """The parties, fitted to one another, after one step on a few made-up rows.
-
-    Where only the logits of a network are read, made-up ones stand for them, so that a large teacher is not
-    run here.
-    """
-    optim = lesson.config.optim
-    made = partial(_example, lesson, targets, parties, side)
-    most = _ROWS if side <= _LARGE else 2  # rows: those of large views would fill the memory
-    batch = made(min(most, optim.batch_size // optim.accumulate))
-    assembly = assemble(lesson.method, parties, batch, lesson.config.seed)
-    if rows_of_a_norm(lesson.config, optim) == 1:
-        refuse_lone_rows(lesson.method, assembly, partial(made, 1, frozen_only=True))
-    return assembly
-
-
-def _example(
-    lesson: Lesson,
-    targets: TargetColumns,
-    parties: Mapping[str, nn.Module],
-    side: int,
-    rows: int,
-    *,
-    frozen_only: bool = False,
-) -> dict[str, Any]:
-    """Columns of so many made-up rows, and made-up logits of networks (or of frozen ones only)."""
-    draw = torch.Generator().manual_seed(0)
-    trained = {party.name for party in lesson.method.parties if party.role == "trained"}
-    example = lesson.task.example(rows, side)
-    rows = len(example["y"])  # fewer where they are large
-
-    def views() -> Tensor:
-        return torch.randint(256, (rows, 3, side, side), generator=draw, dtype=torch.uint8)
-
-    batch = {"x": views(), **example, **targets.plain(example)}
-    batch |= {name: views() for name in views_used(lesson.method)}
-    for turn in lesson.method.turns:
-        for call in turn.calls:
-            party = None if frozen_only and call.party in trained else parties.get(call.party)
-            read = call.inputs in (("x",), ("x@plain",)) and taps_used(turn)[call.name]
-            if isinstance(party, Model) and read == ("logits",):
-                batch[f"{call.name}.logits"] = torch.randn(rows, *party.logit_shape, generator=draw)
-    return batch
 
 
 def _pool(lesson: Lesson) -> Pool:

@@ -45,38 +45,17 @@ def training_job(
     Raises:
         Preempted: a signal came while the cache was filled.
     """
-    config, pool, method = material.lesson.config, material.pool, material.method
+    config, lessons = material.lesson.config, Lessons.of(material)
     if runtime.world_size > 1 and runtime.device.type == "cuda":
         for party in parties.values():
             if isinstance(party, Model):
                 party.synchronise()
-    reading, lessons = frame.reading(config, config.data), Lessons.of(material)
-    columns, answered = None, material.caching.calls if material.cached else ()
-    if material.cached:
-        columns = fill_calls(
-            Path(config.cache),
-            method,
-            parties,
-            pool,
-            material.caching,
-            Store(config.views.store),
-            Filling(runtime, console, config.optim.batch_size, stop=stop, **reading),
-        )
+    reading = frame.reading(config, config.data)
+    filling = Filling(runtime, console, config.optim.batch_size, stop=stop, **reading)
     return Job(
-        method=method,
+        method=material.method,
         parties=dict(parties),
-        batches=Loaded(
-            material.order,
-            training_loader(
-                pool,
-                material.view,
-                columns=columns,
-                pin=runtime.device.type == "cuda",
-                others=other_views(material.view, views_used(method, answered)),
-                **reading,
-            ),
-            MicroBatches(material.order, config.optim, material.targets, config.seed),
-        ),
+        batches=_batches(material, parties, filling),
         optim=config.optim,
         steps=material.steps,
         schedule_steps=material.schedule_steps,
@@ -90,6 +69,25 @@ def training_job(
         states=material.assembly.states,
         watch=None if lessons is None else lessons.watch(console),
     )
+
+
+def _batches(material: Material, parties: Mapping[str, nn.Module], filling: Filling) -> Loaded:
+    """What a training learns from: views, and the teacher's answers to them where these are cached."""
+    config, pool, method = material.lesson.config, material.pool, material.method
+    columns, answered = None, material.caching.calls if material.cached else ()
+    if material.cached:
+        store = Store(config.views.store)
+        columns = fill_calls(Path(config.cache), method, parties, pool, material.caching, store, filling)
+    loader = training_loader(
+        pool,
+        material.view,
+        columns=columns,
+        pin=filling.runtime.device.type == "cuda",
+        others=other_views(material.view, views_used(method, answered)),
+        **frame.reading(config, config.data),
+    )
+    micro = MicroBatches(material.order, config.optim, material.targets, config.seed)
+    return Loaded(material.order, loader, micro)
 
 
 def _evaluation(

@@ -12,7 +12,6 @@ Distillation of Large Pretrained Visual Models" (arXiv 2402.11305).
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,13 +24,12 @@ from kdcli.config import Section, as_default, inputs, method_option
 from kdcli.console import Console, duration, size
 from kdcli.errors import UsageError
 from kdcli.runs import Result, frame, idle, learning, places, recipes, show
+from kdcli.runs import objective as objectives
 from kdcli.sections import LARGEST, StudentSection
 
 if TYPE_CHECKING:
     from kdcli.data.samples import Data
     from kdcli.engine.runtime import Stop
-    from kdcli.methods.parts import Part
-    from kdcli.methods.table import Needs
     from kdcli.runs.material import Material
     from kdcli.tasks import Task
     from kdcli.words import Method
@@ -221,21 +219,21 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
 
     frame.require(config.student, "--student")
     idle.refuse_idle(config, idle.of_distill(config))
-    arguments = _arguments(config)
+    arguments = objectives.arguments(config)
     parts = [methods.addition(text) for text in config.terms]
     if arguments.get("generations", 1) > 1:
         several = _generations(config, arguments["generations"])
         return plan(several, console, unless_complete=unless_complete)
     if config.via:
         return _chain(config, console, unless_complete)
-    taught = _taught(config, bool(parts), console)
+    taught = objectives.taught(config, bool(parts), console)
     data = frame.labelled(config.data, "train", "validation", run=config)
     extra = [
         open_unlabelled(source, config.data, partial(places.kept_hashes, config))
         for source in config.data.extra
     ]
     frame.say(console, data, *extra)
-    config, task, method, choice = _objective(config, data, parts)
+    config, task, method, choice = objectives.objective(config, data, parts)
     idle.refuse_idle(config, idle.of_training(config.optim, config.views))
     frame.refuse_uneven(config.optim, config.processes)
     parents = [frame.parent("student", str(config.student), config.weights)]
@@ -256,69 +254,7 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
         refuse_unlike(method, material.networks)
         warn_of_one_seed(config, console)
     warn_of_milestones(config.optim, method, material.schedule_steps, material.order.steps_per_epoch, console)
-    return Plan(config, target, data, task, material.method, _arguments(config), choice, material)
-
-
-def _arguments(config: Config) -> dict[str, Any]:
-    """Parameters of the method, defaults filled in. Raises UsageError for one that it does not have."""
-    given = config.method.model_dump(exclude={"name"}, exclude_none=True)
-    return methods.arguments(config.method.name, given)
-
-
-def _taught(config: Config, added: bool, console: Console) -> bool:
-    """Whether there is a teacher to be read; warns of one that is not. Raises UsageError if none is given."""
-    name = config.method.name
-    needed = methods.entry(name).teacher
-    if needed and not config.teacher:
-        raise UsageError(f"method {name} needs --teacher; --method supervised does without.")
-    if config.teacher and not (needed or added):
-        console.warn(f"method {name} has no teacher: --teacher is not read.")
-    if added and not config.teacher:
-        raise UsageError("--add needs --teacher: its terms compare the student with one.")
-    return needed or added
-
-
-def _objective(
-    config: Config, data: Data, parts: Sequence[Part]
-) -> tuple[Config, Task, Method, recipes.Choice]:
-    """Task and method, and the configuration with the method's recipe beneath what the user wrote.
-
-    Raises:
-        UsageError: a method or a recipe that there is not, or an objective that does not fit the task.
-    """
-    from kdcli.methods.parts import added
-    from kdcli.runs.refusals import refuse_weights
-    from kdcli.words.analysis import without_zero_terms
-
-    task, method = _method(config, data)
-    config, choice = recipes.take(config, config.recipe, method.name, method.recipes)
-    if choice.applied:
-        task, method = _method(config, data)
-    idle.refuse_idle_parameters(config, task, method, _arguments(config))
-    for text in config.terms:
-        _refuse_unfit(f"--add {text}", methods.term_needs(text), task)
-    method = without_zero_terms(added(method, parts))
-    refuse_weights(method)
-    return config, task, method, choice
-
-
-def _method(config: Config, data: Data) -> tuple[Task, Method]:
-    """The task of the data, and the method for it. Raises UsageError where they do not fit."""
-    from kdcli.tasks import task_of
-
-    name = config.method.name
-    task = task_of(data, config.data, config.optim, config.views)
-    _refuse_unfit(f"method {name}", methods.entry(name).needs, task)
-    return task, methods.function(name)(task, **_arguments(config))
-
-
-def _refuse_unfit(what: str, needs: Needs, task: Task) -> None:
-    """Raise UsageError where a method, or a term, needs what the answers of a task are not."""
-    from kdcli.tasks import TASKS
-
-    if not methods.fits(needs, TASKS[task.name].provides):
-        able = [name for name, row in TASKS.items() if methods.fits(needs, row.provides)]
-        raise UsageError(f"{what} is for {' and '.join(able)}, and these data are for {task.name}.")
+    return Plan(config, target, data, task, material.method, objectives.arguments(config), choice, material)
 
 
 def run(plan: Plan | Chain, console: Console, *, stop: Stop | None = None, command: str = "") -> Result:

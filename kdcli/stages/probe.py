@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from kdcli.artifacts.manifest import Manifest
 from kdcli.config import head_option, inputs, option
 from kdcli.console import Console
-from kdcli.errors import InputError, UsageError, nearest
+from kdcli.errors import InputError, UsageError
 from kdcli.launch import world_size
-from kdcli.runs import Result, frame, show
+from kdcli.runs import Result, backbone, frame, show
 from kdcli.runs.idle import of_optimizer, of_probe, refuse_idle
 from kdcli.sections import (
     LARGEST,
@@ -171,17 +171,17 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
         refuse_idle(config, of_optimizer(config.optim))
     network = build(str(config.teacher), weights=config.weights, size=config.image_size)
     if config.statistics.record:
-        _refuse_taps(config, network)
+        backbone.refuse_taps(config, network)
     if network.trained == "random":
         raise InputError(f"{config.teacher} has random weights: nothing to probe.")
     if data is None or task is None:
-        _settle_names(config, network, kept)
+        backbone.settle_names(config, network, kept)
         return Plan(config, target, None, None, network, [], [])
     if config.finetune:
         from kdcli.runs.finetune import refuse_finetuning
 
         refuse_finetuning(network, config.finetuning())
-    features = _features(config, network, task.features(network))
+    features = backbone.features(config, network, task.features(network))
     specs = task.heads(config, features)
     return Plan(config, target, data, task, network.requires_grad_(False), features, specs)
 
@@ -199,54 +199,6 @@ def _refuse_options(config: Config) -> None:
         config.head == "keep" or (config.finetune and max(config.processes, world_size()) > 1)
     ):
         raise UsageError("--statistics needs training pictures (no --head keep), and with --finetune no -n.")
-
-
-def _settle_names(config: Config, network: Model, kept: Data | None) -> None:
-    """Names for a classifier that is kept: its own, in the order of the data if there are any, or theirs.
-
-    Raises:
-        InputError: there is no classifier, or nobody says what its classes are called.
-    """
-    from kdcli.tasks import task_of
-
-    if kept is not None:
-        task = task_of(kept, config.data)
-        frame.match(network, str(config.teacher), task, config.data.class_order)
-    elif network.outputs and network.classes is None:
-        raise InputError(
-            f"{config.teacher} knows no names of its {network.outputs} classes. Where they stand in the "
-            "order of some data (folders: sorted by name), say --data DATA --set data.class_order=same."
-        )
-    elif network.classes is None:
-        raise InputError(f"{config.teacher} has no trained classifier to keep; fit one with --data.")
-
-
-def _refuse_taps(config: Config, network: Model) -> None:
-    """Refuse taps that the network has not, found by a call of it, and those of several layers."""
-    import torch
-
-    from kdcli.models.taps import Layers
-
-    black = torch.zeros((1, 3, *network.spec.size), dtype=torch.uint8)
-    with torch.inference_mode():
-        found = network.eval().call([black], config.statistics.taps)
-    if several := [tap for tap, value in found.items() if isinstance(value, Layers)]:
-        raise UsageError(
-            f"statistics.taps: {several[0]} names several layers; name each, as in layer4.1.act2.in."
-        )
-
-
-def _features(config: Config, network: Model, known: list[str]) -> list[str]:
-    """The features that are tried. Raises UsageError for one that is not known."""
-    if config.features == "all":
-        return known
-    wanted = ["pooled"] if config.features == "timm" else config.features.split(",")
-    for name in wanted:
-        if name not in known:
-            raise UsageError(
-                f"--features: no '{name}'.{nearest(name, known)} {network.name} has: {', '.join(known)}."
-            )
-    return wanted
 
 
 def run(plan: Plan, console: Console, *, stop: Stop | None = None, command: str = "") -> Result:

@@ -1,0 +1,60 @@
+"""What a probe asks of its backbone: names of a classifier that is kept, taps that are there, features."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from kdcli.errors import InputError, UsageError, nearest
+from kdcli.runs import frame
+
+if TYPE_CHECKING:
+    from kdcli.data.samples import Data
+    from kdcli.models.protocol import Model
+
+
+def settle_names(config: Any, network: Model, kept: Data | None) -> None:
+    """Names for a classifier that is kept: its own, in the order of the data if there are any, or theirs.
+
+    Raises:
+        InputError: there is no classifier, or nobody says what its classes are called.
+    """
+    from kdcli.tasks import task_of
+
+    if kept is not None:
+        task = task_of(kept, config.data)
+        frame.match(network, str(config.teacher), task, config.data.class_order)
+    elif network.outputs and network.classes is None:
+        raise InputError(
+            f"{config.teacher} knows no names of its {network.outputs} classes. Where they stand in the "
+            "order of some data (folders: sorted by name), say --data DATA --set data.class_order=same."
+        )
+    elif network.classes is None:
+        raise InputError(f"{config.teacher} has no trained classifier to keep; fit one with --data.")
+
+
+def refuse_taps(config: Any, network: Model) -> None:
+    """Refuse taps that the network has not, found by a call of it, and those of several layers."""
+    import torch
+
+    from kdcli.models.taps import Layers
+
+    black = torch.zeros((1, 3, *network.spec.size), dtype=torch.uint8)
+    with torch.inference_mode():
+        found = network.eval().call([black], config.statistics.taps)
+    if several := [tap for tap, value in found.items() if isinstance(value, Layers)]:
+        raise UsageError(
+            f"statistics.taps: {several[0]} names several layers; name each, as in layer4.1.act2.in."
+        )
+
+
+def features(config: Any, network: Model, known: list[str]) -> list[str]:
+    """The features that are tried. Raises UsageError for one that is not known."""
+    if config.features == "all":
+        return known
+    wanted = ["pooled"] if config.features == "timm" else config.features.split(",")
+    for name in wanted:
+        if name not in known:
+            raise UsageError(
+                f"--features: no '{name}'.{nearest(name, known)} {network.name} has: {', '.join(known)}."
+            )
+    return wanted

@@ -1,0 +1,78 @@
+"""What a distillation minimises: the method with its parameters, its recipe and added terms, for a task."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from kdcli import methods
+from kdcli.console import Console
+from kdcli.errors import UsageError
+from kdcli.runs import idle, recipes
+
+if TYPE_CHECKING:
+    from kdcli.data.samples import Data
+    from kdcli.methods.parts import Part
+    from kdcli.methods.table import Needs
+    from kdcli.tasks import Task
+    from kdcli.words import Method
+
+
+def arguments(config: Any) -> dict[str, Any]:
+    """Parameters of the method, defaults filled in. Raises UsageError for one that it does not have."""
+    given = config.method.model_dump(exclude={"name"}, exclude_none=True)
+    return methods.arguments(config.method.name, given)
+
+
+def taught(config: Any, added: bool, console: Console) -> bool:
+    """Whether there is a teacher to be read; warns of one that is not. Raises UsageError if none is given."""
+    name = config.method.name
+    needed = methods.entry(name).teacher
+    if needed and not config.teacher:
+        raise UsageError(f"method {name} needs --teacher; --method supervised does without.")
+    if config.teacher and not (needed or added):
+        console.warn(f"method {name} has no teacher: --teacher is not read.")
+    if added and not config.teacher:
+        raise UsageError("--add needs --teacher: its terms compare the student with one.")
+    return needed or added
+
+
+def objective(config: Any, data: Data, parts: Sequence[Part]) -> tuple[Any, Task, Method, recipes.Choice]:
+    """Task and method, and the configuration with the method's recipe beneath what the user wrote.
+
+    Raises:
+        UsageError: a method or a recipe that there is not, or an objective that does not fit the task.
+    """
+    from kdcli.methods.parts import added
+    from kdcli.runs.refusals import refuse_weights
+    from kdcli.words.analysis import without_zero_terms
+
+    task, method = _method(config, data)
+    config, choice = recipes.take(config, config.recipe, method.name, method.recipes)
+    if choice.applied:
+        task, method = _method(config, data)
+    idle.refuse_idle_parameters(config, task, method, arguments(config))
+    for text in config.terms:
+        _refuse_unfit(f"--add {text}", methods.term_needs(text), task)
+    method = without_zero_terms(added(method, parts))
+    refuse_weights(method)
+    return config, task, method, choice
+
+
+def _method(config: Any, data: Data) -> tuple[Task, Method]:
+    """The task of the data, and the method for it. Raises UsageError where they do not fit."""
+    from kdcli.tasks import task_of
+
+    name = config.method.name
+    task = task_of(data, config.data, config.optim, config.views)
+    _refuse_unfit(f"method {name}", methods.entry(name).needs, task)
+    return task, methods.function(name)(task, **arguments(config))
+
+
+def _refuse_unfit(what: str, needs: Needs, task: Task) -> None:
+    """Raise UsageError where a method, or a term, needs what the answers of a task are not."""
+    from kdcli.tasks import TASKS
+
+    if not methods.fits(needs, TASKS[task.name].provides):
+        able = [name for name, row in TASKS.items() if methods.fits(needs, row.provides)]
+        raise UsageError(f"{what} is for {' and '.join(able)}, and these data are for {task.name}.")
