@@ -206,7 +206,7 @@ def test_exits_of_a_vit_stand_at_its_quarters(reading, plan):
         ("hint=1,adapter=mlp", r"--add hint: adapter: Input should be 'conv', 'linear' or 'none', got 'mlp'"),
         ("hint=1,relu=perhaps", "--add hint: relu: .* boolean"),
         ("rkd=much", "--add rkd: Input should be a valid number"),
-        ("rkd=nan", "--add rkd must be a finite number"),
+        ("rkd=nan", "--add rkd: Input should be a finite number"),
         ("rkd=1,angle", "--add rkd: no 'angle'"),
         ("kd=1,temperature=0", "--add kd: temperature: Input should be greater than 0"),
         ("rkd=1,angle=1,angle=2", "--add rkd: 'angle=2' is given a second time"),

@@ -143,7 +143,7 @@ def test_shards_join(whole, recorded, tmp_path):
 
 
 def test_a_vit_will_do(teacher, pictures, tmp_path):
-    options = {"statistics.taps": ["pooled"], "grid.epochs": 1, "features": "timm"}
+    options = {"statistics.taps": ["pooled"], "features": "timm"}
     record = probe.run(probe_plan(teacher, pictures, tmp_path / "teacher", **options), QUIET).path
     out = synthesize.run(lopes_plan(record, tmp_path / "out", count=8, **{"inversion.steps": 3}), QUIET).path
     assert facts(out)["images"] == 8
