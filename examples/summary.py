@@ -206,17 +206,23 @@ def matrix(folders: list[Path]) -> str:
 def labels(folders: list[Path]) -> str:
     """Teacher and students with several labels a picture, and every label by itself."""
     reports = [read(folder, "report.json") for folder in folders]
+    one = len(folders) == 1
+    seeds = "of one seed" if one else f"mean ± standard deviation over {len(folders)} seeds"
+
+    def figure(values: list[float]) -> str:
+        return f"{values[0]:.1f}" if one else spread(values)
+
     models = [{m["name"].partition("-lr-")[0]: m for m in report["models"]} for report in reports]
     heads = {"mean_ap": "mAP", "macro_f1": "macro F1", "micro_f1": "micro F1", "exact": "exact"}
     rows = []
     for name in models[0]:
-        cells = [spread([100 * found[name]["metrics"][key] for found in models]) for key in heads]
-        follows = spread([100 * found[name]["teacher"]["agreement"] for found in models])
+        cells = [figure([100 * found[name]["metrics"][key] for found in models]) for key in heads]
+        follows = figure([100 * found[name]["teacher"]["agreement"] for found in models])
         rows.append(f"| {name} | {' | '.join(cells)} | {follows} |")
     gains = [100 * (f["distilled"]["metrics"]["mean_ap"] - f["alone"]["metrics"]["mean_ap"]) for f in models]
     each = []
     for i, name in enumerate(reports[0]["data"]["classes"]):
-        cells = [spread([100 * found[m]["labels"][i]["ap"] for found in models]) for m in models[0]]
+        cells = [figure([100 * found[m]["labels"][i]["ap"] for found in models]) for m in models[0]]
         each.append(f"| {name} | {models[0]['teacher']['labels'][i]['positives']} | {' | '.join(cells)} |")
     return "\n".join(
         [
@@ -224,10 +230,10 @@ def labels(folders: list[Path]) -> str:
             "",
             f"{reports[0]['data']['samples']:,} test pictures of 96 px, each with one to four emoji of "
             "unlike categories pasted on a part of a photograph; no emoji of the test is in a training "
-            f"picture. In per cent, mean ± standard deviation over {len(folders)} seeds. Thresholds were "
+            f"picture. In per cent, {seeds}. Thresholds were "
             "chosen on validation, label by label. `test_resnet` learns from 2,000 pictures, from random "
             "weights, alone or from a probed `tf_efficientnet_lite0`. The distilled student's mAP less that "
-            f"of the student alone: {spread(gains)} points.",
+            f"of the student alone: {figure(gains)} points.",
             "",
             f"| model | {' | '.join(heads.values())} | agreement with the teacher |",
             "|---" * (2 + len(heads)) + "|",

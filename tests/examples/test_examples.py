@@ -169,6 +169,7 @@ def test_this_parser_refuses_what_kdcli_refuses(line, message):
         "examples/new_task.md",
         "examples/results/few_labels.md",
         "examples/results/matrix.md",
+        "examples/results/several_labels.md",
         "examples/results/sweep.md",
     ],
 )
