@@ -54,7 +54,6 @@ def test_the_objective_is_the_weighted_sum_of_its_parts(plan, probed):
     made = plan(
         "kd",
         teacher=str(probed("test_vit")),
-        teacher_temperature="raw",
         terms=[
             "rkd=2",
             "hint=100,student=layer2,teacher=blocks.3,adapter=conv",
@@ -266,7 +265,6 @@ def test_probabilities_are_averaged_as_they_are_softened(plan, probed):
     several = {
         "teacher": [str(probed("test_resnet")), str(probed("test_vit"))],
         "teacher_mean": "probabilities",
-        "teacher_temperature": "raw",
     }
     made = plan("ensemble", **several, **{"method.temperature": 3.0})
     x, teacher = columns()["x"], made.material.networks["teacher"]
