@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from toolbox import Payload, flip, png
+from toolbox import Payload, flip, in_process, png
 
 from kdcli import cli
 from kdcli.launch import StopSignal
@@ -38,10 +38,8 @@ class Bench:
 
     def __call__(self, *arguments: str) -> tuple[int, str, str]:
         """Exit code, answer and what went to stderr."""
-        self.capsys.readouterr()
-        answer = io.StringIO()
-        code = cli.run(list(arguments), answer, StopSignal())
-        return code, answer.getvalue().strip(), self.capsys.readouterr().err
+        code, answer, text = in_process(self.capsys, *arguments)
+        return code, answer.strip(), text
 
     def refuses(self, arguments: list[str], code: int, message: str) -> str:
         """Run, expect one message and no traceback; returns the message."""

@@ -12,11 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from toolbox import class_folders, tiny_picture
+from toolbox import class_folders, in_process, tiny_picture
 
-from kdcli import cli
 from kdcli.console import legible
-from kdcli.launch import StopSignal
 
 EVIL = "a\x1b[2J\x1b]0;b\x07\u202ec\u2066\nerror: d\r\x9b31m\x7f\u2028\ufeffe"
 SHOWN = r"a\x1b[2J\x1b]0;b\x07\u202ec\u2066\nerror: d\r\x9b31m\x7f\u2028\ufeffe"
@@ -33,13 +31,10 @@ class Desk:
 
     def __call__(self, *arguments: str) -> tuple[int, str, str]:
         """Exit code, answer, and what went to stderr, of which every line is legible."""
-        self.capsys.readouterr()
-        answer = io.StringIO()
-        code = cli.run(list(arguments), answer, StopSignal())
-        text = self.capsys.readouterr().err
+        code, answer, text = in_process(self.capsys, *arguments)
         assert [line for line in text.split("\n") if legible(line) != line] == []
         assert "error: d" not in text.split("\n")
-        return code, answer.getvalue(), text
+        return code, answer, text
 
 
 @pytest.fixture

@@ -238,6 +238,58 @@ def method_options(
     return {key: value for key, value in options.items() if value != "absent"}
 
 
+def in_process(capsys: Any, *arguments: str) -> tuple[int, str, str]:
+    """Exit code and answer of a command that runs here, and what it wrote to stderr."""
+    from kdcli import cli
+    from kdcli.launch import StopSignal
+
+    capsys.readouterr()
+    answer = io.StringIO()
+    code = cli.run(list(arguments), answer, StopSignal())
+    return code, answer.getvalue(), capsys.readouterr().err
+
+
+def training_plan(source: Path, out: Path, cache: Path, **more: Any) -> Any:
+    """A plan of ``kdcli distill`` for eight steps of a toy network; ``more`` stands in place of the usual."""
+    from kdcli.config import resolve
+    from kdcli.stages import distill
+
+    options = {
+        **{"student": "test_resnet", "from_scratch": True, "image_size": 32, "data.source": str(source)},
+        **{"optim.max_steps": 8, "optim.batch_size": 8, "log_every": 1, "out": str(out), "cache": str(cache)},
+        **more,
+    }
+    found = distill.plan(resolve(distill.Config, options=options), QUIET)
+    assert isinstance(found, distill.Plan)
+    return found
+
+
+def heads_plan(source: Path, weights: Path, out: Path, cache: Path, **more: Any) -> Any:
+    """A plan of ``kdcli probe`` for six epochs of heads on a toy network."""
+    from kdcli.config import resolve
+    from kdcli.stages import probe
+
+    options = {
+        **{"teacher": "test_resnet", "weights": str(weights), "image_size": 32, "data.source": str(source)},
+        **{"grid.epochs": 6, "out": str(out), "cache": str(cache)},
+        **more,
+    }
+    found = probe.plan(resolve(probe.Config, options=options), QUIET)
+    assert isinstance(found, probe.Plan)
+    return found
+
+
+def measured(models: list[Path], source: Path, out: Path, **more: Any) -> Any:
+    """The result of ``kdcli eval``, which measures no cost unless it is asked to."""
+    from kdcli.config import resolve
+    from kdcli.stages import evaluate
+
+    options = {"models": list(map(str, models)), "data.source": str(source), "out": str(out), "cost": False}
+    plan = evaluate.plan(resolve(evaluate.Config, options=options | more), QUIET)
+    assert isinstance(plan, evaluate.Plan)
+    return evaluate.run(plan, QUIET)
+
+
 class StopAfter:
     """Asks to stop once it was looked at ``looks`` times; loops look before the first step and after each."""
 

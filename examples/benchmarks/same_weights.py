@@ -188,9 +188,11 @@ def main() -> int:
         action.add_argument("--json", type=Path, required=True)
         if files:
             action.add_argument("files", type=Path, nargs=files)
+            action.add_argument("--states", default="", help="which commits they are of, for the record")
     given = parser.parse_args()
     if given.action == "compare":
         report = compare(*(json.loads(file.read_text()) for file in given.files))
+        report["states"] = given.states
         print(f"{len(report['equal'])} equal, different: {', '.join(report['different']) or 'none'}")
     else:
         import torch

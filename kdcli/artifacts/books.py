@@ -18,8 +18,8 @@ import numpy as np
 from kdcli.artifacts import marks
 from kdcli.artifacts.files import sync, write_bytes
 from kdcli.artifacts.lock import is_free, mark, take
-from kdcli.artifacts.reading import read_bytes
 from kdcli.errors import EnvironmentFault
+from kdcli.reading import read_bytes
 
 FOLDER, ENDING = "picture-hashes", ".hashes"
 """Names of the folder of books below ``--cache``, and of a book."""

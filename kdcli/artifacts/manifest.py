@@ -13,9 +13,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from kdcli.artifacts import marks
-from kdcli.artifacts.reading import read_bytes, refuse_irregular
 from kdcli.artifacts.shapes import malformed
 from kdcli.errors import InputError
+from kdcli.reading import read_bytes, refuse_irregular
 
 SCHEMA = 1
 NAME = "kdcli.json"

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from kdcli.artifacts import manifest as manifests
 from kdcli.artifacts.manifest import Manifest
-from kdcli.artifacts.reading import LIMIT, read_object, refuse_irregular
+from kdcli.artifacts.reading import read_object
 from kdcli.errors import InputError
+from kdcli.reading import LIMIT, refuse_irregular
 
 if TYPE_CHECKING:
     import torch

@@ -10,8 +10,6 @@ from typing import Any
 from kdcli.errors import InputError
 from kdcli.reading import LIMIT, read_bytes, refuse_irregular
 
-__all__ = ["LIMIT", "LOG_LIMIT", "read_bytes", "read_object", "read_rows", "refuse_irregular"]
-
 LOG_LIMIT = 1 << 30  # bytes of a log or report
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import atexit
+import copy
+import ctypes
 import multiprocessing
 import signal
 import threading
@@ -152,6 +154,7 @@ class Loader:
         """
         loader = DataLoader(
             self._dataset,
+            multiprocessing_context=_context() if self._workers else None,
             batch_sampler=keys,
             collate_fn=_single,
             num_workers=self._workers,
@@ -220,6 +223,31 @@ def _checked(batch: Any) -> dict[str, Any]:
     if isinstance(batch, _Fault):
         raise batch.error
     return batch
+
+
+class _Flag:
+    """An event without a lock: whoever is killed while looking at it would leave that held for ever.
+
+    torch asks it about a process that died, and sets it at the end, so that a run would hang.
+    """
+
+    def __init__(self, context: Any) -> None:
+        self._value = context.RawValue(ctypes.c_bool, False)
+
+    def is_set(self) -> bool:
+        """Whether it was set."""
+        return bool(self._value.value)
+
+    def set(self) -> None:
+        """Set it, for all processes."""
+        self._value.value = True
+
+
+def _context() -> Any:
+    """The usual way to start processes, with events that no dead process can hold."""
+    context = copy.copy(multiprocessing.get_context(multiprocessing.get_start_method()))
+    context.Event = partial(_Flag, context)  # type: ignore[method-assign,assignment]
+    return context
 
 
 def _kill(processes: Iterable[Any]) -> None:

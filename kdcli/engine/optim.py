@@ -125,7 +125,6 @@ def build_optimizer(
     Raises:
         UsageError: an unknown name.
     """
-
     known_optimizer(section.opt)
     return _made(_groups_by_role(module, section, groups) if groups else _groups(module, section), section)
 

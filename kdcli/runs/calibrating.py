@@ -11,7 +11,7 @@ from kdcli.engine.grid import HeadResult
 from kdcli.engine.inference import Measuring
 from kdcli.engine.job import Outcome
 from kdcli.engine.runtime import Runtime
-from kdcli.metrics.calibration import OVERCONFIDENT, Calibration
+from kdcli.metrics.calibration import Calibration
 from kdcli.models.protocol import Model
 from kdcli.runs import frame
 from kdcli.sections import StudentSection
@@ -52,7 +52,7 @@ def say_calibration(console: Console, found: Calibration | None) -> None:
     if found is None:
         return
     console.note(f"calibrated: {found}")
-    if found.temperature >= OVERCONFIDENT:
+    if found.overconfident:
         console.warn(
             f"the classifier is overconfident: {found}. Where it teaches, its logits are divided by that; "
             "kdcli eval measures them as they are."

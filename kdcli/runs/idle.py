@@ -7,7 +7,7 @@ section. What a manifest's configuration says by default is not given (:func:`kd
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -169,20 +169,25 @@ def refuse_idle_parameters(config: Any, task: Task, method: Method, arguments: d
         method: made with ``arguments``.
         arguments: all parameters of the method.
     """
-    name, made = config.method.name, _comparable(without_zero_terms(method))
+    name, written = config.method.name, origins(config)
     for key, parameter in methods.parameters(name).items():
         dotted = f"method.{key}"
-        if dotted in _OF_THE_STAGE or not asked(config, dotted) or arguments[key] == parameter.default:
+        if dotted in _OF_THE_STAGE or dotted not in written or arguments[key] == parameter.default:
             continue
         try:
             other = methods.function(name)(task, **{**arguments, key: parameter.default})
         except UsageError:  # it was needed
             continue
-        if _comparable(without_zero_terms(other)) == made:
+        if _objective(other) == _objective(method):
             raise UsageError(
                 f"{dotted}={arguments[key]} is given, and changes nothing in method {name} with its other "
                 "parameters as they are."
             )
+
+
+def _objective(method: Method) -> Any:
+    """What a method trains, as data: its recipes are no part of it."""
+    return _comparable(without_zero_terms(replace(method, recipes=())))
 
 
 def _comparable(value: Any) -> Any:

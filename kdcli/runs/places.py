@@ -170,8 +170,6 @@ def _identity(path: str) -> tuple[int, int] | None:
 
 def _refuse_cache(config: RunSection) -> None:
     """Refuse a place of caches; see :func:`check`."""
-    if "\0" in config.cache:
-        raise InputError(f"--cache {config.cache!r} cannot name a folder. Choose another.")
     if config.cache != type(config).model_fields["cache"].default:
         refuse_unusable("--cache", config.cache)
     _refuse_own(f"--cache {config.cache}", Path(config.cache))

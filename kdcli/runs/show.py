@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from kdcli.config import Section, leaves, origins
 from kdcli.console import Console
 from kdcli.runs.recipes import Choice
+from kdcli.sections import OptimSection
 from kdcli.words.recipes import as_yaml
 
 if TYPE_CHECKING:
@@ -52,6 +53,24 @@ def temperatures(console: Console, fitted: Sequence[float], use: str) -> None:
         console.note(f"teaches  logits over {shown}, as fitted by probe, before the method's own temperature")
     elif fitted:
         console.note(f"teaches  raw logits: teacher_temperature={use} leaves out the fitted {shown}")
+
+
+def clipping(optim: OptimSection, method: Method) -> dict[str, float | None]:
+    """Largest norm of the gradient of each network, by turn; None where nothing is clipped."""
+    return {turn.name: turn.optim.get("clip_grad", optim.clip_grad) for turn in method.turns}
+
+
+def learning(console: Console, optim: OptimSection, method: Method, steps: int) -> None:
+    """How gradients are clipped and weights averaged: a line about each, where it is done."""
+    from kdcli.engine.average import said_of
+
+    found = clipping(optim, method)
+    if set(found.values()) == {optim.clip_grad} and optim.clip_grad:
+        console.note(f"clips    each network's gradient at a norm of {optim.clip_grad:g} (optim.clip_grad)")
+    elif own := [f"{limit:g} in turn {turn}" for turn, limit in found.items() if limit]:
+        console.note(f"clips    each network's gradient at a norm of {', '.join(own)}")
+    if optim.ema:
+        console.note(f"averages {said_of(optim.ema, steps)} (optim.ema)")
 
 
 def built(console: Console, parties: Mapping[str, nn.Module], networks: Mapping[str, Model]) -> None:

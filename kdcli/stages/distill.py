@@ -23,7 +23,7 @@ from kdcli import methods
 from kdcli.config import Section, as_default, inputs, method_option
 from kdcli.console import Console, duration, size
 from kdcli.errors import UsageError
-from kdcli.runs import Result, frame, idle, learning, places, recipes, show
+from kdcli.runs import Result, frame, idle, places, recipes, show
 from kdcli.runs import objective as objectives
 from kdcli.sections import LARGEST, StudentSection
 
@@ -97,7 +97,7 @@ class Plan:
             "turns": show.turns(self.method, self.material.assembly),
             "states": show.states(self.material.assembly),
             "steps": self.material.steps,
-            "clipping": learning.limits(self.config.optim, self.method),
+            "clipping": show.clipping(self.config.optim, self.method),
             "views": self.material.order.views or "live",
             "teacher_temperature": {
                 "use": self.config.teacher_temperature,
@@ -120,7 +120,7 @@ class Plan:
         kind = f"{views} fixed views per picture" if views else "a new view each epoch"
         batch = f"{self.config.optim.batch_size} at {material.view.size} px"
         console.note(f"trains   {material.steps:,} steps of {batch}, {kind}")
-        learning.describe(console, self.config.optim, self.method, material.steps)
+        show.learning(console, self.config.optim, self.method, material.steps)
         if "teacher" in material.networks:
             live = material.live_forwards["teacher"]
             cache = f"cache of {size(material.cache_bytes)}, live would be {live:,}"

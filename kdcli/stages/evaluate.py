@@ -305,8 +305,10 @@ def _curves(path: Path) -> list[dict[str, Any]]:
 
 
 def _notes(plan: Plan) -> list[str]:
-    lack = _lacking(plan.classes, plan.absent)
-    notes = [lack[0].upper() + lack[1:]] if plan.absent else []
+    notes = []
+    if plan.absent:
+        lack = _lacking(plan.classes, plan.absent)
+        notes.append(lack[0].upper() + lack[1:])
     for name in plan.config.models:
         facts = frame.model_facts(name)
         splits = (facts.get("data") or {}).get("splits", {})

@@ -87,10 +87,8 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
     """
     refuse_idle(config, of_synthesize(config))
     if config.merge:
-        if config.data.source or config.shard or config.processes > 1:
-            raise UsageError(
-                "--merge joins finished shards on one process: leave out --data, --shard and -n."
-            )
+        if config.processes > 1:
+            raise UsageError("--merge joins finished shards on one process: leave out -n.")
         return shards.plan(config, config.merge, unless_complete)
     if synthesis.entry(config.mixer).data_free:
         return invert.plan(config, unless_complete)

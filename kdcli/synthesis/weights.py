@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from kdcli.artifacts.manifest import digest, file_hash
-from kdcli.artifacts.reading import read_bytes, read_object
+from kdcli.artifacts.reading import read_object
 from kdcli.errors import EnvironmentFault, InputError
 from kdcli.hub import cache_fault, reachable_hub
+from kdcli.reading import read_bytes
 
 PARTS = ("unet", "vae", "image_encoder")
 CONVERTER = "examples/image_mixer_checkpoint.py"

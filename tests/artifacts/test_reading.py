@@ -12,8 +12,9 @@ import pytest
 
 from kdcli.artifacts import manifest as manifests
 from kdcli.artifacts import reading
-from kdcli.artifacts.reading import read_bytes, read_object, read_rows
+from kdcli.artifacts.reading import read_object, read_rows
 from kdcli.errors import InputError
+from kdcli.reading import read_bytes
 
 
 def make(path: Path, kind: str) -> Path:

@@ -8,7 +8,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ import torch
 from PIL import Image
 
 from kdcli.artifacts.model import InputSpec
-from kdcli.data.batches import Loader, evaluation_loader, training_loader
+from kdcli.data.batches import Loader, _context, evaluation_loader, training_loader
 from kdcli.data.order import Order, Pool, in_order
 from kdcli.data.samples import Samples
 from kdcli.data.targets import Targets
@@ -168,6 +170,29 @@ def test_a_worker_that_crashed_is_not_said_to_lack_memory(samples: Samples) -> N
     os.kill(victim.pid or 0, signal.SIGSEGV)
     with pytest.raises(EnvironmentFault, match=r"was lost \(.*\)\. Compiled code crashed there"):
         list(batches)
+
+
+def looks(event: Any) -> None:
+    while True:
+        event.is_set()
+
+
+def test_a_process_that_dies_while_it_looks_holds_nobody_up() -> None:
+    """Torch asks the event of its processes about one that was killed: with a lock a run would hang here."""
+    context = _context()
+    event = context.Event()
+    for _ in range(20):
+        process = context.Process(target=looks, args=(event,), daemon=True)
+        process.start()
+        time.sleep(0.02)
+        process.kill()
+        process.join(10)
+        asked = threading.Thread(target=event.is_set, daemon=True)
+        asked.start()
+        asked.join(5)
+        assert not asked.is_alive()
+    event.set()
+    assert event.is_set()
 
 
 def hang(picture: Image.Image, view: int, sample_id: int) -> torch.Tensor:

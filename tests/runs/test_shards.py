@@ -146,11 +146,11 @@ def test_a_damaged_shard(halves, tmp_path):
 
 
 def test_a_merge_reads_nothing_else(halves, tmp_path):
-    for more in ({"data.source": "cars/"}, {"shard": "1/2"}, {"processes": 2}):
-        with pytest.raises(
-            UsageError, match=r"is given, and --merge joins what is made|leave out --data, --shard and -n"
-        ):
+    for flag, more in {"--data": {"data.source": "cars/"}, "--shard": {"shard": "1/2"}}.items():
+        with pytest.raises(UsageError, match=f"{flag} is given, and --merge joins what is made"):
             merge(tmp_path / "out", *halves, **more)
+    with pytest.raises(UsageError, match="--merge joins finished shards on one process: leave out -n"):
+        merge(tmp_path / "out", *halves, processes=2)
 
 
 def test_a_dry_run_of_a_merge(halves, tmp_path):

@@ -11,12 +11,11 @@ import datasets
 import numpy as np
 import pytest
 from sklearn import metrics as sk
-from toolbox import QUIET, encode, facts, rows, scenes
+from toolbox import QUIET, encode, facts, heads_plan, measured, rows, scenes, training_plan
 
-from kdcli.config import resolve
 from kdcli.errors import InputError, UsageError
 from kdcli.models.build import build
-from kdcli.stages import distill, evaluate, probe
+from kdcli.stages import distill, probe
 
 STEPS, NAMES = 8, ["bag", "T-shirt", "trouser"]
 NUMBER_OF = {1: 1, 2: 2, 3: 0}  # label of a value in the scenes' masks
@@ -45,20 +44,8 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def heads(several: Path, weights: dict[str, Path], cache: Path) -> Callable[..., probe.Plan]:
     def make(out: Path, **more: Any) -> probe.Plan:
-        options = {
-            "teacher": "test_resnet",
-            "weights": str(weights["test_resnet"]),
-            "image_size": 32,
-            "data.source": str(several),
-            "grid.epochs": 6,
-            "grid.lr": [0.01, 1.0],
-            "out": str(out),
-            "cache": str(cache),
-            **more,
-        }
-        found = probe.plan(resolve(probe.Config, options=options), QUIET)
-        assert isinstance(found, probe.Plan)
-        return found
+        usual = {"grid.lr": [0.01, 1.0], **more}
+        return heads_plan(several, weights["test_resnet"], out, cache, **usual)
 
     return make
 
@@ -71,29 +58,9 @@ def teacher(heads: Callable[..., probe.Plan], tmp_path_factory: pytest.TempPathF
 @pytest.fixture(scope="module")
 def train(several: Path, cache: Path) -> Callable[..., distill.Plan]:
     def make(out: Path, **more: Any) -> distill.Plan:
-        options = {
-            "student": "test_resnet",
-            "from_scratch": True,
-            "image_size": 32,
-            "data.source": str(several),
-            "optim.max_steps": STEPS,
-            "optim.batch_size": 8,
-            "log_every": 1,
-            "out": str(out),
-            "cache": str(cache),
-            **more,
-        }
-        found = distill.plan(resolve(distill.Config, options=options), QUIET)
-        assert isinstance(found, distill.Plan)
-        return found
+        return training_plan(several, out, cache, **more)
 
     return make
-
-
-def measured(models: list[Path], source: Path, out: Path, **more: Any) -> Path:
-    options = {"models": [str(m) for m in models], "data.source": str(source), "out": str(out), **more}
-    plan = evaluate.plan(resolve(evaluate.Config, options=options | {"cost": False}), QUIET)
-    return evaluate.run(plan, QUIET).path  # type: ignore[arg-type]
 
 
 def test_heads_are_chosen_by_average_precision(teacher: Path, heads: Callable[..., probe.Plan]) -> None:
@@ -146,7 +113,7 @@ def test_eval_measures_every_label(
 ) -> None:
     student = distill.run(train(tmp_path / "s", teacher=str(teacher)), QUIET).path
     gates = ["mean_ap>=0.3", "agreement>=0.1", "macro_f1>0"]
-    out = measured([student, teacher], several, tmp_path / "r", teacher=str(teacher), require=gates)
+    out = measured([student, teacher], several, tmp_path / "r", teacher=str(teacher), require=gates).path
     report = json.loads((out / "report.json").read_text())
     page = (out / "report.html").read_text()
     assert "No thresholds" not in page
@@ -174,7 +141,7 @@ def test_figures_are_scikit_learns(teacher: Path, several: Path, tmp_path: Path)
 
     from kdcli.data.views import EvaluationCut
 
-    out = measured([teacher], several, tmp_path / "r")
+    out = measured([teacher], several, tmp_path / "r").path
     model = json.loads((out / "report.json").read_text())["models"][0]
     network, test = build(str(teacher)).eval(), datasets.load_from_disk(str(several))["test"]
     cut = EvaluationCut(network.spec)
@@ -192,7 +159,7 @@ def test_figures_are_scikit_learns(teacher: Path, several: Path, tmp_path: Path)
 def test_without_validation_thresholds_are_one_half(teacher: Path, several: Path, tmp_path: Path) -> None:
     alone = datasets.DatasetDict({"test": datasets.load_from_disk(str(several))["test"]})
     alone.save_to_disk(str(tmp_path / "d"))
-    out = measured([teacher], tmp_path / "d", tmp_path / "r")
+    out = measured([teacher], tmp_path / "d", tmp_path / "r").path
     report = json.loads((out / "report.json").read_text())
     assert {row["threshold"] for row in report["models"][0]["labels"]} == {0.5}
     assert "No thresholds were chosen, each is one half: " in report["notes"][0]

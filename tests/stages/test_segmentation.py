@@ -10,15 +10,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from toolbox import QUIET, StopAfter, facts, rows
+from toolbox import QUIET, StopAfter, facts, heads_plan, measured, rows, training_plan
 
-from kdcli.config import resolve
 from kdcli.errors import Diverged, InputError, Preempted, UsageError
 from kdcli.models.build import build
 from kdcli.models.heads.decoders import DECODERS
 from kdcli.models.heads.dense import DenseHead
-from kdcli.runs import Result
-from kdcli.stages import distill, evaluate, probe
+from kdcli.stages import distill, probe
 
 STEPS = 8
 
@@ -31,21 +29,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def train(masks_data: Path, cache: Path) -> Callable[..., distill.Plan]:
     def make(out: Path, **more: Any) -> distill.Plan:
-        options = {
-            "student": "test_resnet",
-            "from_scratch": True,
-            "image_size": 32,
-            "data.source": str(masks_data),
-            "optim.max_steps": STEPS,
-            "optim.batch_size": 8,
-            "log_every": 1,
-            "out": str(out),
-            "cache": str(cache),
-            **more,
-        }
-        found = distill.plan(resolve(distill.Config, options=options), QUIET)
-        assert isinstance(found, distill.Plan)
-        return found
+        return training_plan(masks_data, out, cache, **more)
 
     return make
 
@@ -61,34 +45,10 @@ def alone(train: Callable[..., distill.Plan], tmp_path_factory: pytest.TempPathF
 @pytest.fixture(scope="module")
 def heads(masks_data: Path, weights: dict[str, Path], cache: Path) -> Callable[..., probe.Plan]:
     def make(out: Path, name: str = "test_resnet", **more: Any) -> probe.Plan:
-        options = {
-            "teacher": name,
-            "weights": str(weights[name]),
-            "image_size": 32,
-            "data.source": str(masks_data),
-            "grid.epochs": 6,
-            "grid.batch_size": 16,
-            "grid.lr": [1e-3, 1e-2],
-            "out": str(out),
-            "cache": str(cache),
-            **more,
-        }
-        found = probe.plan(resolve(probe.Config, options=options), QUIET)
-        assert isinstance(found, probe.Plan)
-        return found
+        usual = {"teacher": name, "grid.batch_size": 16, "grid.lr": [1e-3, 1e-2]}
+        return heads_plan(masks_data, weights[name], out, cache, **{**usual, **more})
 
     return make
-
-
-def measured(models: list[Path], source: Path, out: Path, **more: Any) -> Result:
-    options = {
-        "models": [str(m) for m in models],
-        "data.source": str(source),
-        "out": str(out),
-        "cost": False,
-        **more,
-    }
-    return evaluate.run(evaluate.plan(resolve(evaluate.Config, options=options), QUIET), QUIET)  # type: ignore[arg-type]
 
 
 def test_masks_alone_teach(alone: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from toolbox import QUIET, StopAfter, commit_model, facts, rows
+from toolbox import QUIET, StopAfter, commit_model, facts, rows, training_plan
 
 from kdcli.config import resolve
 from kdcli.console import Console
@@ -26,27 +26,11 @@ def train(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Train:
     cache = tmp_path_factory.mktemp("cache")
 
     def make(out: Path, *teachers: Path, **more: Any) -> distill.Plan:
-        options = {
-            "teacher": [str(teacher) for teacher in teachers],
-            "student": "test_resnet",
-            "from_scratch": True,
-            "image_size": 32,
-            "data.source": str(pictures),
-            "optim.max_steps": 6,
-            "optim.batch_size": 16,
-            "log_every": 1,
-            "method.name": "kd",
-            "views.count": "1",
-            "views.store": "fp32",
-            "out": str(out),
-            "cache": str(cache),
-            **more,
-        }
-        if options["views.count"] == "live":
-            del options["views.store"]
-        found = distill.plan(resolve(distill.Config, options=options), QUIET)
-        assert isinstance(found, distill.Plan)
-        return found
+        usual = {"teacher": [str(teacher) for teacher in teachers], "optim.max_steps": 6}
+        usual |= {"optim.batch_size": 16, "method.name": "kd", "views.count": "1", **more}
+        if usual["views.count"] != "live":
+            usual = {"views.store": "fp32", **usual}
+        return training_plan(pictures, out, cache, **usual)
 
     return make
 
