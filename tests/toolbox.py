@@ -249,7 +249,7 @@ def in_process(capsys: Any, *arguments: str) -> tuple[int, str, str]:
     return code, answer.getvalue(), capsys.readouterr().err
 
 
-def training_plan(source: Path, out: Path, cache: Path, **more: Any) -> Any:
+def training_plan(source: Path, out: Path, cache: Path, /, **more: Any) -> Any:
     """A plan of ``kdcli distill`` for eight steps of a toy network; ``more`` stands in place of the usual."""
     from kdcli.config import resolve
     from kdcli.stages import distill
@@ -264,7 +264,7 @@ def training_plan(source: Path, out: Path, cache: Path, **more: Any) -> Any:
     return found
 
 
-def heads_plan(source: Path, weights: Path, out: Path, cache: Path, **more: Any) -> Any:
+def heads_plan(source: Path, weights: Path, out: Path, cache: Path, /, **more: Any) -> Any:
     """A plan of ``kdcli probe`` for six epochs of heads on a toy network."""
     from kdcli.config import resolve
     from kdcli.stages import probe
@@ -279,7 +279,7 @@ def heads_plan(source: Path, weights: Path, out: Path, cache: Path, **more: Any)
     return found
 
 
-def measured(models: list[Path], source: Path, out: Path, **more: Any) -> Any:
+def measured(models: list[Path], source: Path, out: Path, /, **more: Any) -> Any:
     """The result of ``kdcli eval``, which measures no cost unless it is asked to."""
     from kdcli.config import resolve
     from kdcli.stages import evaluate

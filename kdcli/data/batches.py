@@ -212,7 +212,11 @@ class Loader:
 
     def _lost(self, reason: str, own: Collection[Any]) -> EnvironmentFault:
         """What to say of a process that is gone; the others are killed."""
-        wait([process.sentinel for process in own], timeout=1)  # the connection breaks before it is dead
+        gone = wait(
+            [process.sentinel for process in own], timeout=1
+        )  # the connection breaks before it is dead
+        for process in (process for process in own if process.sentinel in gone):
+            process.join(1)  # and its sentinel before there is an exit code
         crashed = any(process.exitcode == -signal.SIGSEGV for process in own)
         _kill(own)
         hint = _CRASHED if crashed else _OUT_OF_MEMORY
