@@ -12,7 +12,7 @@ import re
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -112,12 +112,24 @@ class Section(BaseModel):
 C = TypeVar("C", bound=Section)
 
 
-def leaves(section: type[Section], prefix: str = "") -> Iterator[tuple[str, Any, dict[str, Any]]]:
+Leaf = tuple[str, Any, dict[str, Any]]
+
+
+def leaves(section: type[Section]) -> tuple[Leaf, ...]:
     """All fields below a section as (dotted name, pydantic field, its extras)."""
+    return _kept_leaves(section)
+
+
+@cache
+def _kept_leaves(section: type[Section]) -> tuple[Leaf, ...]:
+    return tuple(_leaves(section, ""))
+
+
+def _leaves(section: type[Section], prefix: str) -> Iterator[Leaf]:
     for name, field in section.model_fields.items():
         kind = field.annotation
         if inspect.isclass(kind) and issubclass(kind, Section):
-            yield from leaves(kind, f"{prefix}{name}.")
+            yield from _leaves(kind, f"{prefix}{name}.")
         else:
             extra = typing.cast(dict[str, Any], field.json_schema_extra or {})
             yield f"{prefix}{name}", field, extra if section.flags else {**extra, "flag": None}

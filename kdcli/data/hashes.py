@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kdcli.artifacts.books import ENDING, SHA_BYTES, STAMP, Book, read_book, write_book
-from kdcli.artifacts.manifest import digest
+from kdcli.artifacts.manifest import GRAIN_NS, digest
 from kdcli.data.columns import undecoded_cells
 from kdcli.data.samples import cell_bytes
 from kdcli.errors import EnvironmentFault, InputError, from_os_error
@@ -38,7 +38,6 @@ _Stamp = tuple[int, int, int, int]
 
 _ROWS = 512  # cells read at once
 _FEWEST = 1000  # files that a book is worth it for
-_GRAIN_NS = 2 * 10**9  # of the coarsest clock of a file system, FAT's
 _SAMPLE, _SHARE = 16, 0.01  # files read again, at least and of all
 _SAVE_S = 60.0  # between two writings of what a first, long start has hashed
 _LIMIT = 2**63  # of a number of nanoseconds that a stamp holds
@@ -157,7 +156,7 @@ class _Files:
             self.shas[i] = np.frombuffer(hashlib.sha256(self.read(i)).digest(), np.uint8)
             self.known[i] = True
             stamp = self.stamps[i]
-            if max(stamp["modified"], stamp["changed"]) > begun - _GRAIN_NS or not self._is_as_it_was(i):
+            if max(stamp["modified"], stamp["changed"]) > begun - GRAIN_NS or not self._is_as_it_was(i):
                 self.stamps[i] = _UNKNOWN
             new += int(self.stamps[i]["size"] >= 0)
             if new and not fault and time.monotonic() - written > _SAVE_S:

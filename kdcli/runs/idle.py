@@ -178,24 +178,30 @@ def refuse_idle_parameters(config: Any, task: Task, method: Method, arguments: d
             other = methods.function(name)(task, **{**arguments, key: parameter.default})
         except UsageError:  # it was needed
             continue
-        if _objective(other) == _objective(method):
+        if _alike(_objective(other), _objective(method)):
             raise UsageError(
                 f"{dotted}={arguments[key]} is given, and changes nothing in method {name} with its other "
                 "parameters as they are."
             )
 
 
-def _objective(method: Method) -> Any:
-    """What a method trains, as data: its recipes are no part of it."""
-    return _comparable(without_zero_terms(replace(method, recipes=())))
+def _objective(method: Method) -> Method:
+    """What a method trains: its recipes are no part of it."""
+    return without_zero_terms(replace(method, recipes=()))
 
 
-def _comparable(value: Any) -> Any:
-    """Data in which partial functions of equal parts are equal."""
-    if isinstance(value, partial):
-        return "partial", value.func, _comparable(value.args), _comparable(value.keywords)
-    if is_dataclass(value) and not isinstance(value, type):
-        return type(value), [_comparable(getattr(value, field.name)) for field in fields(value)]
-    if isinstance(value, dict):
-        return {key: _comparable(part) for key, part in value.items()}
-    return [_comparable(part) for part in value] if isinstance(value, list | tuple) else value
+def _alike(one: Any, other: Any) -> bool:
+    """Whether data are equal, partial functions of equal parts included, which Python says are not."""
+    if one is other:
+        return True
+    if type(one) is not type(other):
+        return bool(one == other)
+    if isinstance(one, partial):
+        return all(_alike(getattr(one, p), getattr(other, p)) for p in ("func", "args", "keywords"))
+    if is_dataclass(one):
+        return all(_alike(getattr(one, f.name), getattr(other, f.name)) for f in fields(one))
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(_alike(part, other[key]) for key, part in one.items())
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(_alike, one, other))
+    return bool(one == other)

@@ -8,6 +8,7 @@ import math
 import os
 import random
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -381,6 +382,31 @@ def test_every_flip_is_refused(tmp_path: Path, flips: int) -> None:
 
 
 # -- digest and differing ------------------------------------------------------------------------------------
+def test_a_file_is_hashed_once_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = artifact(tmp_path / "out")
+    manifest, file, hashed = manifests.read(folder), folder / "config.json", []
+    whole = manifests.file_hash
+
+    def counting(path: Path) -> str:
+        hashed.append(path)
+        return whole(path)
+
+    monkeypatch.setattr(manifests, "file_hash", counting)
+    for _ in range(2):  # just written: it may be written again within the grain of the clock
+        manifests.verify(folder, manifest, ["config.json"])
+    assert hashed == [file, file]
+    monkeypatch.setattr(manifests, "GRAIN_NS", 0)
+    for _ in range(3):
+        manifests.verify(folder, manifest, ["config.json"])
+    assert hashed == [file] * 3
+    old = file.stat()
+    time.sleep(0.02)  # a tick of the clock
+    file.write_text("[]")
+    os.utime(file, ns=(old.st_atime_ns, old.st_mtime_ns))  # the time of its content is put back
+    with pytest.raises(InputError, match=r"config\.json is damaged: its sha256 differs from the manifest"):
+        manifests.verify(folder, manifest, ["config.json"])
+
+
 def test_digest_ignores_the_order_of_keys() -> None:
     assert digest({"a": 1, "b": [1, 2]}) == digest({"b": [1, 2], "a": 1})
     assert digest([1, 2]) != digest([2, 1])

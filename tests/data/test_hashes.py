@@ -62,7 +62,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Desk:
 
     monkeypatch.setattr(hashes, "cell_bytes", cell_bytes)
     monkeypatch.setattr(hashes, "_FEWEST", 10)
-    monkeypatch.setattr(hashes, "_GRAIN_NS", 0)  # files are made here and hashed at once
+    monkeypatch.setattr(hashes, "GRAIN_NS", 0)  # files are made here and hashed at once
     return made
 
 
@@ -130,10 +130,10 @@ def test_other_changes_are_seen(desk: Desk, how: str) -> None:
 def test_files_that_may_have_changed_within_the_grain_of_the_clock_are_not_kept(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hashes, "_GRAIN_NS", 10**12)
+    monkeypatch.setattr(hashes, "GRAIN_NS", 10**12)
     assert desk.check() == desk.check() == 60
     assert not desk.folder.exists()
-    monkeypatch.setattr(hashes, "_GRAIN_NS", 0)
+    monkeypatch.setattr(hashes, "GRAIN_NS", 0)
     assert (desk.check(), desk.check()) == (60, 16)
 
 

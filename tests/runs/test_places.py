@@ -178,7 +178,7 @@ def test_hashes_of_pictures_are_kept_below_the_cache(desk: Path, monkeypatch: py
     ]
     assert [kept(**options) for options in refusals] == [None] * len(refusals)
     monkeypatch.setattr(hashes, "_FEWEST", 1)
-    monkeypatch.setattr(hashes, "_GRAIN_NS", 0)
+    monkeypatch.setattr(hashes, "GRAIN_NS", 0)
     config = resolve(distill.Config, options={"data.source": "../cars", "data.validation": "train"})
     first = frame.labelled(config.data, "train", run=config)
     (book,) = Path("runs/cache/picture-hashes").glob("*.hashes")
