@@ -134,6 +134,11 @@ class Cache:
         """Indices of those of the sample ids [N] whose view ``view`` is not here."""
         return np.flatnonzero(self._places(ids, view) < 0)
 
+    def holds(self, pairs: Sequence[Pair]) -> bool:
+        """Whether all these pairs are here."""
+        ids, views = np.array([i for i, _ in pairs], np.uint64), np.array([view for _, view in pairs])
+        return all(not len(self.lacking(ids[views == view], int(view))) for view in np.unique(views))
+
     def _places(self, ids: np.ndarray, view: int) -> np.ndarray:
         """Places [B] of samples in the segments laid end to end, -1 where there is none."""
         known, places = self._index.get(view, _NOTHING)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -54,6 +54,8 @@ def open_data(
         whole = splits["train" if "train" in wanted else "validation"]
         train, validation = carve(whole, config.validation_fraction, config.split_seed)
         splits |= {role: s for role, s in (("train", train), ("validation", validation)) if role in need}
+    else:
+        raw.notes.extend(_unheeded(config))
     if "train" in splits and classes is not None:
         reader.check(splits["train"], classes)
         if config.labels_per_class:
@@ -61,6 +63,15 @@ def open_data(
     splits = {role: replace(s, name=role) for role, s in splits.items()}
     notes = tuple(raw.notes)
     return Data(config.source or "", classes, splits, raw.licence, skipped, reader.task, notes)
+
+
+def _unheeded(config: DataSection) -> Iterator[str]:
+    """Of the options that say how validation is carved, those that were changed where nothing is carved."""
+    names = ["validation_fraction", "group_by", *([] if config.labels_per_class else ["split_seed"])]
+    fields = type(config).model_fields
+    for name in names:
+        if (value := getattr(config, name)) != fields[name].default:
+            yield f"{config.source}: data.{name}={value} changes nothing: no validation is carved here"
 
 
 def open_train(config: SourceSection, kept: Kept | None = None) -> Data:

@@ -143,13 +143,19 @@ def _batches(file: Path | str, limit: int) -> Iterator[Any]:
         if sum(_unpacked(group) for group in groups) > limit:
             raise _unpacks(file, limit)
         for number, group in enumerate(groups):
-            # Each row may repeat a dictionary's one large value: a chunk's size bounds that of a row only.
-            largest = max(
-                (group.column(i).total_uncompressed_size for i in range(group.num_columns)), default=1
-            )
-            rows = min(max(_BATCH // max(largest, 1), 1), 1000)
+            rows = min(max(_BATCH // max(_largest_repeated(group), 1), 1), 1000)
             for batch in opened.iter_batches(batch_size=rows, row_groups=[number]):
                 yield pa.Table.from_batches([batch])
+
+
+def _largest_repeated(group: Any) -> int:
+    """Bytes of the largest value that many rows may repeat: one of a dictionary, by the size of its chunk.
+
+    Of a chunk without a dictionary all rows together have no more bytes than the chunk.
+    """
+    chunks = [group.column(i) for i in range(group.num_columns)]
+    repeating = [c for c in chunks if c.has_dictionary_page or any("DICT" in e for e in c.encodings)]
+    return max((chunk.total_uncompressed_size for chunk in repeating), default=0)
 
 
 def _unpacked(group: Any) -> int:

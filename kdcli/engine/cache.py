@@ -35,7 +35,7 @@ from kdcli.engine.runtime import Runtime, Stop, watching
 from kdcli.errors import Preempted
 from kdcli.metrics.efficiency import evaluating
 from kdcli.models.protocol import Model
-from kdcli.words import Method
+from kdcli.words import Call, Method
 from kdcli.words.analysis import taps_used
 
 _SEGMENT_ROWS = 8192
@@ -265,6 +265,19 @@ class Caching:
         return sum(int(self.used[column].sum()) for column in columns)
 
 
+def requests(
+    method: Method, parties: Mapping[str, Any], caching: Caching, store: Store
+) -> Iterator[tuple[Call, Request]]:
+    """The calls of frozen parties that are read from caches, each with what is to be cached of it."""
+    for turn in method.turns:
+        taps = taps_used(turn)
+        for call in (c for c in turn.calls if c.name in caching.calls and taps[c.name]):
+            network, names, column = parties[call.party], taps[call.name], caching.calls[call.name]
+            cut, views = caching.cuts[column], len(caching.used[column])
+            compute = partial(_tapped, network, names)
+            yield call, Request(network, names, compute, cut, cut.recipe(), views, store)
+
+
 def fill_calls(
     root: Path,
     method: Method,
@@ -276,15 +289,16 @@ def fill_calls(
 ) -> Columns:
     """Cached outputs of calls of frozen parties of a method, as columns named ``call.tap``."""
     caches = {}
-    for turn in method.turns:
-        taps = taps_used(turn)
-        for call in (c for c in turn.calls if c.name in caching.calls and taps[c.name]):
-            network, names, column = parties[call.party], taps[call.name], caching.calls[call.name]
-            cut, used = caching.cuts[column], caching.used[column]
-            compute = partial(_tapped, network, names)
-            request = Request(network, names, compute, cut, cut.recipe(), len(used), store)
-            caches[call.name] = fill(root, request, pool, filling, f"outputs of {call.party}", used)
+    for call, request in requests(method, parties, caching, store):
+        used = caching.used[caching.calls[call.name]]
+        caches[call.name] = fill(root, request, pool, filling, f"outputs of {call.party}", used)
     return Columns(caches, [name for name, column in caching.calls.items() if column == PLAIN])
+
+
+def filled(root: Path, request: Request, precision: str) -> Cache | None:
+    """The cache as it stands, None where there is none. Raises InputError for a damaged one."""
+    folder = root / request.key(precision)
+    return Cache(folder, request.taps) if folder.is_dir() else None
 
 
 def _tapped(network: Model, names: tuple[str, ...], x: Tensor) -> dict[str, Tensor]:

@@ -55,6 +55,14 @@ def temperatures(console: Console, fitted: Sequence[float], use: str) -> None:
         console.note(f"teaches  raw logits: teacher_temperature={use} leaves out the fitted {shown}")
 
 
+def answers(console: Console, found: Mapping[str, Any]) -> None:
+    """What a teacher's answers are worth on the views that it teaches, where that is known yet."""
+    if found:
+        console.note(f"answers  {found['said']}")
+    if "warning" in found:
+        console.warn(found["warning"])
+
+
 def clipping(optim: OptimSection, method: Method) -> dict[str, float | None]:
     """Largest norm of the gradient of each network, by turn; None where nothing is clipped."""
     return {turn.name: turn.optim.get("clip_grad", optim.clip_grad) for turn in method.turns}

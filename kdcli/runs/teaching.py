@@ -1,21 +1,29 @@
-"""A teacher's answers on the labelled views that it teaches: watched over one epoch, said, and put down."""
+"""A teacher's answers on the labelled views that it teaches: watched over one epoch, said, and put down.
+
+Where a cache of an earlier run holds them, the plan says it before the first step.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from kdcli.console import Console
+from kdcli.data.cache import LOGITS, Store
 from kdcli.data.other_views import PLAIN
+from kdcli.engine.cache import filled, requests
 from kdcli.engine.job import Outcome
 from kdcli.engine.observe import Watch
 from kdcli.runs.material import Material
 from kdcli.tasks.judging import VIEWS, Judge
+from kdcli.words import Turn
 from kdcli.words.answers import answers
 
 _TEACHER = "teacher"
@@ -60,10 +68,46 @@ class Lessons:
         """Figures and what is said of them, for the manifest; empty where no view was seen."""
         quiet = Console(silent=True)
         figures = _named(self.watch(quiet).means(outcome.progress.observed))
+        return self._put(figures, "first epoch")
+
+    def _put(self, figures: Mapping[str, float], where: str) -> dict[str, Any]:
         if not figures:
             return {}
         warning = self._warning(figures)
-        return {**figures, "said": self.judge.said(figures), **({"warning": warning} if warning else {})}
+        said = self.judge.said(figures, where)
+        return {**figures, "said": said, **({"warning": warning} if warning else {})}
+
+    def remembered(self, material: Material) -> dict[str, Any]:
+        """As :meth:`facts`, by a cache that stands before the run, from a view of each labelled picture.
+
+        Empty where there is none, or it lacks views. Raises InputError for a damaged one.
+        """
+        if not material.cached or self.judge.cut:
+            return {}
+        config, method = material.lesson.config, material.method
+        for call, request in requests(method, material.networks, material.caching, Store(config.views.store)):
+            turn = next(turn for turn in method.turns if call in turn.calls)
+            if call.party != _TEACHER or LOGITS not in request.taps or turn.name not in self.turns:
+                continue
+            used = material.caching.used[material.caching.calls[call.name]]
+            rows = np.flatnonzero(self.labelled & used.any(axis=0))
+            pairs = list(zip(material.pool.ids[rows].tolist(), used[:, rows].argmax(axis=0).tolist()))
+            cache = filled(Path(config.cache), request, config.precision)
+            if cache is not None and cache.holds(pairs):
+                return self._put(
+                    self._over(material, turn, rows, cache.read(pairs)[LOGITS]), "from the cache"
+                )
+        return {}
+
+    def _over(self, material: Material, turn: Turn, rows: np.ndarray, logits: Tensor) -> dict[str, float]:
+        """Means over rows of the pool, of these logits as the turn reads them."""
+        derive = next((d for d in turn.derives if d.out == self.turns[turn.name]), None)
+        taught = logits if derive is None else derive.function(logits, **derive.keywords)
+        columns = {"y": torch.from_numpy(material.pool.labels[rows])}
+        columns |= material.pool.columns(rows.tolist(), [None] * len(rows))
+        sums = self.judge.sums(taught, {**columns, **material.targets.plain(columns)})
+        found = {f"{_PREFIX}{name}": float(value) for name, value in sums.items()}
+        return _named(self.watch(Console(silent=True)).means(found))
 
     def _tell(self, console: Console, means: Mapping[str, float]) -> None:
         figures = _named(means)

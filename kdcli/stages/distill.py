@@ -103,6 +103,7 @@ class Plan:
                 "use": self.config.teacher_temperature,
                 "fitted": self.material.temperatures,
             },
+            "teacher_answers": self._answers(),
             "teacher_forwards": self.material.teacher_forwards,
             "forwards": self.material.forwards,
             "cache_bytes": self.material.cache_bytes,
@@ -127,12 +128,20 @@ class Plan:
             how = cache if material.cached else "live, no cache"
             console.note(f"teacher  {material.teacher_forwards:,} forwards ({how})")
             show.temperatures(console, material.temperatures, self.config.teacher_temperature)
+            show.answers(console, self._answers())
         for title, rows in (("objective", self._objective()), ("settings", self._settings())):
             if rows:
                 console.table(list(rows[0]), [list(row.values()) for row in rows], title=title)
         show.beyond_the_table(console, self.method, self.material.assembly)
         show.recipe(console, self.recipe)
         console.note(f"writes   {self.target.path}")
+
+    def _answers(self) -> dict[str, Any]:
+        """What a teacher's answers are worth on the views that it teaches, if a cache tells already."""
+        from kdcli.runs.teaching import Lessons
+
+        lessons = Lessons.of(self.material)
+        return {} if lessons is None else lessons.remembered(self.material)
 
     def _objective(self) -> list[dict[str, str]]:
         accumulate = self.config.optim.accumulate

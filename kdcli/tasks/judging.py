@@ -29,18 +29,21 @@ class Judge:
             the rows have no label that logits can be compared with.
         right: the figure that is the share of right answers.
         of: what it is a share of: ``labelled views``.
+        cut: whether answers are compared with what is cut together with a picture, so that pictures have to
+            be read.
     """
 
     sums: Callable[[Tensor, Mapping[str, Any]], dict[str, Tensor]]
     right: str
     of: str
+    cut: bool = False
 
-    def said(self, figures: Mapping[str, float]) -> str:
-        """The figures, means over ``views`` rows, as a sentence."""
+    def said(self, figures: Mapping[str, float], where: str = "first epoch") -> str:
+        """The figures, means over ``views`` rows, as a sentence; ``where`` says of which."""
         others = [f"{k} {v:.3f}" for k, v in figures.items() if k not in (VIEWS, self.right)]
         return ", ".join(
             [
-                f"the teacher is right on {figures[self.right]:.1%} of {self.of} (first epoch, "
+                f"the teacher is right on {figures[self.right]:.1%} of {self.of} ({where}, "
                 f"{figures[VIEWS]:,.0f} views)",
                 *others,
             ]

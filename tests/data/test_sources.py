@@ -661,6 +661,25 @@ def test_groups_come_from_their_column(tmp_path: Path) -> None:
     assert sum(name.startswith("picture ") for name in train | validation) == 8
 
 
+def test_options_of_a_carving_are_heeded_or_said_to_change_nothing(tmp_path: Path) -> None:
+    source = datasets.DatasetDict(
+        {"train": table(40, car=[0] * 40), "validation": table(20, start=50, car=[0] * 20)}
+    )
+    source.save_to_disk(str(tmp_path / "d"))
+    changed = {"validation_fraction": 0.2, "group_by": "car", "split_seed": 3}
+    notes = opened(tmp_path / "d", **changed).notes
+    assert [note.split(": ")[1] for note in notes] == [
+        "data.validation_fraction=0.2 changes nothing",
+        "data.group_by=car changes nothing",
+        "data.split_seed=3 changes nothing",
+    ]
+    assert all(note.endswith("no validation is carved here") for note in notes)
+    assert opened(tmp_path / "d", split_seed=3, labels_per_class=3).notes == ()  # it says which are hidden
+    assert opened(tmp_path / "d").notes == ()
+    single = saved(tmp_path / "e", table(80, car=[i // 4 for i in range(80)]))
+    assert opened(single, **changed).notes == ()
+
+
 def test_labels_per_class(tmp_path: Path) -> None:
     source = saved(tmp_path / "d", table(40))
     data = opened(source, labels_per_class=3)

@@ -126,6 +126,8 @@ def test_a_batch_stays_small_where_a_dictionary_repeats_one_large_picture(
     pq.write_table(pa.table({"image": [cell] * 100}), tmp_path / "a.parquet", compression="zstd")
     largest = max(part.nbytes for part in tables._batches(tmp_path / "a.parquet", 1 << 30))
     assert largest <= 1 << 20
+    pq.write_table(pa.table({"image": [cell] * 100}), tmp_path / "b.parquet", use_dictionary=False)
+    assert len(list(tables._batches(tmp_path / "b.parquet", 1 << 30))) < 10  # nothing repeats there
 
 
 def test_a_flipped_bit_is_seen_where_the_file_has_checksums(tmp_path: Path) -> None:

@@ -169,7 +169,12 @@ def test_the_plan_shows_what_the_table_has_no_room_for(make: Callable[..., disti
     assert plan.to_json()["states"]["queue"] == {"keys": [12, 4], "count": []}
     told: list[str] = []
     console = type(
-        "Console", (), {"note": lambda self, text: told.append(text), "table": lambda *a, **k: None}
+        "Console",
+        (),
+        {
+            **dict.fromkeys(("note", "warn"), lambda self, text: told.append(text)),
+            "table": lambda *a, **k: None,
+        },
     )()
     plan.describe(console)  # type: ignore[arg-type]
     shown = "\n".join(told)

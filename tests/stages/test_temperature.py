@@ -262,6 +262,32 @@ def test_a_teacher_worse_than_the_labels_is_said(
     assert made.summary["teacher_answers"]["views"] == steps * 16
 
 
+@pytest.mark.parametrize("softened", [False, True])
+def test_a_plan_says_it_where_a_cache_knows(
+    plain: Path, sharp: Path, train: Train, tmp_path: Path, warnings: list[str], softened: bool
+) -> None:
+    """In less than an epoch of one view each: the figures of the plan are those that the run found."""
+    teacher, options = sharp if softened else plain, {"cache": str(tmp_path / "cache"), "optim.batch_size": 8}
+    first = train(tmp_path / "o", teacher, **options)
+    assert first.to_json()["teacher_answers"] == {}
+    first.describe(QUIET)
+    assert not [text for text in warnings if "teach better" in text]
+    found = facts(distill.run(first, QUIET).path)["teacher_answers"]
+    warnings.clear()
+    plan = train(tmp_path / "next", teacher, **options)
+    known = plan.to_json()["teacher_answers"]
+    assert known["views"] == found["views"] == 6 * 8
+    assert {name: known[name] for name in ("top1", "nll", "warning")} == pytest.approx(
+        {name: found[name] for name in ("top1", "nll", "warning")}
+    )
+    assert known["said"] == found["said"].replace("first epoch", "from the cache")
+    plan.describe(QUIET)
+    assert known["warning"] in warnings
+    assert (
+        train(tmp_path / "more", teacher, **options, seed=1).to_json()["teacher_answers"] == {}
+    )  # other views
+
+
 def test_live_and_cached_answers_are_worth_the_same(plain: Path, train: Train, tmp_path: Path) -> None:
     found = [
         facts(distill.run(train(tmp_path / views, plain, **{"views.count": views}), QUIET).path)

@@ -30,4 +30,4 @@ def sums(logits: Tensor, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         return {VIEWS: rows.sum(), "pixel_accuracy": right.sum(), "nll": losses.sum()}
 
 
-JUDGE = Judge(sums, "pixel_accuracy", "the pixels of labelled views")
+JUDGE = Judge(sums, "pixel_accuracy", "the pixels of labelled views", cut=True)
