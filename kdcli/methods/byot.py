@@ -60,10 +60,10 @@ def byot(
         build = partial(build_exit, name, len(task.classes), reading)
         parties.append(Party(f"exit{i}", "trained", build=build, reads=(f"s.{name}", "s.stage4")))
         calls.append(Call(f"e{i}", f"exit{i}", (f"s.{name}",)))
-        labels = replace(task.supervised(f"e{i}"), name=f"ce-{i}", weight=1 - alpha)
+        hard = (replace(t, name=f"{t.name}-{i}", weight=1 - alpha) for t in task.supervised(f"e{i}"))
         keywords = {"temperature": temperature, "reading": reading}
         soft = Term(f"soft-{i}", exits.exit_logits, (f"e{i}.logits", "~s.logits"), alpha, keywords)
-        terms += [labels, soft]
+        terms += [*hard, soft]
         if code and i == len(maps):
             continue
         features = f"e{i}.features"
@@ -81,7 +81,7 @@ def byot(
         "student",
         tuple(party.name for party in everyone),
         (S, *calls),
-        (task.supervised("s"), *terms),
+        (*task.supervised("s"), *terms),
     )
     saved = tuple(party.name for party in parties if party.name.startswith("exit"))
     return Method("byot", everyone, (Phase((turn,)),), beside=saved, recipes=(_recipe(),))

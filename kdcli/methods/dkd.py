@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from kdcli.losses import logits
-from kdcli.methods.parts import Fraction, Part, Positive, one_turn
+from kdcli.methods.parts import Fraction, Part, Positive, labels, one_turn
 from kdcli.methods.trainings import keys, tables_cifar_100, tables_imagenet
 from kdcli.tasks import Task
 from kdcli.words import Linear, Method, Recipe, Term
@@ -44,8 +44,7 @@ def dkd(task: Task, taught: Part, *, ce: float = 1.0, warmup: Fraction = 20 / 24
     term = taught.terms[0]
     if warmup:
         term = replace(term, weight=Linear(0.0, 1.0, 0.0, warmup))
-    labels = replace(task.supervised("s"), weight=ce)
-    return one_turn("dkd", Part((labels, term)), recipes=_recipes())
+    return one_turn("dkd", Part((*labels(task, ce), term)), recipes=_recipes())
 
 
 def _recipes() -> tuple[Recipe, ...]:

@@ -8,7 +8,6 @@ The paper's training could not be read: none of the three has a recipe.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from kdcli.losses import targets
 from kdcli.losses.logits import cross_entropy
-from kdcli.methods.parts import Fraction, Part, one_turn
+from kdcli.methods.parts import Fraction, Part, labels, one_turn
 from kdcli.tasks import Task
 from kdcli.words import Method, Term
 
@@ -81,4 +80,4 @@ def _method(
     name: str, task: Task, lam: float, loss: Callable[..., Tensor], taps: tuple[str, ...], **keywords: Any
 ) -> Method:
     taught = Term(name, loss, taps, lam, keywords, rows="labelled")
-    return one_turn(name, Part((replace(task.supervised("s"), weight=1 - lam), taught)))
+    return one_turn(name, Part((*labels(task, 1 - lam), taught)))

@@ -67,7 +67,7 @@ def fitnets(
         Linear(lam, lam_last, 0.01, 0.8),
         {"temperature": temperature},
     )
-    whole = Turn("student", ("student",), (S, T), (task.supervised("s"), soft))
+    whole = Turn("student", ("student",), (S, T), (*task.supervised("s"), soft))
     phases = (hint, Phase((whole,), "distill", 1 - hint.share))
     return Method("fitnets", (STUDENT, TEACHER, regressor), phases, recipes=(_recipe(),))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from kdcli.losses.logits import kl_divergence
-from kdcli.methods.parts import Part, Positive, one_turn
+from kdcli.methods.parts import Part, Positive, labels, one_turn
 from kdcli.methods.trainings import keys, tables_cifar_100, tables_imagenet
 from kdcli.tasks import Task
 from kdcli.words import Method, Term
@@ -30,7 +30,7 @@ def kd(task: Task, taught: Part, *, ce: float = 0.1, kd: float = 0.9) -> Method:
     teacher term only.
     """
     own = task.taught("s", "t", **taught.terms[0].keywords)  # the task's own KL: of pixels, for masks
-    terms = (replace(task.supervised("s"), weight=ce), replace(own, weight=kd))
+    terms = (*labels(task, ce), replace(own, weight=kd))
     recipes = (
         tables_cifar_100(keys("method", ce=0.1, kd=0.9, temperature=4.0)),
         tables_imagenet(

@@ -10,14 +10,13 @@ weights belong to it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from kdcli.losses import logits
-from kdcli.methods.parts import Fraction, Part, one_turn
+from kdcli.methods.parts import Fraction, Part, labels, one_turn
 from kdcli.methods.trainings import PADDED, SMALL_PICTURES, keys, published, sgd
 from kdcli.tasks import Task
 from kdcli.words import Method, Recipe, Term
@@ -84,7 +83,6 @@ def tf_kd_reg(
         keywords,
         rows="labelled",
     )
-    labels = replace(task.supervised("s"), weight=1 - alpha)
     made = partial(_recipe, taught=False)
     recipes = (
         made("cifar-100", _kl(0.95, 40.0, 1.0), "base_experiments/base_mobilenetv2"),
@@ -92,7 +90,7 @@ def tf_kd_reg(
         made("cifar-100-resnet18", _kl(0.1, 20.0, 100.0), "base_experiments/base_resnet18"),
         made("cifar-100-googlenet", _kl(0.1, 40.0, 50.0), "base_experiments/base_googlenet", batch=64),
     )
-    return one_turn("tf-kd-reg", Part((labels, taught)), teacher=False, recipes=recipes)
+    return one_turn("tf-kd-reg", Part((*labels(task, 1 - alpha), taught)), teacher=False, recipes=recipes)
 
 
 def reversed_kd(
@@ -137,8 +135,7 @@ def _taught(
         alpha * multiplier,
         {"temperature": temperature},
     )
-    labels = replace(task.supervised("s"), weight=1 - alpha)
-    return one_turn(name, Part((labels, taught)), recipes=recipes)
+    return one_turn(name, Part((*labels(task, 1 - alpha), taught)), recipes=recipes)
 
 
 def _kl(alpha: float, temperature: float, multiplier: float) -> dict[str, float]:

@@ -68,7 +68,7 @@ def one(
     parties, calls = peers(branches, layout, trunk, "branch")
     trunk_map = f"s.{trunk.replace('block', 'map')}"
     gate = Party("gate", "trained", build=partial(Gate, branches=branches), reads=(trunk_map,))
-    labels = task.supervised("s")
+    (hard,) = task.supervised("s")
     derives = (
         Derive("peers", stacked, tuple(f"{call.name}.logits" for call in calls)),
         Derive("ensemble", gated, ("gate.out", "peers")),
@@ -76,7 +76,7 @@ def one(
     )
     terms = (
         *labels_of(task, calls),
-        replace(labels, name="ce-ensemble", args=("ensemble_logits", *labels.args[1:])),
+        replace(hard, name="ce-ensemble", args=("ensemble_logits", *hard.args[1:])),
         Term("kl", peer_kl, ("peers", "~ensemble"), RampUp(weight, ramp), {"temperature": temperature}),
     )
     everyone = (*parties, gate)

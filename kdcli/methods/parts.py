@@ -43,12 +43,19 @@ class Part:
     derives: tuple[Derive, ...] = ()
 
 
+def labels(task: Task, weight: Weight = 1.0, call: Call = S) -> tuple[Term, ...]:
+    """The task's terms that learn from labels, over a call, with a weight; named after it."""
+    return tuple(
+        replace(term, name=named(term.name, call), weight=weight) for term in task.supervised(call.name)
+    )
+
+
 def labels_and_teacher(
     task: Task, *, ce: Weight, kd: Weight, temperature: float, t_squared: bool = True
-) -> tuple[Term, Term]:
-    """Cross-entropy on labelled rows and KL to the teacher's softened logits on all, with their weights."""
+) -> tuple[Term, ...]:
+    """What labels teach of labelled rows, and what the teacher's answers do of all, with their weights."""
     teach = task.taught("s", "t", temperature=temperature, t_squared=t_squared)
-    return replace(task.supervised("s"), weight=ce), replace(teach, weight=kd)
+    return *labels(task, ce), replace(teach, weight=kd)
 
 
 def by_level(
@@ -106,8 +113,8 @@ def named(term: str, call: Call) -> str:
 
 
 def labels_of(task: Task, calls: Sequence[Call]) -> tuple[Term, ...]:
-    """The supervised term of each call."""
-    return tuple(replace(task.supervised(call.name), name=named("ce", call)) for call in calls)
+    """The supervised terms of each call."""
+    return tuple(term for call in calls for term in labels(task, call=call))
 
 
 def stacked(*rows: Tensor) -> Tensor:

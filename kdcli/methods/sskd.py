@@ -142,7 +142,7 @@ def sskd(
     """
     if tables.weight and not head.share:
         raise UsageError("method.head_share=0 leaves the teacher's head untrained, and method.ss copies it.")
-    labels = task.supervised("s")
+    (hard,) = task.supervised("s")
     student = Turn(
         "student",
         trains=("student", "student_head"),
@@ -152,7 +152,7 @@ def sskd(
             *_ITS_CALLS,
         ),
         terms=(
-            replace(labels, name="ce", args=("upright", *labels.args[1:]), weight=ce),
+            replace(hard, args=("upright", *hard.args[1:]), weight=ce),
             Term("kl", kl_divergence, ("upright", "~its_upright"), kd, {"temperature": temperature}),
             turned_views,
             tables,

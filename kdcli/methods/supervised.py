@@ -13,5 +13,5 @@ from kdcli.words import Method, Phase, Turn
 
 def supervised(task: Task) -> Method:
     """Train the student on labels alone; also the way to train a first teacher."""
-    turn = Turn("student", ("student",), (S,), (task.supervised("s"),))
+    turn = Turn("student", ("student",), (S,), task.supervised("s"))
     return Method("supervised", (STUDENT,), (Phase((turn,)),), recipes=(tables_cifar_100({}, taught=False),))

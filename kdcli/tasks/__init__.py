@@ -139,8 +139,8 @@ class Task(Protocol):
             UsageError: no such head.
         """
 
-    def supervised(self, call: str) -> Term:
-        """The term that learns from labels, over the logits of ``call``."""
+    def supervised(self, call: str) -> tuple[Term, ...]:
+        """The terms that learn from labels, over what ``call`` gives; of one class a picture a single one."""
 
     def taught(self, student: str, teacher: str, *, temperature: float, t_squared: bool) -> Term:
         """The term that learns from the logits of the call ``teacher``, over those of ``student``."""

@@ -124,7 +124,7 @@ def toy(task: object) -> Method:
             Call("c", "constant", ()),
         ),
         terms=(
-            task.supervised("s"),  # type: ignore[attr-defined]
+            *task.supervised("s"),  # type: ignore[attr-defined]
             Term("contrast", contrast, ("a.out", "~t.logits", "~bank"), 0.3),
             Term("judged", square, ("j.out", "c.out"), 0.2),
             Term("among", contrast, ("a.out", "~t.logits", "~t.logits"), 0.1, scope="batch", rows="labelled"),

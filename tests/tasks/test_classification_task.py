@@ -69,11 +69,11 @@ def test_balanced_data_weighs_one_and_empty_classes_stay_finite() -> None:
 
 
 def test_the_supervised_term_reads_what_it_needs() -> None:
-    plain = Classification(tuple(DATA)).supervised("s")
+    (plain,) = Classification(tuple(DATA)).supervised("s")
     assert (plain.name, plain.loss, plain.rows) == ("ce", cross_entropy, "labelled")
     assert plain.args == ("s.logits", "target")
     assert plain.keywords == {}
-    full = Classification(tuple(DATA), label_smoothing=0.1, weighted=True).supervised("s@view2")
+    (full,) = Classification(tuple(DATA), label_smoothing=0.1, weighted=True).supervised("s@view2")
     assert full.args == ("s@view2.logits", "target", "row_weight")
     assert full.keywords == {"label_smoothing": 0.1}
 

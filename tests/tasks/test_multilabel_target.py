@@ -115,7 +115,7 @@ def test_class_balance_weighs_yes_by_how_rare_it_is(tmp_path: Path) -> None:
     source = saved(tmp_path / "d", {"labels": rows}, {"labels": datasets.List(datasets.Value("string"))})
     section = DataSection(source=source, class_balance="loss")
     task = task_of(open_task_data(section, "train", "validation"), section, OptimSection(), ViewSection())
-    assert task.supervised("s").args == ("s.logits", "target", "label_weight")
+    assert task.supervised("s")[0].args == ("s.logits", "target", "label_weight")
     columns = task.target_columns(np.zeros(2)).plain({"answers": torch.zeros(2, 2), "y": torch.zeros(2)})
     assert columns["label_weight"].tolist() == [[3.0, pytest.approx(1 / 3)]] * 2
 

@@ -20,7 +20,7 @@ DATA = Data("d", ["sky", "sea"], {}, task="segmentation")
 def test_terms_and_names() -> None:
     task = task_of(DATA, DataSection(), OptimSection(label_smoothing=0.1), ViewSection())
     assert (task.name, task.classes, task.selection) == ("segmentation", ("sky", "sea"), "miou")
-    term = task.supervised("s")
+    (term,) = task.supervised("s")
     assert (term.loss, term.args, term.rows) == (pixel_cross_entropy, ("s.logits", "mask"), "labelled")
     assert term.keywords == {"label_smoothing": 0.1}
     columns = task.target_columns(np.zeros(3, np.int64)).plain({"y": torch.tensor([0, -1])})

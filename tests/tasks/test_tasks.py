@@ -76,7 +76,7 @@ def test_a_network_and_a_made_up_batch_fit_the_terms(fixture: str, request: pyte
     assert columns["labelled"].all()
     values = {"x": torch.zeros(rows, 3, 32, 32, dtype=torch.uint8), **example, **columns}
     values["s.logits"] = network(values["x"])
-    term = task.supervised("s")
+    (term,) = task.supervised("s")
     loss = term.loss(*(values[name] for name in term.args), **term.keywords)
     loss.backward()
     assert torch.isfinite(loss)

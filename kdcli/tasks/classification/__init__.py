@@ -48,15 +48,14 @@ class Classification(WholePicture):
         smoothing = optim.label_smoothing if optim else 0.0
         return cls(tuple(data.classes or ()), smoothing, weighted=section.class_balance == "loss")
 
-    def supervised(self, call: str) -> Term:
+    def supervised(self, call: str) -> tuple[Term, ...]:
         """Cross-entropy on the labelled rows of a batch."""
         from kdcli.losses.logits import cross_entropy
 
         weight = ("row_weight",) if self.weighted else ()
         keywords = {"label_smoothing": self.label_smoothing} if self.label_smoothing else {}
-        return Term(
-            "ce", cross_entropy, (f"{call}.logits", "target", *weight), keywords=keywords, rows="labelled"
-        )
+        taps = (f"{call}.logits", "target", *weight)
+        return (Term("ce", cross_entropy, taps, keywords=keywords, rows="labelled"),)
 
     def taught(self, student: str, teacher: str, *, temperature: float, t_squared: bool) -> Term:
         """KL between softened logits, on all rows of a batch."""

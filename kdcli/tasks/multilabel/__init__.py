@@ -62,14 +62,14 @@ class MultiLabel(WholePicture):
         smoothing = optim.label_smoothing if optim else 0.0
         return cls(tuple(data.classes or ()), smoothing, weights=weights)
 
-    def supervised(self, call: str) -> Term:
+    def supervised(self, call: str) -> tuple[Term, ...]:
         """Binary cross-entropy of the answered labels of the labelled rows of a batch."""
         from kdcli.losses.multilabel import binary_cross_entropy
 
         weight = ("label_weight",) if self.weights else ()
         keywords = {"label_smoothing": self.label_smoothing} if self.label_smoothing else {}
         taps = (f"{call}.logits", "target", *weight)
-        return Term("bce", binary_cross_entropy, taps, keywords=keywords, rows="labelled")
+        return (Term("bce", binary_cross_entropy, taps, keywords=keywords, rows="labelled"),)
 
     def taught(self, student: str, teacher: str, *, temperature: float, t_squared: bool) -> Term:
         """Binary KL of every label, on all rows of a batch."""

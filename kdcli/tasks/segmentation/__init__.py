@@ -63,13 +63,13 @@ class Segmentation:
         """A head on a grid of features, of any kind unless one is asked for."""
         return {"classes": list(self.classes), "task": self.name, "head": self.head, "kind": kind}
 
-    def supervised(self, call: str) -> Term:
+    def supervised(self, call: str) -> tuple[Term, ...]:
         """Cross-entropy of the non-void pixels of the labelled rows of a batch."""
         from kdcli.losses.pixels import pixel_cross_entropy
 
         keywords = {"label_smoothing": self.label_smoothing} if self.label_smoothing else {}
         taps = (f"{call}.logits", "mask")
-        return Term("ce", pixel_cross_entropy, taps, keywords=keywords, rows="labelled")
+        return (Term("ce", pixel_cross_entropy, taps, keywords=keywords, rows="labelled"),)
 
     def taught(self, student: str, teacher: str, *, temperature: float, t_squared: bool) -> Term:
         """KL of the non-void pixels of all rows; of an unlabelled picture, all pixels."""
