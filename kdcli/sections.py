@@ -52,7 +52,9 @@ class DataSection(SourceSection):
     group_by: str | None = option(None, "Column whose equal values stay in one split.")
     label_column: str | None = option(None, "Column of the labels (found by type).")
     label_columns: list[str] | None = option(None, "Columns of 0 and 1, one for each of several labels.")
-    task: str = option("auto", "What is learned, by its name; auto: by the columns that the data have.")
+    task: str = reading(
+        "auto", "classification, multi-label, segmentation, retrieval; auto: by columns.", "--task"
+    )
     mask_column: str | None = option(None, "Column of the masks (found by name).")
     class_names: list[str] | None = option(None, "Names of classes that the data number (masks, lists).")
     void: int = option(255, "Value of the masks' pixels that belong to no class.", ge=0, le=255)

@@ -48,9 +48,9 @@ def affordable_views(root: Path, samples: int, row_bytes: int) -> int:
     return int(0.8 * shutil.disk_usage(root).free / (samples * row_bytes))
 
 
-def bytes_per_view(classes: int, store: Store) -> int:
-    """Size of one cached row of logits, with its id and view."""
-    row = classes * (4 if store.name == "fp32" else 2)
-    if store.top and store.top < classes - 1:
+def bytes_per_view(width: int, store: Store) -> int:
+    """Size of one cached row of so many logits, or numbers of an embedding, with its id and view."""
+    row = width * (4 if store.name == "fp32" else 2)
+    if store.top and store.top < width - 1:
         row = (store.top + 1) * 8
     return 12 + row

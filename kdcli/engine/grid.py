@@ -19,16 +19,23 @@ from kdcli.metrics.calibration import Calibration
 
 @dataclass(frozen=True)
 class HeadSpec:
-    """One head of a grid; for solver `lbfgs`, lr is 0 and weight_decay the L2 factor."""
+    """One head of a grid.
+
+    For the solver `lbfgs`, lr is 0 and weight_decay the L2 factor; a `plain` embedding is not fitted at all,
+    and for a `whitened` one weight_decay is the shrinkage.
+    """
 
     feature: str
     lr: float  # for a batch of 256; scaled linearly
     weight_decay: float
-    solver: Literal["sgd", "lbfgs", "adamw"] = "sgd"  # adamw takes rates as they are
+    solver: Literal["sgd", "lbfgs", "adamw", "plain", "whitened"] = "sgd"  # adamw takes rates as they are
 
     @property
     def name(self) -> str:
         """A label for tables: `cls4+avg lr=0.01 wd=0`, or `cls4+avg lbfgs l2=0.001`."""
+        if self.solver in ("plain", "whitened"):
+            shrinkage = f" shrinkage={self.weight_decay:g}" if self.solver == "whitened" else ""
+            return f"{self.feature} {self.solver}{shrinkage}"
         kind = f"lr={self.lr:g} wd" if self.solver != "lbfgs" else "lbfgs l2"
         return f"{self.feature} {kind}={self.weight_decay:g}"
 

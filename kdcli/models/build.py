@@ -143,7 +143,8 @@ def _fit(network: TimmModel, wanted: Wanted) -> None:
     made = None
     if wanted.head:
         name = wanted.head if wanted.kind in (None, Head.kind) else str(wanted.kind)
-        made = network.fresh_head(name, count)
+        made = network.head.refitted(count) if network.head is not None and not other else None
+        made = made or network.fresh_head(name, count)
     network.attach(made, classes, wanted.task)
 
 
@@ -239,7 +240,7 @@ def _head(
 def _checked_classes(files: artifacts.ModelFiles, body: Any, head: Head | None) -> list[str] | None:
     """The class names of an artifact. Raises InputError where they are not as many as its logits."""
     linear: Any = None if head is None else head.linear
-    classes, count = files.classes, body.num_classes if linear is None else len(linear.weight)
+    classes, count = files.classes, body.num_classes if linear is None else len(getattr(linear, "weight", ()))
     if classes is not None and len(classes) != count:
         raise InputError(f"{files.path}: its manifest has no {count} class names for its {count} logits.")
     return classes

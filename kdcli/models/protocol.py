@@ -217,6 +217,20 @@ class Model(nn.Module, ABC):
         """Make a linear classifier over ``feature`` the head, in the library's own layout where it fits."""
         self._refuse("place for a new head")
 
+    def attach_embedding(self, feature: str, affine: dict[str, Tensor], task: str) -> None:
+        """Make a feature what it answers, in the library's own layout where that has it.
+
+        Args:
+            feature: of ``FEATURES``.
+            affine: weight [E, D] and bias [E] of a map of it; empty for the feature as it is.
+            task: whose answer that is.
+        """
+        self._refuse("place for a new head")
+
+    def forget_classes(self) -> None:
+        """Leave away a classifier that answers do not come from: what is compared is an embedding."""
+        self._refuse("classifier apart from its answers")
+
     @property
     def linear(self) -> Any:
         """The layer that gives the logits. Raises InputError if there is no single linear one."""

@@ -1,11 +1,12 @@
 """Taps: named tensors of a call.
 
-``logits`` [B,C] · ``pooled`` [B,D], what the classifier takes · ``tokens`` [B,N,D], all tokens after the
-final norm · ``grid`` [B,D,H,W], patch tokens or the last feature map · ``blockK``, output of the K-th block
-or stage (from 1; ``block-1`` is the last), as the network has it · ``mapK``, the same as a map [B,D,H,W],
-prefix tokens left out · ``stage1`` to ``stage4``, maps at the ends of a network's quarters: a CNN's last
-four stages, the blocks at 1/4, 2/4, 3/4 and the end of a ViT · ``a.b.c``, ``a.b.c.in`` or ``a.b.c.map``,
-output, first input, or output as a map of any module of the timm model · ``BatchNorm2d.in`` or
+``logits`` [B,C] · ``pooled`` [B,D], what the classifier takes · ``embedding``, the same as retrieval calls it
+· ``features`` [B,D], what the neck of a head takes; ``pooled`` where there is none · ``tokens`` [B,N,D], all
+tokens after the final norm · ``grid`` [B,D,H,W], patch tokens or the last feature map · ``blockK``, output of
+the K-th block or stage (from 1; ``block-1`` is the last), as the network has it · ``mapK``, the same as a map
+[B,D,H,W], prefix tokens left out · ``stage1`` to ``stage4``, maps at the ends of a network's quarters: a
+CNN's last four stages, the blocks at 1/4, 2/4, 3/4 and the end of a ViT · ``a.b.c``, ``a.b.c.in`` or
+``a.b.c.map``, output, first input, or output as a map of any module of the timm model · ``BatchNorm2d.in`` or
 ``BatchNorm2d.out``, the :class:`Layers` of all modules of a class and its subclasses (timm's BatchNormAct2d).
 Parameters and buffers are read by a model's ``tensor``.
 """
@@ -25,7 +26,8 @@ from kdcli.errors import InputError, nearest
 if TYPE_CHECKING:
     from kdcli.models.timm import TimmModel
 
-_OWN = ("logits", "pooled", "tokens", "grid")
+_ROWS = ("pooled", "embedding", "features")
+_OWN = ("logits", *_ROWS, "tokens", "grid")
 _BLOCK = re.compile(r"(block|map|stage)(-?\d+)")
 _QUARTERS = 4
 
@@ -57,8 +59,10 @@ class Recorder:
     def __enter__(self) -> Recorder:
         try:
             for name in self.names:
-                if name == "pooled":
-                    self._watch(self._classifier(), True, partial(self._seen.__setitem__, name))
+                if name in _ROWS:
+                    neck = getattr(self.network.head, "neck", None) if name == "features" else None
+                    taking = self._classifier() if neck is None else neck
+                    self._watch(taking, True, partial(self._seen.__setitem__, name))
                 elif name not in _OWN:
                     self._hook(name)
         except BaseException:

@@ -16,6 +16,7 @@ from kdcli.errors import InputError, nearest
 from kdcli.models import heads, surgery
 from kdcli.models.heads.base import Head
 from kdcli.models.heads.dense import GRIDS, assembled_grid, feature_maps, is_vit
+from kdcli.models.heads.embedding import EmbeddingHead
 from kdcli.models.heads.linear import FEATURES, FeatureHead
 from kdcli.models.protocol import Model
 from kdcli.models.save import write
@@ -82,18 +83,22 @@ class TimmModel(Model):
         return (x.detach().to(mean.dtype) * std + mean).round().clamp(0, 255).to(torch.uint8)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits [B, C], or [B, C, h, w], of views (uint8) or prepared pictures (float)."""
+        """What it answers to views (uint8) or prepared pictures (float).
+
+        Logits [B, C] or [B, C, h, w], or an embedding [B, E].
+        """
         x = self.prepare(x)
         if self.head is None:
             return self.body(x)
-        return self.head(self.head.read(self, x)[1])
+        return self.head.answer(self.head.read(self, x)[1])
 
     def call(self, inputs: Sequence[Tensor], taps: Sequence[str]) -> dict[str, Any]:
         """Named tensors of one call on one batch of pictures."""
         x = self._single(inputs)
-        if tuple(taps) == ("logits",):
-            return {"logits": self(x)}
         x = self.prepare(x)
+        if tuple(taps) == ("logits",):
+            head: Any = self.head
+            return {"logits": self.body(x) if head is None else head(head.read(self, x)[1])}
         body: Any = self.body
         with Recorder(self, taps) as recorder:
             if self.head is None:
@@ -188,7 +193,8 @@ class TimmModel(Model):
 
     def fresh_head(self, name: str, classes: int) -> Head:
         """A head with initial weights for this model; see :func:`kdcli.models.heads.fresh`."""
-        return heads.fresh(name, self.body, classes)
+        width = surgery.pooled_width(self.body, self.spec) if self.operations else None
+        return heads.fresh(name, self.body, classes, width)
 
     def attach(self, head: Head | None, classes: list[str], task: str) -> None:
         """Make a head the network's; None stands for a fresh classifier of timm's own."""
@@ -199,7 +205,7 @@ class TimmModel(Model):
             surgery.fit_classifier(self.body, width)
         like = next(self.body.parameters())
         self.head = None if head is None else head.to(device=like.device, dtype=like.dtype)
-        self.classes, self.task = list(classes), task
+        self.classes, self.task = list(classes) or None, task
 
     def synchronise(self) -> None:
         """Let the head's batch norms see the batches of all processes; CUDA only, torch has none for CPUs."""
@@ -222,6 +228,23 @@ class TimmModel(Model):
         with torch.no_grad():
             linear.weight.copy_(weight.to(linear.weight))
             linear.bias.copy_(bias.to(linear.bias))
+
+    def attach_embedding(self, feature: str, affine: dict[str, Tensor], task: str) -> None:
+        """Make a feature what it answers: in timm's own layout where that is its pooled one."""
+        head = None
+        if affine:
+            width, out = affine["weight"].shape[1], len(affine["weight"])
+            head = EmbeddingHead("linear", feature, width, 0, out)
+            head.neck.load_state_dict(affine)
+        elif feature != "pooled":
+            head = EmbeddingHead("plain", feature, 1, 0)
+        self.attach(head, [], task)
+
+    def forget_classes(self) -> None:
+        """Leave away the classifier behind an embedding."""
+        if not isinstance(self.head, EmbeddingHead):
+            raise InputError(f"{self.name} has no embedding apart from its classifier.")
+        self.head, self.classes = self.head.refitted(0), None
 
     @property
     def architecture(self) -> str:

@@ -49,9 +49,9 @@ def refuse_taps(config: Any, network: Model) -> None:
 
 def features(config: Any, network: Model, known: list[str]) -> list[str]:
     """The features that are tried. Raises UsageError for one that is not known."""
-    if config.features == "all":
+    if config.features == "all" and config.head != "none":
         return known
-    wanted = ["pooled"] if config.features == "timm" else config.features.split(",")
+    wanted = ["pooled"] if config.features == "timm" or config.head == "none" else config.features.split(",")
     for name in wanted:
         if name not in known:
             raise UsageError(

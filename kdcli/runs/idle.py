@@ -105,6 +105,7 @@ def of_probe(config: Any) -> Iterator[Rule]:
     live, fixed = config.protocol == "dinov2", config.views.count == "1"
     yield from of_pictures(config)
     yield "features protocol grid.* views.* statistics.*", keep, "--head keep fits no head"
+    yield "features grid.*", config.head == "none", "--head none takes what the backbone answers"
     yield "optim.*", not tune, "only --finetune trains by it"
     yield from of_training(config.optim, config.views) if tune else ()
     new = "--protocol dinov2 sees a new view of each picture in each epoch"

@@ -185,7 +185,9 @@ def gather(lesson: Lesson, console: Console, networks: dict[str, Model] | None =
     warn_of_points(method, assembly, console)
     warn_of_signs(method, assembly, console)
     store = Store(config.views.store)
-    row_bytes = bytes_per_view(networks["teacher" if taught else "student"].logit_count, store)
+    own = assembly.shapes.get("t.embedding")
+    count = networks["teacher" if taught else "student"].logit_count if own is None else own[-1]
+    row_bytes = bytes_per_view(count, store)
     steps = planned = planned_steps(optim, len(pool))
     if optim.stop_epoch is not None:
         steps = min(planned, math.ceil(optim.stop_epoch * len(pool) / optim.batch_size))
@@ -199,7 +201,15 @@ def gather(lesson: Lesson, console: Console, networks: dict[str, Model] | None =
         affordable=max(affordable - (PLAIN in cacheable_calls(method).values()), 0),
     )
     balanced = config.data.class_balance == "sampler"
-    order = Order(pool.labels, optim.batch_size, config.seed, views, _share(config.data, pool), balanced)
+    order = Order(
+        pool.labels,
+        optim.batch_size,
+        config.seed,
+        views,
+        _share(config.data, pool),
+        balanced,
+        per_label=lesson.task.group,
+    )
     live = mixes or config.views.count == "live" or (config.views.count == "auto" and not affordable)
     cached = Caching() if live else caching(method, order, view, steps)
     return Material(lesson, pool, order, view, targets, networks, assembly, steps, planned, row_bytes, cached)

@@ -56,13 +56,14 @@ class Config(RunSection):
     stride: int | None = option(
         None, "Pixels between windows (default: two thirds of one).", ge=1, le=LARGEST_SIDE
     )
+    rerank: bool = option(False, "Rank answers again by their neighbours (retrieval).")
     repeats: int = option(30, "Timed forwards of latency and throughput.", ge=3, le=1_000_000)
     exit_slack: float = option(0.005, "Accuracy that early exit may lose on validation.", ge=0, le=1)
     effects_mix: float = option(0.5, "Weight of the teacher in the effects' gradient factors.", ge=0, le=1)
 
 
 # Keys that say how, and that only some tasks heed; see kdcli.tasks.settings.EvalOptions.
-_OF_SOME_TASKS = ("window", "stride", "exit_slack", "effects_mix")
+_OF_SOME_TASKS = ("window", "stride", "exit_slack", "effects_mix", "rerank")
 
 
 @dataclass

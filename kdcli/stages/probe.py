@@ -47,7 +47,13 @@ if TYPE_CHECKING:
     from kdcli.models.protocol import Model
     from kdcli.tasks import Task
 
-_SOLVERS = {"sgd": "SGD", "lbfgs": "L-BFGS", "adamw": "AdamW"}
+_SOLVERS = {
+    "sgd": "by SGD",
+    "lbfgs": "by L-BFGS",
+    "adamw": "by AdamW",
+    "plain": "as they are",
+    "whitened": "whitened",
+}
 
 
 class FinetuneSection(OptimSection):
@@ -64,8 +70,10 @@ class Config(RunSection):
     teacher: str | None = inputs(None, "Alias, timm name, hf-hub:…, local-dir:… or artifact.", "--teacher")
     weights: str | None = inputs(None, "Your own checkpoint for it, FILE or FILE:ENTRY.", "--weights")
     image_size: int | None = inputs(None, "Its input size.", "--image-size", ge=8, le=LARGEST_SIDE)
-    head: Literal["fit", "keep"] = head_option(
-        "fit", "keep: store an already trained classifier as it is.", "--head"
+    head: Literal["fit", "keep", "none"] = head_option(
+        "fit",
+        "keep: store a trained classifier as it is; none: what the backbone answers (retrieval).",
+        "--head",
     )
     features: str = head_option("all", "all, timm (its own head's), or names with commas.", "--features")
     protocol: Literal["cached", "dinov2"] = head_option(
@@ -124,7 +132,7 @@ class Plan:
         if self.data is not None:
             tune = f", then all of it for {self.config.optim.epochs:g} epochs" if self.config.finetune else ""
             counts = Counter(_SOLVERS[spec.solver] for spec in self.specs)
-            how = ", ".join(f"{count} by {solver}" for solver, count in counts.items())
+            how = ", ".join(f"{count} {solver}" for solver, count in counts.items())
             console.note(f"reads    {self.config.data.source}: {show.splits(self.data)}")
             console.note(f"trains   {len(self.specs)} heads ({how}) on {', '.join(self.features)}{tune}")
             if self.config.statistics.record:
@@ -145,7 +153,7 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
     """
     _refuse_options(config)
     parents = [frame.parent("teacher", str(config.teacher), config.weights)]
-    data = frame.labelled(config.data, "train", "validation", run=config) if config.head == "fit" else None
+    data = frame.labelled(config.data, "train", "validation", run=config) if config.head != "keep" else None
     kept = (
         frame.labelled(config.data, "train", run=config)
         if config.head == "keep" and config.data.source
@@ -165,6 +173,7 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
     task = None
     if data is not None:
         task = task_of(data, config.data, config.optim, config.views)
+        _refuse_of_task(config, task)
         task.heads(config, ())  # refuses what it has not before a network is fetched
     refuse_idle(config, of_probe(config))
     if config.finetune:
@@ -199,6 +208,20 @@ def _refuse_options(config: Config) -> None:
         config.head == "keep" or (config.finetune and max(config.processes, world_size()) > 1)
     ):
         raise UsageError("--statistics needs training pictures (no --head keep), and with --finetune no -n.")
+
+
+def _refuse_of_task(config: Config, task: Task) -> None:
+    """Raise UsageError for options that only some tasks have."""
+    from kdcli.tasks import entry
+
+    embeds = entry(task.name).embeds
+    if config.head == "none" and not embeds:
+        raise UsageError(f"--head none: networks for {task.name} answer by a head.")
+    if config.finetune and embeds:
+        raise UsageError(
+            f"--finetune trains a fitted classifier further, and {task.name} fits none. To train the "
+            "backbone on labels: kdcli distill --method supervised --student NAME."
+        )
 
 
 def run(plan: Plan, console: Console, *, stop: Stop | None = None, command: str = "") -> Result:

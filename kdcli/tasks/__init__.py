@@ -48,6 +48,8 @@ class Entry:
         options: fields of the data section that mean nothing to tasks which do not list them.
         subsets: whether networks can be measured on data that lack some of their classes: the task then has
             these behind its own, and :class:`kdcli.tasks.settings.EvalOptions` says which they are.
+        embeds: whether networks answer with an embedding, so that a backbone without a head is one of its
+            networks (``probe --head none``) and a probe trains none of it further.
     """
 
     target: str
@@ -57,6 +59,7 @@ class Entry:
     provides: frozenset[str] = frozenset()
     options: tuple[str, ...] = ()
     subsets: bool = False
+    embeds: bool = False
 
 
 TASKS: dict[str, Entry] = {
@@ -75,6 +78,15 @@ TASKS: dict[str, Entry] = {
         "any number of labels for each picture",
         provides=frozenset({"picture"}),
         options=("label_columns", "class_names"),
+    ),
+    "retrieval": Entry(
+        "kdcli.tasks.retrieval:Retrieval",
+        "kdcli.tasks.retrieval.target:IdentityReader",
+        "kdcli.tasks.retrieval.figures:FIGURES",
+        "pictures of the same identity found by an embedding",
+        provides=frozenset({"picture"}),
+        options=("camera_column", "per_identity"),
+        embeds=True,
     ),
     "classification": Entry(
         "kdcli.tasks.classification:Classification",
@@ -124,6 +136,10 @@ class Task(Protocol):
     @property
     def selection(self) -> str:
         """The metric that model selection goes by."""
+
+    @property
+    def group(self) -> int:
+        """Pictures of one label that stand together in a batch; 1 for none."""
 
     @property
     def leaves_unused(self) -> bool:

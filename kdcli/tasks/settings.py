@@ -25,6 +25,10 @@ class ProbeOptions(Protocol):
     """What a task may look at of the configuration of ``probe``."""
 
     @property
+    def head(self) -> str:
+        """``fit``, or ``none`` for a task whose networks may answer without one."""
+
+    @property
     def protocol(self) -> str:
         """``cached`` or ``dinov2``."""
 
@@ -129,6 +133,7 @@ class EvalOptions:
         effects_mix: weight λ of the teacher in the gradient factors of distillation.
         class_order: how classes of models and data match.
         repeats: timed forwards; 0 for no latency.
+        rerank: whether answers are ranked again by what their neighbours have in common.
         seed: of whatever is random.
         absent: classes, the last of the task's, that networks know and the data lack: no mean is over them.
     """
@@ -141,6 +146,7 @@ class EvalOptions:
     effects_mix: float
     class_order: Literal["names", "same"]
     repeats: int
+    rerank: bool
     seed: int
     absent: tuple[str, ...] = ()
 

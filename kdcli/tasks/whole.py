@@ -31,6 +31,7 @@ class WholePicture:
         name: a key of ``TASKS``.
         selection: the metric that model selection goes by.
         leaves_unused: False: the network's own classifier is what learns.
+        group: pictures of one label that stand together in a batch.
     """
 
     classes: tuple[str, ...]
@@ -38,6 +39,7 @@ class WholePicture:
     name: str = ""
     selection: str = ""
     leaves_unused: bool = False
+    group: int = 1
 
     @property
     def answers(self) -> list[str]:

@@ -10,6 +10,8 @@ from typing import Any
 
 from kdcli.words.data import Call, Method, State, Term, Turn
 
+_ANSWERS = ((), ("logits",), ("embedding",))  # taps of a call that a cache can keep
+
 
 @lru_cache(maxsize=4096)  # the same few are asked for again and again
 def split_reference(reference: str) -> tuple[bool, str, str, str]:
@@ -196,7 +198,7 @@ def _reduced(turn: Turn, wanted: Iterable[str], **kept: Any) -> Turn:
 
 
 def cacheable_calls(method: Method) -> dict[str, str]:
-    """Calls of frozen parties whose logits a cache can keep, and what they read: ``x`` or ``x@plain``.
+    """Calls of frozen parties whose answers a cache can keep, and what they read: ``x`` or ``x@plain``.
 
     The same name stands for the same call in all turns.
     """
@@ -207,7 +209,7 @@ def cacheable_calls(method: Method) -> dict[str, str]:
     for turn in method.turns:
         for call in turn.calls:
             same = uses.setdefault(call.name, call) == call
-            served = call.inputs in (("x",), ("x@plain",)) and taps_used(turn)[call.name] in ((), ("logits",))
+            served = call.inputs in (("x",), ("x@plain",)) and taps_used(turn)[call.name] in _ANSWERS
             if call.party in frozen and served and same:
                 found[call.name] = call.inputs[0]
             else:
@@ -216,7 +218,7 @@ def cacheable_calls(method: Method) -> dict[str, str]:
 
 
 def is_cacheable(method: Method) -> bool:
-    """Whether frozen parties answer to nothing but the view or the plain cut, and with logits: caches do."""
+    """Whether frozen parties answer to nothing but the view or the plain cut, with what caches can keep."""
     frozen = {party.name for party in method.parties if party.role == "frozen"}
     served = cacheable_calls(method)
     return all(call.name in served for t in method.turns for call in t.calls if call.party in frozen)

@@ -10,24 +10,29 @@ from torch import Tensor
 from kdcli.models.heads.base import Head
 from kdcli.models.heads.decoders import DECODERS, DecodeHead, pyramid_widths
 from kdcli.models.heads.dense import GRIDS, DenseHead, grid_width
+from kdcli.models.heads.embedding import EmbeddingHead, described_embedding, is_embedding
 from kdcli.models.heads.linear import FEATURES, FeatureHead
 
 __all__ = ["DECODERS", "FEATURES", "GRIDS", "Head", "described", "fresh"]
 
 
-def fresh(name: str, body: Any, classes: int) -> Head:
+def fresh(name: str, body: Any, classes: int, width: int | None = None) -> Head:
     """A head with initial weights on the features of a timm model.
 
     Args:
-        name: a feature of ``GRIDS``, for a linear one, or a name of ``DECODERS``.
+        name: a feature of ``GRIDS``, for a linear one, a name of ``DECODERS``, or an embedding's.
         body: the timm model.
         classes: number of logits.
+        width: of its pooled features, where an embedding reads them.
 
     Raises:
         InputError: a model of too few stages for it.
     """
     if name in DECODERS:
         return DecodeHead(name, pyramid_widths(body), classes)
+    if is_embedding(name):
+        own = getattr(body, "head_hidden_size", body.num_features) if width is None else width
+        return EmbeddingHead(name, "pooled", own, classes)
     return DenseHead(name, grid_width(body, name), classes)
 
 
@@ -37,6 +42,8 @@ def described(config: Mapping[str, Any], tensors: Mapping[str, Tensor], body: An
     Returns None where they describe none that is known here.
     """
     name = str(config.get("kind", config.get("feature")))
+    if is_embedding(name):
+        return _fitting(described_embedding(config, tensors), tensors)
     weight = tensors.get("decoder.classifier.weight" if name in DECODERS else "linear.weight")
     if name not in (*FEATURES, *GRIDS, *DECODERS) or weight is None or weight.ndim not in (2, 4):
         return None
@@ -46,5 +53,11 @@ def described(config: Mapping[str, Any], tensors: Mapping[str, Tensor], body: An
         head = DecodeHead(name, pyramid_widths(body), classes, width)
     else:
         head = (FeatureHead if name in FEATURES else DenseHead)(name, width, classes)
-    fits = {n: t.shape for n, t in head.state_dict().items()} == {n: t.shape for n, t in tensors.items()}
+    return _fitting(head, tensors)
+
+
+def _fitting(head: Head | None, tensors: Mapping[str, Tensor]) -> Head | None:
+    """The head, if these are its tensors."""
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    fits = head is not None and {n: t.shape for n, t in head.state_dict().items()} == shapes
     return head if fits else None

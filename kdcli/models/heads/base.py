@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 class Head(nn.Module, ABC):
     """Logits from what it reads of a network; ``linear`` is the layer that gives them.
 
+    What a head makes of features before that layer is its ``neck``, if it has one.
+
     Attributes:
         kind: its kind, for those who ask for one: ``linear``, or a name of
             :data:`kdcli.models.heads.decoders.DECODERS`.
@@ -34,6 +36,14 @@ class Head(nn.Module, ABC):
     @abstractmethod
     def read(self, network: TimmModel, x: Any) -> tuple[Any, Any]:
         """What the body ends in, for prepared pictures, and what ``forward`` takes of it."""
+
+    def answer(self, taken: Any) -> Any:
+        """What the network answers a picture with; by default the logits."""
+        return self(taken)
+
+    def refitted(self, classes: int) -> Head | None:
+        """The same head for other classes, where more of it than its last layer is worth keeping."""
+        return None
 
     @abstractmethod
     def cells(self, network: TimmModel) -> tuple[int, ...]:

@@ -42,6 +42,7 @@ class Segmentation:
     head: str = "grid4"
     selection: str = "miou"
     leaves_unused: bool = True
+    group: int = 1
 
     @classmethod
     def of(

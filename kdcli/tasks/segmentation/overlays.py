@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import base64
 import colorsys
-import io
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-SIDE = 224  # the longer side of a panel in pixels
+from kdcli.report.thumbnails import address
+
 _VOID = 255
 
 
@@ -46,12 +45,4 @@ def panels(
     """Captions and images (``data:`` addresses of PNG) of one picture: itself, its truth, the predictions."""
     layers = {"truth": truth, **predictions}
     shown = [("picture", picture), *((name, overlay(picture, m, classes)) for name, m in layers.items())]
-    return [(name, _address(image)) for name, image in shown]
-
-
-def _address(image: Any) -> str:
-    image = image.copy()
-    image.thumbnail((SIDE, SIDE))
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return [(name, address(image)) for name, image in shown]
