@@ -123,6 +123,10 @@ class OptimSection(Section):
         "cosine", "Course of the learning rate."
     )
     warmup: float = option(0.05, "Part of the steps of linear warm-up.", ge=0, lt=1)
+    warmup_from: float = option(
+        0.0, "Part of the rate that warm-up begins at; 0 for a tenth of its first step.", ge=0, le=1
+    )
+    hold: float = option(0.0, "Part of the steps after which cosine and poly begin to fall.", ge=0, lt=1)
     min_lr: float = option(0.0, "Learning rate at the end of cosine and poly.", ge=0, le=LARGEST)
     milestones: list[Epoch] = option([], "Epochs of multistep's drops.")
     drops: list[Annotated[float, Field(gt=0, lt=1)]] = option(

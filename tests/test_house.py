@@ -205,7 +205,7 @@ def test_only_models_know_what_is_inside_a_network_of_timm() -> None:
 # -- the surface ---------------------------------------------------------------------------------------------
 
 RUN = "--out --overwrite --cache --seed -n,--num-processes --device --precision --workers --threads --track"
-DATA = "--data --labels-per-class --class-balance --on-bad-image"
+DATA = "--data --task --labels-per-class --class-balance --on-bad-image"
 OPTIONS = {
     "probe": f"{RUN} {DATA} --views --teacher --weights --image-size --head --finetune --features --protocol "
     "--statistics --epochs --batch-size",
@@ -218,8 +218,8 @@ OPTIONS = {
     "eval": f"{RUN} {DATA} --teacher --split --require --cost --batch-size",
 }
 OPTIMISER = (
-    "opt lr weight_decay decay_all momentum betas layer_decay schedule warmup min_lr milestones drops "
-    "decay_epochs decay_rate epochs stop_epoch max_steps batch_size accumulate auto_batch clip_grad ema "
+    "opt lr weight_decay decay_all momentum betas layer_decay schedule warmup warmup_from hold min_lr "
+    "milestones drops decay_epochs decay_rate epochs stop_epoch max_steps batch_size accumulate auto_batch clip_grad ema "
     "label_smoothing mixup cutmix"
 )
 RUN_KEYS = (

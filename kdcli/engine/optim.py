@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -42,9 +43,10 @@ def known_optimizer(name: str) -> None:
 # of the run: batches, length, averaging, mixing.
 TURN = (
     *("opt", "lr", "weight_decay", "decay_all", "momentum", "betas", "layer_decay", "clip_grad"),
-    *("schedule", "warmup", "min_lr", "milestones", "drops", "decay_epochs", "decay_rate"),
+    *("schedule", "warmup", "warmup_from", "hold", "min_lr"),
+    *("milestones", "drops", "decay_epochs", "decay_rate"),
 )
-PARTY = ("lr", "weight_decay", "layer_decay")
+PARTY = ("lr", "weight_decay", "momentum", "layer_decay")
 
 
 def section_of(turn: Turn, section: OptimSection) -> OptimSection:
@@ -53,10 +55,15 @@ def section_of(turn: Turn, section: OptimSection) -> OptimSection:
     Raises:
         UsageError: a field that a turn, or a party's group in it, cannot have, or a value out of range.
     """
+    from timm.optim import get_optimizer_info
+
     found = _with(section, turn.optim, TURN, f"turn {turn.name}")
     refuse_settings(found, f"turn {turn.name}")
     for party, fields in turn.groups.items():
-        _with(found, fields, PARTY, f"turn {turn.name}, group of {party}")
+        where = f"turn {turn.name}, group of {party}"
+        _with(found, fields, PARTY, where)
+        if "momentum" in fields and not get_optimizer_info(found.opt).has_momentum:
+            raise UsageError(f"{where}: optimiser {found.opt} has no momentum.")
     return found
 
 
@@ -120,7 +127,8 @@ def build_optimizer(
     Args:
         module: what is trained.
         section: how.
-        groups: by name of a child of the module, the fields of ``PARTY`` that it has of its own.
+        groups: by name of a child of the module, or by ``NAME:PATTERN`` for those of its parameters that the
+            pattern fits, the fields of ``PARTY`` that it has of its own.
 
     Raises:
         UsageError: an unknown name.
@@ -132,17 +140,40 @@ def build_optimizer(
 def _groups_by_role(
     module: nn.Module, section: OptimSection, own: Mapping[str, Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Groups of the children that have nothing of their own, then of those that have.
+    """Groups of the children that have nothing of their own, then of those that have, then of patterns.
 
-    The schedule sets every rate, times the group's ``lr_scale``: so one of its own keeps its ratio.
+    The schedule sets every rate, times the group's ``lr_scale``: so one of its own keeps its ratio. A group
+    of a pattern decays as it says, biases and norms too.
     """
     rest = nn.ModuleDict({name: child for name, child in module.named_children() if name not in own})
     found = _groups(rest, section) if len(rest) else []
-    for name, fields in own.items():
-        ours = section.model_copy(update=dict(fields))
-        ratio = ours.lr / section.lr
+    for name in (name for name in own if ":" not in name):
+        ours = section.model_copy(update=dict(own[name]))
         part = _groups(nn.ModuleDict({name: module.get_submodule(name)}), ours)
-        found += [{**group, "lr_scale": group.get("lr_scale", 1.0) * ratio} for group in part]
+        found += [_as_own(group, own[name], section) for group in part]
+    for key in (name for name in own if ":" in name):
+        chosen = set(_matching(module, key))
+        found = [{**group, "params": [p for p in group["params"] if p not in chosen]} for group in found]
+        parameters = [p for p in module.parameters() if p in chosen]
+        decay = own[key].get("weight_decay", section.weight_decay)
+        found.append(_as_own({"params": parameters, "weight_decay": decay}, own[key], section))
+    return [group for group in found if group["params"]]
+
+
+def _as_own(group: dict[str, Any], fields: Mapping[str, Any], section: OptimSection) -> dict[str, Any]:
+    """A group with the rate, as a ratio, and the momentum that it has of its own."""
+    scale = group.get("lr_scale", 1.0) * fields.get("lr", section.lr) / section.lr
+    momentum = {"momentum": fields["momentum"]} if "momentum" in fields else {}
+    return {**group, "lr_scale": scale, **momentum}
+
+
+def _matching(module: nn.Module, key: str) -> list[nn.Parameter]:
+    """The trained parameters that ``NAME:PATTERN`` names. Raises UsageError if there is none."""
+    name, _, pattern = key.partition(":")
+    trained = {n: p for n, p in module.get_submodule(name).named_parameters() if p.requires_grad}
+    found = [p for n, p in trained.items() if fnmatchcase(n, pattern)]
+    if not found:
+        raise UsageError(f"no trained parameter of {name} is called '{pattern}'.{nearest(pattern, trained)}")
     return found
 
 
@@ -186,9 +217,12 @@ def make_step(optimizer: Any) -> None:
 
 def build_schedule(optimizer: Any, section: OptimSection, steps: int, steps_per_epoch: float) -> Any:
     """timm's schedule over ``steps``; ``schedule.step(k)`` sets the learning rate of step k from k alone."""
+    if section.hold:
+        return _Held(optimizer, section, steps, steps_per_epoch)
     from timm.scheduler import create_scheduler_v2
 
     warmup = math.floor(section.warmup * steps)
+    first = section.warmup_from or 1 / (10 * max(warmup, 1))
     drops = [e * steps_per_epoch for e in section.milestones] + [part * steps for part in section.drops]
     drops = [1 + round(drop) for drop in sorted(drops)]  # its multistep looks a step ahead
     constant = section.schedule == "constant"
@@ -201,11 +235,30 @@ def build_schedule(optimizer: Any, section: OptimSection, steps: int, steps_per_
         decay_rate=section.decay_rate,
         min_lr=section.min_lr,
         warmup_epochs=warmup,
-        warmup_lr=section.lr / (10 * max(warmup, 1)),
+        warmup_lr=section.lr * first,
         warmup_prefix=False,
         cooldown_epochs=0,
     )
     return schedule
+
+
+class _Held:
+    """A schedule that stays at the full rate, after its warm-up, before it falls."""
+
+    def __init__(self, optimizer: Any, section: OptimSection, steps: int, steps_per_epoch: float) -> None:
+        self._held = math.floor(section.hold * steps)
+        self._warmup = math.floor(section.warmup * steps)
+        falling = section.model_copy(update={"hold": 0.0, "warmup": 0.0})
+        rising = section.model_copy(update={"hold": 0.0})
+        self._tail = build_schedule(optimizer, falling, steps - self._held, steps_per_epoch)
+        self._head = build_schedule(optimizer, rising, steps, steps_per_epoch)
+
+    def step(self, step: int) -> None:
+        """Set the learning rate of a step."""
+        if step < self._warmup:
+            self._head.step(step)
+        else:
+            self._tail.step(max(step - self._held, 0))
 
 
 class Rates:

@@ -70,7 +70,8 @@ def of_training(optim: OptimSection, views: ViewSection) -> Iterator[Rule]:
     yield "optim.milestones", schedule != "multistep", other
     yield "optim.decay_epochs", schedule != "step", other
     yield "optim.decay_rate", schedule not in ("step", "multistep", "poly"), other
-    yield "optim.min_lr", schedule not in ("cosine", "poly"), other
+    yield "optim.min_lr optim.hold", schedule not in ("cosine", "poly"), other
+    yield "optim.warmup_from", not optim.warmup, "optim.warmup=0 leaves out warm-up"
     whole = tuple(views.scale) == (1.0, 1.0)
     yield "views.ratio", whole, "views.scale=[1, 1] cuts the largest square of a picture"
     yield "views.interpolation", whole and views.interpolation == "random", "views.scale=[1, 1] has one kind"

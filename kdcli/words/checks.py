@@ -35,7 +35,7 @@ def _of_training(turn: Turn, trained: set[str]) -> Iterator[str]:
         if name not in trained:
             yield f"it trains '{name}', which is no party with the role 'trained'"
     for name in turn.groups:
-        if name not in turn.trains:
+        if name.partition(":")[0] not in turn.trains:
             yield f"groups name '{name}', which it does not train"
     names = [edit.name for edit in turn.edits]
     for edit in turn.edits:

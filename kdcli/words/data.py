@@ -167,8 +167,9 @@ class Turn:
         derives: what terms, calls and other derives read beside taps and columns.
         optim: fields of the optimiser section that differ in this turn.
         edits: in their order.
-        groups: by trained party, ``lr``, ``weight_decay`` and ``layer_decay`` where they differ for it. Its
-            learning rate goes the course of the turn's, so many times higher or lower.
+        groups: by trained party, or by ``PARTY:PATTERN`` for those of its parameters that a pattern fits,
+            ``lr``, ``weight_decay``, ``momentum`` and ``layer_decay`` where they differ for it. Its learning
+            rate goes the course of the turn's, so many times higher or lower.
     """
 
     name: str

@@ -98,6 +98,45 @@ def test_a_party_has_its_own_rate_decay_and_layer_decay() -> None:
     assert groups[id(named["student.body.head.weight"])]["weight_decay"] == 0.1
 
 
+def test_groups_of_patterns_take_their_parameters_out_of_the_others() -> None:
+    module = nn.ModuleDict({"student": nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))})
+    section = OptimSection(opt="momentum", lr=0.1, weight_decay=0.01, momentum=0.9)
+    own = {"student:2.*": {"lr": 0.15}, "student:0.weight": {"weight_decay": 0.0, "momentum": 0.99}}
+    optimizer = build_optimizer(module, section, own)
+    build_schedule(optimizer, section.model_copy(update={"schedule": "constant", "warmup": 0.0}), 10, 5).step(
+        0
+    )
+    groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    assert len(groups) == len(list(module.parameters()))
+    named = dict(module["student"].named_parameters())
+    found = {n: [groups[id(p)][k] for k in ("lr", "weight_decay", "momentum")] for n, p in named.items()}
+    assert found == {
+        "0.weight": pytest.approx([0.1, 0.0, 0.99]),
+        "0.bias": pytest.approx([0.1, 0.0, 0.9]),
+        "1.weight": pytest.approx([0.1, 0.0, 0.9]),
+        "1.bias": pytest.approx([0.1, 0.0, 0.9]),
+        "2.weight": pytest.approx([0.15, 0.01, 0.9]),
+        "2.bias": pytest.approx([0.15, 0.01, 0.9]),
+    }
+    with pytest.raises(UsageError, match=r"no trained parameter of student is called '3\.\*'"):
+        build_optimizer(module, section, {"student:3.*": {"lr": 0.1}})
+
+
+def test_the_rate_that_is_held_before_it_falls() -> None:
+    """The schedule of arXiv 2303.09230's code: warm-up from a tenth, flat to epoch 40, cosine to 1e-7."""
+    module = nn.Linear(2, 2)
+    section = OptimSection(
+        opt="momentum", lr=0.01, warmup=10 / 120, warmup_from=0.1, hold=40 / 120, min_lr=1e-7
+    )
+    optimizer = build_optimizer(module, section)
+    schedule, found = build_schedule(optimizer, section, 120, 1), []
+    for epoch in (119, 0, 5, 9, 10, 40, 41, 80, 119):  # of each from its number alone
+        schedule.step(epoch)
+        found.append(optimizer.param_groups[0]["lr"])
+    golden = [3.955e-6, 1e-3, 5.5e-3, 9.1e-3, 1e-2, 1e-2, 9.996e-3, 5e-3, 3.955e-6]
+    assert found == pytest.approx(golden, rel=2e-4)
+
+
 def test_no_groups_of_parties_are_the_groups_of_before() -> None:
     section = OptimSection(layer_decay=0.7)
     module = parties()
@@ -132,8 +171,12 @@ def test_a_turn_has_fields_of_its_own() -> None:
         (turn(opt="adamww"), "timm has no optimiser 'adamww'"),
         (turn(opt="kron"), "optimiser kron: it draws"),
         (
+            turn({"student": {"warmup": 0.5}}),
+            "group of student: it has no warmup of its own, .* can be: lr, weight_decay",
+        ),
+        (
             turn({"student": {"momentum": 0.5}}),
-            "group of student: it has no momentum of its own, .* can be: lr, weight_decay",
+            "group of student: optimiser adamw has no momentum",
         ),
         (turn({"student": {"rate": 0.5}}), "turn head, group of student: no field 'rate'"),
         (turn({"student": {"lr": 0.0}}), "group of student: optim.lr: Input should be greater than 0"),
