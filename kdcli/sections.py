@@ -212,8 +212,11 @@ class StudentSection(RunSection):
     weights: str | None = inputs(None, "The student's own checkpoint, FILE or FILE:ENTRY.", "--weights")
     from_scratch: bool = inputs(False, "Random weights for the student.", "--from-scratch")
     image_size: int | None = inputs(None, "The student's input size.", "--image-size", ge=8, le=LARGEST_SIDE)
-    head: Literal["linear", "segformer", "upernet"] | None = option(
-        None, "The student's head for masks (default: its own if that fits, else linear)."
+    head: str | None = option(
+        None,
+        "The student's head: of masks linear, segformer or upernet, of retrieval plain, bnneck or bnneckN "
+        "(default: its own if that fits, else the first, or bnneck).",
+        pattern=r"^(linear|segformer|upernet|plain|bnneck\d{0,5})$",
     )
     drop_path: float | None = option(None, "The student's stochastic depth.", ge=0, lt=1)
     data: TrainingData = TrainingData()

@@ -62,6 +62,10 @@ class Segmentation:
 
     def wanted(self, kind: str | None) -> dict[str, Any]:
         """A head on a grid of features, of any kind unless one is asked for."""
+        from kdcli.models.heads import DECODERS, Head
+
+        if kind not in (None, Head.kind, *DECODERS):
+            raise UsageError(f"head={kind}: segmentation has {', '.join([Head.kind, *DECODERS])}.")
         return {"classes": list(self.classes), "task": self.name, "head": self.head, "kind": kind}
 
     def supervised(self, call: str) -> tuple[Term, ...]:
