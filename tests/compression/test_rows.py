@@ -110,6 +110,15 @@ def test_masks_may_have_the_names_of_parameters_and_one_without_is_refused() -> 
         reset_edit({"mask1": MASK}, gradients, weights, strength=0.1, masks={"b": "mask1"})
 
 
+def test_the_least_divisor_is_that_of_the_edit() -> None:
+    weights = {"a": torch.tensor([0.5, -0.25, 4.0])}
+    zero = {"a": torch.zeros(3)}
+    found, _ = reset_edit({"a": torch.ones(3, dtype=torch.bool)}, zero, weights, strength=1.0, eps=1.0)
+    assert found["a"].tolist() == [0.5, -0.25, 1.0]
+    assert lasso_edit(zero, weights, strength=1.0, eps=1.0)["a"].tolist() == [0.5, -0.25, 1.0]
+    assert lasso_edit(zero, weights, strength=1.0)["a"].tolist() == [1.0, -1.0, 1.0]
+
+
 def test_the_engine_takes_both_edits() -> None:
     gradients, weights = {"a": draw(5, 5)}, {"a": draw(5, 5, seed=1)}
     plain = Edit("lasso", "gradient", "student", ("a",), lasso_edit, {"strength": 0.1})
