@@ -1,7 +1,8 @@
 """Compactors: bias-free 1x1 layers, the identity at the start, whose rows are to become zero.
 
 Putting them in changes no answer: in float32 the product with the identity is exact, as all but one of its
-terms are zeros. Where products are rounded (TF32, bfloat16) so is each channel, by 2^-11 or 2^-9 of it.
+terms are zeros. Where products are rounded (TF32, bfloat16) so is each channel, by at most 2^-10 or
+2^-8 of it.
 """
 
 from __future__ import annotations

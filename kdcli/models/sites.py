@@ -16,61 +16,34 @@ attention are sites too: a number for each head scales its output in front of th
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from typing import Any, Literal
 
-import torch
 from torch import nn
 
 from kdcli.errors import InputError
+from kdcli.models.chains import (
+    ATTENTION,
+    CHAINS,
+    GATES,
+    IDLE,
+    NORMS,
+    POOLS,
+    Parts,
+    behind,
+    flat,
+    is_depthwise,
+    is_layer,
+    kind_of,
+    outputs_of,
+    refuse_in_front,
+    refuse_layer,
+)
 
 Which = Literal["cdd", "resrep"]
-Parts = list[tuple[str, nn.Module]]
-
-# Blocks by their class, and their parts in the order in which they run, from the first layer to the last one
-# whose inputs no other block sees.
-CHAINS: dict[str, tuple[str, ...]] = {
-    "timm.models.resnet.BasicBlock": ("conv1", "bn1", "drop_block", "act1", "aa", "conv2"),
-    "timm.models.resnet.Bottleneck": (
-        *("conv1", "bn1", "act1", "conv2", "bn2", "drop_block", "act2", "aa", "conv3"),
-    ),
-    "timm.models.regnet.Bottleneck": ("conv1", "conv2", "se", "conv3"),
-    "timm.models._efficientnet_blocks.ConvBnAct": ("conv", "bn1", "aa"),
-    "timm.models._efficientnet_blocks.DepthwiseSeparableConv": (
-        *("conv_s2d", "bn_s2d", "conv_dw", "bn1", "aa", "se", "conv_pw"),
-    ),
-    "timm.models._efficientnet_blocks.InvertedResidual": (
-        *("conv_s2d", "bn_s2d", "conv_pw", "bn1", "conv_dw", "bn2", "aa", "se", "conv_pwl"),
-    ),
-    "timm.models._efficientnet_blocks.UniversalInvertedResidual": ("pw_exp", "dw_mid", "se", "pw_proj"),
-    "timm.models._efficientnet_blocks.EdgeResidual": ("conv_exp", "bn1", "aa", "se", "conv_pwl"),
-    "timm.layers.mlp.Mlp": ("fc1", "act", "drop1", "norm", "fc2"),
-    "timm.layers.mlp.ConvMlp": ("fc1", "norm", "act", "drop", "fc2"),
-    "timm.layers.mlp.GlobalResponseNormMlp": ("fc1", "act", "drop1", "grn", "fc2"),
-}
-ATTENTION = "timm.layers.attention.Attention"
-# Squeeze-and-excitation: what takes the channels, and what gives a factor for each of them.
-GATES = {
-    "timm.models._efficientnet_blocks.SqueezeExcite": ("conv_reduce", "conv_expand"),
-    "timm.layers.squeeze_excite.SEModule": ("fc1", "fc2"),
-    "timm.layers.squeeze_excite.EffectiveSEModule": ("fc", "fc"),
-}
-# Of subclasses the forward is another (standardised weights, experts): only these are plain.
-_PLAIN = {
-    *("torch.nn.modules.conv.Conv2d", "torch.nn.modules.linear.Linear"),
-    "timm.layers.conv2d_same.Conv2dSame",
-}
-_NORMS = {"torch.nn.modules.batchnorm.BatchNorm2d", "timm.layers.norm_act.BatchNormAct2d"}
-_CONTAINERS = {"timm.layers.conv_bn_act.ConvNormAct": ("conv", "bn", "aa")}
-_IDLE = {  # nothing in eval mode
-    *("torch.nn.modules.linear.Identity", "torch.nn.modules.dropout.Dropout"),
-    *("timm.layers.drop.DropBlock2d", "timm.layers.drop.DropPath"),
-}
-_POOLS = {"torch.nn.modules.pooling.AvgPool2d", "timm.layers.pool2d_same.AvgPool2dSame"}
 
 
 @dataclass(frozen=True)
@@ -147,7 +120,7 @@ def sites(body: nn.Module, which: Which = "cdd") -> Found:
     refused: dict[str, str] = {}
     known: list[str] = []
     for path, module in body.named_modules():
-        kind = _kind(module)
+        kind = kind_of(module)
         if kind == ATTENTION:
             known.append(path)
             _settle(partial(_heads, module, path), path, found, refused)
@@ -171,18 +144,18 @@ def sites(body: nn.Module, which: Which = "cdd") -> Found:
 def _search(block: nn.Module, path: str, which: Which, found: list[Site], refused: dict[str, str]) -> None:
     """Add the sites of one block, and the reasons where there is none."""
     own = getattr(block, "_modules", {})
-    parts: Parts = [p for name in CHAINS[_kind(block)] for p in _flat(f"{path}.{name}", own.get(name))]
-    ends = [i for i, (_, module) in enumerate(parts) if _is_layer(module) and not _is_depthwise(module)]
+    parts: Parts = [p for name in CHAINS[kind_of(block)] for p in flat(f"{path}.{name}", own.get(name))]
+    ends = [i for i, (_, module) in enumerate(parts) if is_layer(module) and not is_depthwise(module)]
     pairs = list(pairwise(ends))
     if not pairs:
-        carried = any(_is_depthwise(module) for _, module in parts)
+        carried = any(is_depthwise(module) for _, module in parts)
         refused[path] = (
             "its depthwise convolution takes the channels that other blocks give"
             if carried
             else "nothing in it stands between two plain layers"
         )
     for start, end in pairs if which == "resrep" else pairs[-1:]:
-        make = partial(_between, parts[start : end + 1], _kind(block).startswith("timm.layers.mlp."))
+        make = partial(_between, parts[start : end + 1], kind_of(block).startswith("timm.layers.mlp."))
         _settle(make, parts[start][0], found, refused)
 
 
@@ -193,50 +166,35 @@ def _settle(make: Callable[[], Site], path: str, found: list[Site], refused: dic
         refused[path] = str(error)
 
 
-def _flat(path: str, module: nn.Module | None) -> Iterator[tuple[str, nn.Module]]:
-    """A part as the layers, norms and activations that it is made of."""
-    if module is None or _kind(module) in _IDLE:
-        return
-    kind = _kind(module)
-    names: tuple[str, ...] = _CONTAINERS.get(kind, ())
-    if isinstance(module, nn.Sequential):
-        names = tuple(module._modules)
-    if not names:
-        yield path, module
-        names = ("drop", "act") if kind == "timm.layers.norm_act.BatchNormAct2d" else ()
-    for name in names:
-        yield from _flat(f"{path}.{name}", module._modules.get(name))
-
-
 def _between(parts: Parts, mlp: bool) -> Site:
     """The site between two layers. Raises ValueError, with the reason, where it cannot be."""
     (producer, first), *inner, (consumer, second) = parts
-    _refuse_layer(producer, first)
-    _refuse_layer(consumer, second)
-    width = _outputs(first)
+    refuse_layer(producer, first)
+    refuse_layer(consumer, second)
+    width = outputs_of(first)
     if width == 1:
         raise ValueError("it has one channel")
-    through = [i for i, (_, module) in enumerate(inner) if _is_depthwise(module)]
+    through = [i for i, (_, module) in enumerate(inner) if is_depthwise(module)]
     start = through[-1] + 1 if through else 0
     at = start
-    while at < len(inner) and _kind(inner[at][1]) in _NORMS:
+    while at < len(inner) and kind_of(inner[at][1]) in NORMS:
         at += 1
-    if at == len(inner) or _kind(inner[at][1]) in {*GATES, *_POOLS}:
+    if at == len(inner) or kind_of(inner[at][1]) in {*GATES, *POOLS}:
         raise ValueError(
             f"no activation stands between {inner[at - 1][0] if at else producer} and {consumer}"
         )
     if at - start > 1:
         raise ValueError(f"{at - start} norms stand in front of {inner[at][0]}")
     for path, module in inner[:at]:
-        _refuse_in_front(path, module)
-    gates = [pair for path, module in inner[at:] for pair in _behind(path, module)]
+        refuse_in_front(path, module)
+    gates = [pair for path, module in inner[at:] for pair in behind(path, module)]
     front = inner[at - 1][0] if at else producer
     last = isinstance(first, nn.Linear)
     return Site(
         name=inner[at][0],
         width=width,
         producer=producer,
-        norms=tuple(path for path, module in inner[:at] if _kind(module) in _NORMS),
+        norms=tuple(path for path, module in inner[:at] if kind_of(module) in NORMS),
         through=tuple(inner[i][0] for i in through),
         gates=tuple(gates),
         consumers=(consumer,),
@@ -250,8 +208,8 @@ def _between(parts: Parts, mlp: bool) -> Site:
 def _heads(attention: Any, path: str) -> Site:
     """The heads of an attention. Raises ValueError, with the reason, where they cannot be removed."""
     for name in ("qkv", "proj"):
-        _refuse_layer(f"{path}.{name}", getattr(attention, name))
-    if _kind(attention.norm) not in _IDLE:
+        refuse_layer(f"{path}.{name}", getattr(attention, name))
+    if kind_of(attention.norm) not in IDLE:
         raise ValueError(f"{path}.norm is a {type(attention.norm).__name__}, which normalises over the heads")
     if attention.gate is not None:
         raise ValueError(f"{path}.gate scales all heads by a layer of its own")
@@ -279,82 +237,8 @@ def _leave(body: nn.Module, known: list[str], refused: dict[str, str]) -> None:
     others: dict[str, list[str]] = {}
     for path, module in body.named_modules():
         parent, _, name = path.rpartition(".")
-        if _is_layer(module) and parent and not path.startswith(inside):
+        if is_layer(module) and parent and not path.startswith(inside):
             others.setdefault(parent, []).append(name)
     for parent, names in others.items():
         kind = type(body.get_submodule(parent)).__name__
         refused.setdefault(parent, f"in a {kind}, {', '.join(names)}: no chain of layers that is known here")
-
-
-# -- one part ------------------------------------------------------------------------------------------------
-
-
-def _kind(module: nn.Module) -> str:
-    """Where its class is from, and its name: the names of timm's blocks alone are not unique."""
-    return f"{type(module).__module__}.{type(module).__qualname__}"
-
-
-def _is_layer(module: nn.Module) -> bool:
-    return isinstance(module, nn.Conv2d | nn.Linear)
-
-
-def _is_depthwise(module: nn.Module) -> bool:
-    return (
-        isinstance(module, nn.Conv2d) and module.groups == module.in_channels == module.out_channels != 1
-    ) and _kind(module) in _PLAIN
-
-
-def _outputs(layer: Any) -> int:
-    return layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
-
-
-def _refuse_layer(path: str, layer: nn.Module) -> None:
-    if _kind(layer) not in _PLAIN:
-        raise ValueError(f"{path} is a {type(layer).__name__}, no plain convolution or linear layer")
-    if getattr(layer, "groups", 1) > 1:
-        raise ValueError(f"{path} has {layer.groups} groups, which would have to lose channels alike")
-
-
-def _refuse_in_front(path: str, module: Any) -> None:
-    """Refuse what mixes channels in front of the compactor, or keeps no statistics to fold."""
-    kind = _kind(module)
-    if kind in _NORMS:
-        if not module.affine or not module.track_running_stats:
-            raise ValueError(f"{path} is a batch norm without weights or running statistics")
-    elif kind in GATES:
-        raise ValueError(f"{path} reads the channels before they are removed")
-    elif kind not in _POOLS and not _is_depthwise(module):
-        _refuse_function(path, module)
-
-
-def _behind(path: str, module: Any) -> Iterator[tuple[str, str]]:
-    """The layers of a gate behind the compactor. Raises ValueError where a zero would not stay one."""
-    kind = _kind(module)
-    if kind in GATES:
-        pair = [f"{path}.{name}" for name in GATES[kind]]
-        for layer in pair:
-            _refuse_layer(layer, module._modules[layer.rpartition(".")[2]])
-        yield pair[0], pair[1]
-    elif kind not in _POOLS:
-        _refuse_function(path, module)
-        with torch.no_grad():
-            value = float(copy.deepcopy(module).eval()(torch.zeros(1)))
-        if value != 0:
-            raise ValueError(f"{path} is a {type(module).__name__}, which gives {value:.3g} for 0")
-
-
-def _refuse_function(path: str, module: nn.Module) -> None:
-    """Refuse all but functions of each number by itself, without weights."""
-    kind = type(module).__name__
-    if "norm" in kind.lower():
-        raise ValueError(f"{path} is a {kind}, which normalises over channels or shifts them")
-    if next(module.parameters(), None) is not None or next(module.buffers(), None) is not None:
-        raise ValueError(f"{path} is a {kind}, which has weights of its own")
-    x = torch.linspace(-2, 2, 8)
-    try:
-        with torch.no_grad():
-            whole, part = (copy.deepcopy(module).eval()(x[:n].clone()) for n in (8, 4))
-    except (RuntimeError, ValueError, IndexError) as error:
-        raise ValueError(f"{path} is a {kind}, no function of each channel by itself") from error
-    if whole.shape != x.shape or not torch.equal(whole[:4], part):
-        raise ValueError(f"{path} is a {kind}, no function of each channel by itself")
