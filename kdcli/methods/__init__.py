@@ -11,18 +11,19 @@ import inspect
 import re
 import textwrap
 import typing
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cache, partial
 from typing import Annotated, Any
 
 from kdcli.errors import UsageError, nearest, shortened
-from kdcli.methods.table import ADDITIONS, METHODS, Entry, Needs
+from kdcli.methods.table import ADDITIONS, COMPRESSORS, METHODS, Entry, Needs
 from kdcli.sections import LARGEST
 from kdcli.words import Recipe
 from kdcli.words.recipes import as_yaml
 
 __all__ = [
     "ADDITIONS",
+    "COMPRESSORS",
     "METHODS",
     "Entry",
     "addition",
@@ -42,10 +43,25 @@ _OF_A_ROW = ("loss", "step", "epoch", "lr", "grad_norm")  # what else a row of t
 
 
 def entry(name: str) -> Entry:
-    """Row of the table. Raises UsageError with the nearest name."""
+    """Row of the table of methods, or of those of ``kdcli compress``. Raises UsageError with the nearest."""
+    if name in COMPRESSORS:
+        return COMPRESSORS[name]
     if name not in METHODS:
         raise UsageError(f"unknown method '{name}'.{nearest(name, METHODS)} Methods: {', '.join(METHODS)}.")
     return METHODS[name]
+
+
+def refuse_other_stage(name: str, table: Mapping[str, Entry]) -> None:
+    """Raise UsageError for a method that belongs to another stage than the one of ``table``."""
+    if name in table:
+        return
+    if table is COMPRESSORS:
+        if name in METHODS:
+            raise UsageError(f"method {name} is one of kdcli distill; kdcli compress has {', '.join(table)}.")
+        raise UsageError(f"unknown method '{name}'.{nearest(name, table)} Methods: {', '.join(table)}.")
+    if name in COMPRESSORS:
+        raise UsageError(f"method {name} is one of kdcli compress.")
+    entry(name)
 
 
 def fits(needs: Needs, provides: Collection[str]) -> bool:
@@ -66,10 +82,10 @@ def function(name: str) -> Callable[..., Any]:
 
 
 def _put_together(
-    method: Callable[..., Any], parts: Sequence[Callable[..., Any]], task: Any, **given: Any
+    method: Callable[..., Any], parts: Sequence[Callable[..., Any]], task: Any, *more: Any, **given: Any
 ) -> Any:
     made = [part(**{key: given.pop(key) for key in _of_part(part) if key in given}) for part in parts]
-    return method(task, *made, **given)
+    return method(task, *made, *more, **given)
 
 
 def _load(target: str) -> Callable[..., Any]:
@@ -199,6 +215,8 @@ def addition(text: str) -> Any:
 
 def recipes(name: str) -> tuple[Recipe, ...]:
     """Published trainings of a method, as it has them for any classes (imports torch)."""
+    if published := entry(name).published:
+        return tuple(_load(published)())
     from kdcli.tasks.classification import Classification
 
     classes = tuple(f"class {number}" for number in range(10))

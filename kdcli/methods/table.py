@@ -23,6 +23,9 @@ class Entry:
         twin: whether teacher and student must be of one architecture.
         parts: functions that make what ``target`` is given after the task. Their parameters are the method's
             too; ``weight`` where it may be given by name.
+        published: function of its recipes, of a method that is made for more than a task.
+        which: of a method of ``kdcli compress``, layers of a block that it works on; see
+            :func:`kdcli.models.sites.sites`.
     """
 
     target: str
@@ -32,6 +35,8 @@ class Entry:
     needs: Needs = "class"
     twin: bool = False
     parts: tuple[str, ...] = ()
+    published: str = ""
+    which: Literal["", "cdd", "resrep"] = ""
 
 
 def _at(module: str, function: str) -> str:
@@ -185,6 +190,27 @@ METHODS: dict[str, Entry] = {
         "Chen et al. 2019, arXiv 1904.01186",
     ),
 }
+
+COMPRESSORS: dict[str, Entry] = {
+    "resrep": Entry(
+        "kdcli.compression.resrep:resrep",
+        "rows of least norm are reset until a target of cost is met",
+        "Ding et al. 2021, arXiv 2007.03260",
+        teacher=False,
+        needs="any",
+        published="kdcli.compression.resrep:recipes",
+        which="resrep",
+    ),
+    "cdd": Entry(
+        "kdcli.compression.cdd:cdd",
+        "rows that retrieval can do without are reset, from a student as large as its teacher on",
+        "Xie et al. 2023, arXiv 2303.09230",
+        needs="any",
+        published="kdcli.compression.cdd:recipes",
+        which="cdd",
+    ),
+}
+"""Methods of ``kdcli compress``: functions of a task, and of what the student's layers are."""
 
 ADDITIONS: dict[str, str] = {
     name: METHODS[name].parts[0] for name in ("kd", "dkd", "hint", "at", "nst", "rkd", "sp", "cc", "pkt")

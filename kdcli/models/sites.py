@@ -25,6 +25,7 @@ from typing import Any, Literal
 from torch import nn
 
 from kdcli.errors import InputError
+from kdcli.models.protocol import Model
 from kdcli.models.chains import (
     ATTENTION,
     CHAINS,
@@ -136,6 +137,19 @@ def sites(body: nn.Module, which: Which = "cdd") -> Found:
             f"({reasons or 'none of its blocks is known here'}{more})."
         )
     return Found(tuple(found), refused)
+
+
+def sites_of(network: Model, which: Which = "cdd") -> Found:
+    """Where compactors can stand in a model; see :func:`sites`.
+
+    Raises:
+        InputError: it is no network of timm, or there is none.
+    """
+    from kdcli.models.timm import TimmModel
+
+    if not isinstance(network, TimmModel):
+        raise InputError(f"{network.name} is no network of timm, whose layers alone are known here.")
+    return sites(network.body, which)
 
 
 # -- blocks --------------------------------------------------------------------------------------------------

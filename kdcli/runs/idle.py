@@ -137,6 +137,17 @@ def of_distill(config: Any) -> Iterator[Rule]:
     yield "weights", config.from_scratch, "--from-scratch begins with random weights: give one"
 
 
+def of_compress(config: Any) -> Iterator[Rule]:
+    """``compress``: one teacher at most, labelled pictures, no average of weights."""
+    yield from of_pictures(config)
+    yield "teacher_mean", True, "there is one teacher at most"
+    yield "teacher_temperature", not config.teacher, "there is no teacher"
+    yield "weights", config.from_scratch, "--from-scratch begins with random weights: give one"
+    yield "data.extra data.extra_ratio", True, "compress learns from the data alone"
+    yield "optim.ema", True, "an average of weights keeps rows that have shrunk"
+    yield "optim.auto_batch", True, "rows are chosen from whole batches"
+
+
 def of_eval(config: Any) -> Iterator[Rule]:
     """``eval``: nothing is trained."""
     yield from of_pictures(config)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 def arguments(config: Any) -> dict[str, Any]:
     """Parameters of the method, defaults filled in. Raises UsageError for one that it does not have."""
+    methods.refuse_other_stage(config.method.name, methods.METHODS)
     given = config.method.model_dump(exclude={"name"}, exclude_none=True)
     return methods.arguments(config.method.name, given)
 

@@ -15,5 +15,6 @@ STAGES: dict[str, tuple[str, str]] = {
         "Make new pictures: of a training set, or from a teacher alone.",
     ),
     "distill": ("kdcli.stages.distill", "Train a student, with or without a teacher."),
+    "compress": ("kdcli.stages.compress", "Make a trained network smaller: channels that it can spare go."),
     "eval": ("kdcli.stages.evaluate", "Measure models on one split: quality, calibration, cost, agreement."),
 }
