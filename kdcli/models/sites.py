@@ -25,7 +25,6 @@ from typing import Any, Literal
 from torch import nn
 
 from kdcli.errors import InputError
-from kdcli.models.protocol import Model
 from kdcli.models.chains import (
     ATTENTION,
     CHAINS,
@@ -43,6 +42,7 @@ from kdcli.models.chains import (
     refuse_in_front,
     refuse_layer,
 )
+from kdcli.models.protocol import Model
 
 Which = Literal["cdd", "resrep"]
 
