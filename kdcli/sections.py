@@ -57,6 +57,8 @@ class DataSection(SourceSection):
     )
     mask_column: str | None = option(None, "Column of the masks (found by name).")
     class_names: list[str] | None = option(None, "Names of classes that the data number (masks, lists).")
+    camera_column: str | None = option(None, "Column of the cameras (retrieval; found by name).")
+    per_identity: int = option(4, "Pictures of each identity in a batch (retrieval).", ge=2, le=1024)
     void: int = option(255, "Value of the masks' pixels that belong to no class.", ge=0, le=255)
     class_order: Literal["names", "same"] = option("names", "How labels of teacher and data match.")
     labels_per_class: int | None = reading(

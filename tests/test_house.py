@@ -229,7 +229,8 @@ SOURCE_KEYS = "source train image_column on_bad_image max_bad_fraction max_pixel
 DATA_KEYS = (
     f"{SOURCE_KEYS} validation test validation_fraction duplicates split_seed group_by label_column "
     "label_columns task "
-    "mask_column class_names void class_order labels_per_class labelled_fraction class_balance"
+    "mask_column class_names camera_column per_identity void class_order labels_per_class labelled_fraction "
+    "class_balance"
 )
 VIEW_KEYS = "count size scale ratio hflip vflip color_jitter auto_augment erase store interpolation"
 KEYS = {

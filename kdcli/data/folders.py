@@ -31,9 +31,8 @@ def image_folder(found: Found) -> Raw:
     """
     base = _below_covers(found)
     splits, said = _splits(base, found)
-    for folder in (
-        f for f in found.folders if os.path.dirname(f) == base and names.role(os.path.basename(f))
-    ):
+    direct = [os.path.basename(f) for f in found.folders if os.path.dirname(f) == base]
+    for folder in (os.path.join(base, name) for name in names.folder_splits(direct)):
         inside = [list(below(folder, kind)) for kind in (found.pictures, found.others, found.dangling)]
         refuse_mostly_unread(folder, *inside)
     for split, folders in splits.items():
@@ -58,7 +57,7 @@ def _below_covers(found: Found) -> str:
         if loose or len(groups) != 1 or any(os.path.dirname(file) == base for file in found.metadata):
             return base
         (name, inner), *_ = groups.items()
-        split = names.role(name) or (names.resembles(name) and names.hint(name) != "train")
+        split = names.folder_splits([name]) or (names.resembles(name) and names.hint(name) != "train")
         if split or not by_folder(os.path.join(base, name), inner)[1]:
             return base
         base = os.path.join(base, name)
@@ -73,9 +72,11 @@ def _splits(base: str, found: Found) -> tuple[Splits, list[str]]:
     loose, groups = by_folder(base, found.pictures)
     deep = {name for name, inner in groups.items() if by_folder(os.path.join(base, name), inner)[1]}
     deep |= {file[len(base) + 1 :].split(os.sep)[0] for file in below(base, found.metadata)} & set(groups)
-    roles = {name: role for name in sorted(groups) if (role := names.role(name))}
+    roles = names.folder_splits(groups)
     rest = [name for name in sorted(groups) if name not in roles]
-    if roles and (deep & set(roles) or not rest):
+    there = set(roles.values())
+    searched = "query" in there and ("test" in there or {"train", "gallery"} <= there)  # of no classes
+    if roles and (deep & set(roles) or not rest or searched):
         _refuse_unclear(base, [n for n in rest if names.resembles(n)], sorted(roles))
         _refuse_synonyms(base, roles)
         aside = loose + [path for name in rest for path in groups[name]]

@@ -9,6 +9,7 @@ from typing import Any
 from kdcli.artifacts import manifest as manifests
 from kdcli.data.files import kinds, look, notes, refuse_special
 from kdcli.data.folders import image_folder, unread_list
+from kdcli.data.lists import partition_lists, read_partition
 from kdcli.data.splits import resembles, role
 from kdcli.data.tables import Raw, read_parquet, read_saved, readable, reason
 from kdcli.errors import DISK_FAULTS, InputError, UsageError, from_os_error, nearest
@@ -113,6 +114,8 @@ def _load_folder(path: Path) -> Raw:
         raise InputError(
             f"{path} holds no pictures, parquet files or saved dataset{f' ({kinds(held)})' if held else ''}."
         )
+    if not found.metadata and (lists := partition_lists(found)):
+        return read_partition(found, lists)
     return image_folder(found)
 
 

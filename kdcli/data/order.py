@@ -2,7 +2,7 @@
 
 A stream repeats its samples in a new order each epoch; a batch takes the next samples of each stream.
 Batches are always full and run on over the end of an epoch: every sample is seen once per epoch, none is
-dropped or repeated.
+dropped or repeated, unless balance or groups of one label ask for it.
 """
 
 from __future__ import annotations
@@ -103,6 +103,15 @@ class Order:
         views: number of fixed views, or None for a new view each epoch (live).
         share: what fills a part of every batch; None to draw all alike.
         balance: draw classes evenly, with replacement; unlabelled samples keep their share.
+        per_label: K; above 1 a batch is made of groups of K samples of one label, as losses over triplets
+            want them (P identities x K pictures: Hermans et al. 2017, section 2). The samples of a label,
+            shuffled, are cut into groups, the last one filled from their beginning, so that an epoch is
+            that much longer; unlabelled ones are grouped alike. A sample that is repeated in an epoch has
+            another view each time: live ones are numbered epoch·K + repeat, fixed ones (epoch + repeat)
+            mod views. Groups are shuffled whatever their labels: two in a batch may be of the same.
+
+    Raises:
+        ValueError: groups that do not fill a batch, or are to be balanced too.
     """
 
     def __init__(
@@ -113,9 +122,14 @@ class Order:
         views: int | None,
         share: Share | None = None,
         balance: bool = False,
+        per_label: int = 1,
     ) -> None:
+        if per_label < 1 or batch_size % per_label:
+            raise ValueError(f"a batch of {batch_size} is no multiple of {per_label} samples of each label")
+        if balance and per_label > 1:
+            raise ValueError("samples are balanced by label or drawn in groups of one, not both")
         self.labels, self.batch_size, self.seed = labels, batch_size, seed
-        self.views, self.balance = views, balance
+        self.views, self.balance, self.per_label = views, balance, per_label
         everything = np.arange(len(labels))
         self.streams = [everything]
         self.share = Fraction(1)  # of the first stream; the second has the rest
@@ -123,11 +137,12 @@ class Order:
             self.share = Fraction(share.part).limit_denominator(1_000_000)
             both = [everything[share.first], everything[~share.first]]
             self.streams = both if self.share < 1 else both[:1]
-        self._permutations: dict[tuple[int, int], np.ndarray] = {}
+        self._lengths = [_grouped_length(labels[rows], per_label) for rows in self.streams]
+        self._permutations: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}
 
     @property
     def steps_per_epoch(self) -> float:
-        """Steps in which as many samples are drawn as the pool holds."""
+        """Steps in which as many samples are drawn as the pool holds, those that fill groups among them."""
         return len(self.labels) / self.batch_size
 
     def keys(self, step: int) -> list[Key]:
@@ -135,29 +150,38 @@ class Order:
         keys: list[Key] = []
         for number, rows in enumerate(self.streams):
             for position in range(self._taken(step, number), self._taken(step + 1, number)):
-                epoch, place = divmod(position, len(rows))
-                view = epoch if self.views is None else epoch % self.views
-                keys.append((int(rows[self._permutation(number, epoch)[place]]), view))
+                epoch, place = divmod(position, self._lengths[number])
+                order, repeats = self._permutation(number, epoch)
+                keys.append((int(rows[order[place]]), self._view(epoch, int(repeats[place]))))
         if len(self.streams) > 1:
-            order = np.random.default_rng(seed_of(self.seed, step, 3)).permutation(len(keys))
-            keys = [keys[i] for i in order]
+            size = self.per_label
+            order = np.random.default_rng(seed_of(self.seed, step, 3)).permutation(len(keys) // size)
+            keys = [key for i in order for key in keys[i * size : (i + 1) * size]]
         return keys
 
-    def _taken(self, step: int, number: int) -> int:
-        """Samples of a stream in the first ``step`` batches; two streams add up to full batches."""
-        first = step * self.batch_size * self.share.numerator // self.share.denominator
-        return first if number == 0 else step * self.batch_size - first
+    def _view(self, epoch: int, repeat: Any) -> Any:
+        """The view of a sample in an epoch, at one of its occurrences there, of which K is the most."""
+        return epoch * self.per_label + repeat if self.views is None else (epoch + repeat) % self.views
 
-    def _permutation(self, number: int, epoch: int) -> np.ndarray:
-        """Order of a stream in an epoch; the last few are kept."""
+    def _taken(self, step: int, number: int) -> int:
+        """Samples of a stream in the first ``step`` batches, whole groups; two streams fill the batches."""
+        groups = step * (self.batch_size // self.per_label)
+        first = groups * self.share.numerator // self.share.denominator
+        return self.per_label * (first if number == 0 else groups - first)
+
+    def _permutation(self, number: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """Order of a stream in an epoch, and which of its occurrences each is; the last few are kept."""
         if (number, epoch) not in self._permutations:
             if len(self._permutations) >= _KEPT:
                 del self._permutations[next(iter(self._permutations))]
             rng = np.random.default_rng(seed_of(self.seed, epoch, number))
             labels = self.labels[self.streams[number]]
-            self._permutations[number, epoch] = (
-                _balanced(labels, rng) if self.balance else rng.permutation(len(labels))
-            )
+            if self.per_label > 1:
+                found = _grouped(labels, self.per_label, rng)
+            else:
+                order = _balanced(labels, rng) if self.balance else rng.permutation(len(labels))
+                found = order, np.zeros(len(order), np.int64)
+            self._permutations[number, epoch] = found
         return self._permutations[number, epoch]
 
     def used(self, steps: int) -> np.ndarray:
@@ -168,10 +192,11 @@ class Order:
         views = self.views or 1
         mask = np.zeros((views, len(self.labels)), bool)
         for number, rows in enumerate(self.streams):
-            left = self._taken(steps, number)
-            for epoch in range(math.ceil(left / len(rows))):
-                mask[epoch % views, rows[self._permutation(number, epoch)[:left]]] = True
-                left -= len(rows)
+            left, length = self._taken(steps, number), self._lengths[number]
+            for epoch in range(math.ceil(left / length)):
+                order, repeats = self._permutation(number, epoch)
+                mask[self._view(epoch, repeats[:left]) if self.views else 0, rows[order[:left]]] = True
+                left -= length
                 if mask[:, rows].all():
                     break
         return mask
@@ -190,6 +215,26 @@ def _balanced(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     share = np.where(known, counts[known].sum() / known.sum(), counts)
     weights = (share / counts)[inverse]
     return rng.choice(len(labels), len(labels), p=weights / weights.sum())
+
+
+def _grouped_length(labels: np.ndarray, size: int) -> int:
+    """Rows of an epoch in groups of ``size``, each of one label: [N] labels, those that fill up counted."""
+    counts = np.unique(labels, return_counts=True)[1]
+    return size * int((-(-counts // size)).sum())
+
+
+def _grouped(labels: np.ndarray, size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """An epoch in shuffled groups of ``size`` rows of one label: the rows, and which occurrence each is."""
+    shuffled = rng.permutation(len(labels))
+    by_label = shuffled[np.argsort(labels[shuffled], kind="stable")]
+    counts = np.unique(labels, return_counts=True)[1]
+    filled = size * -(-counts // size)
+    label = np.repeat(np.arange(len(counts)), filled)
+    place = np.arange(filled.sum()) - np.repeat(np.cumsum(filled) - filled, filled)  # in its label's list
+    rows = by_label[(np.cumsum(counts) - counts)[label] + place % counts[label]]
+    groups = rng.permutation(len(rows) // size)
+    repeats = place // counts[label]
+    return rows.reshape(-1, size)[groups].ravel(), repeats.reshape(-1, size)[groups].ravel()
 
 
 def in_order(count: int, batch_size: int, rank: int = 0, world_size: int = 1) -> list[list[Key]]:

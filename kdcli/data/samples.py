@@ -193,17 +193,18 @@ def _rank(value: Any, seed: int) -> bytes:
 
 
 def carve(samples: Samples, fraction: float, seed: int) -> tuple[Samples, Samples]:
-    """Split labelled samples per class by hash of the picture (or of its group) into (train, validation).
+    """Split labelled samples per stratum by hash of the picture (or of its group) into (train, validation).
 
-    Duplicates and groups stay together; unlabelled samples stay in train, but for those of a held-out unit.
+    Strata, mostly classes, are :attr:`Targets.strata`. Duplicates, groups and what :attr:`Targets.together`
+    joins stay together; unlabelled samples stay in train, but for those of a held-out unit.
 
     Raises:
         InputError: too few labelled pictures to carve one.
     """
-    units = _units(samples)
+    units, strata = _units(samples), samples.targets.strata
     members: dict[int, list[int]] = {}
     for i in np.flatnonzero(samples.labelled()):
-        members.setdefault(int(units[i]), []).append(int(samples.labels[i]))
+        members.setdefault(int(units[i]), []).append(int(strata[i]))
     by_class: dict[int, list[int]] = {}
     for unit, labels in members.items():
         counts = Counter(labels)
@@ -216,22 +217,20 @@ def carve(samples: Samples, fraction: float, seed: int) -> tuple[Samples, Sample
             if len(members[unit]) <= wanted:
                 held.append(unit)
                 wanted -= len(members[unit])
-    if not held:
-        raise InputError(
-            f"{samples.name}: {int(samples.labelled().sum())} labelled pictures are too few to carve "
-            f"{fraction:.0%} per class for validation. Give a validation split, or raise "
-            "--set data.validation_fraction (which takes two pictures or more of a class)."
-        )
     mask = np.isin(units, np.array(held, np.uint64))
+    samples.targets.refuse_carving(mask, fraction, samples.name)
     return samples.take(~mask), samples.take(mask, "validation")
 
 
 def _units(samples: Samples) -> np.ndarray:
-    """[N] what must not be split: the smallest picture hash among all that share a group or a picture."""
-    units = samples.pictures
-    if samples.groups is None:
+    """[N] what must not be split: the smallest hash among pictures that are alike, in a group, or joined."""
+    units, joined = samples.pictures, samples.targets.together
+    known = [samples.groups] if samples.groups is not None else []
+    if joined is not None:  # a picture by itself has a number of its own
+        known.append(np.where(joined < 0, joined.max(initial=0) + 1 + np.arange(len(joined)), joined))
+    if not known:
         return units
-    keys = [np.unique(k, return_inverse=True)[1] for k in (samples.groups, samples.pictures)]
+    keys = [np.unique(k, return_inverse=True)[1] for k in (*known, samples.pictures)]
     while True:  # a picture in two groups joins them
         before = units
         for key in keys:

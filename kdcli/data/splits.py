@@ -18,6 +18,10 @@ WORDS = {
     "test": ("test", "testing", "eval", "evaluation"),
 }
 _ROLES = {word: role for role, words in WORDS.items() for word in words}
+SIDES = {"query": ("query", "queries"), "gallery": ("gallery",)}
+"""The two halves of a test by search. A class may be called so too, so these words alone name no split."""
+_SIDES = {word: side for side, words in SIDES.items() for word in words}
+_BOX = re.compile(r"bounding[\W_]*box(?:es)?", re.IGNORECASE)  # pictures cut by a detector, of any split
 _BESIDE = "set|sets|data|dataset|split|part|shard|image|images|img|imgs|picture|pictures|photos|jpg|jpeg|png"
 _WORD = re.compile(rf"({'|'.join(_ROLES)})(?:{_BESIDE})?")
 _BEGINS = re.compile(rf"({'|'.join(_ROLES)})(?:[-._ 0-9].*)?", re.DOTALL)
@@ -33,21 +37,59 @@ def role(name: str) -> str | None:
     ``train_test`` (which?) and ``holdout`` (from what?) are not.
 
     Returns:
-        ``train``, ``validation``, ``test``, or None.
+        ``train``, ``validation``, ``test``, ``query``, ``gallery``, or None.
     """
-    return _ROLES.get(word(name) or "")
+    known = word(name) or ""
+    return _ROLES.get(known) or _SIDES.get(known)
 
 
 def word(name: str) -> str | None:
-    """The word of :data:`WORDS` that makes a name a split's, in lower case; None where its role is None."""
+    """The word that makes a name a split's, in lower case; None where its role is None."""
     found, others = _words(name)
     roles = {_ROLES[w] for w in found}
+    if not found and side(name):
+        return others[0]
     begins = _BEGINS.fullmatch(name.casefold())
     if not found or _UNCLEAR.search(name.casefold()):
         return None
     if roles == {"train", "validation"} and not others:  # both of them are what is trained on
         return "trainval"
     return found[0] if len(roles) == 1 and (begins or not others) else None
+
+
+def side(name: str) -> tuple[str, str] | None:
+    """Of a search, which split a name is a half of and which half: ``val_query``, ``Gallery``, ``queries-1``.
+
+    Returns:
+        ``validation`` or ``test``, and ``query`` or ``gallery``; None for names that say anything else.
+    """
+    found, others = _words(name)
+    sides = {_SIDES.get(w, "") for w in others}
+    splits = {_ROLES[w] for w in found} or {"test"}
+    if len(sides) > 1 or sides <= {""} or len(splits) > 1 or _UNCLEAR.search(name.casefold()):
+        return None
+    split = splits.pop()
+    return None if split == "train" else (split, sides.pop())
+
+
+def folder_splits(folders: Collection[str]) -> dict[str, str]:
+    """The splits that folders side by side stand for, by their names; those that stand for none are left out.
+
+    A class may be called ``query`` or ``gallery``. Such a folder is a split beside those of other splits (a
+    gallery: of a query, or of train where there is no test), or where there are these two and no other.
+    """
+    plain = {name: role(name) for name in sorted(folders)}
+    halves = {name: own for name, own in plain.items() if own in SIDES}
+    found = {name: own for name, own in plain.items() if own and name not in halves}
+    others = set(found.values())
+    both = len(halves) == len(folders) and len(set(halves.values())) == len(SIDES)
+    asks = "query" in halves.values() and (both or bool(others))
+    searched = asks or ("train" in others and "test" not in others)
+    found |= {name: own for name, own in halves.items() if own and (asks if own == "query" else searched)}
+    for name in found:
+        if (own := side(name)) and name not in halves:
+            found[name] = own[1] if own[0] == "test" else "_".join(own)
+    return dict(sorted(found.items()))
 
 
 def hint(name: str) -> str | None:
@@ -154,7 +196,8 @@ def wanted_unlabelled(names: Collection[str], source: str) -> list[str]:
     """
     if train := find(names, "train", source, "data.train"):
         return [train]
-    found = [name for name in names if role(name) is None]
+    only = lone(names)
+    found = [name for name in names if role(name) is None or name == only]
     if not found:
         raise InputError(
             f"{source} has only {' and '.join(names)}, which are never trained on. Give the folder or the "
@@ -166,7 +209,7 @@ def wanted_unlabelled(names: Collection[str], source: str) -> list[str]:
 def lone(names: Collection[str]) -> str | None:
     """The only split of a source, which may stand for train whatever it is called, but for test."""
     only = next(iter(names))
-    return only if len(names) == 1 and role(only) in (None, "train") else None
+    return only if len(names) == 1 and role(only) in (None, "train", *SIDES) else None
 
 
 def missing(names: Iterable[str], asked: str, source: str, part: str) -> InputError:
@@ -178,7 +221,7 @@ def missing(names: Iterable[str], asked: str, source: str, part: str) -> InputEr
 
 def _words(name: str) -> tuple[list[str], list[str]]:
     """The words of a name that name splits, and those that say something else."""
-    parted = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).casefold()
+    parted = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", _BOX.sub(" ", name)).casefold()
     found, others = [], []
     for token in re.findall(r"[^\W\d_]+", parted):
         if match := _WORD.fullmatch(token):

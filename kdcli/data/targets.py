@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
 
+from kdcli.errors import InputError
+
 if TYPE_CHECKING:
     from kdcli.data.loading import Raw
     from kdcli.data.samples import Samples
@@ -42,8 +44,8 @@ class Targets:
     """What is known of each of N pictures; of this kind, a class number and nothing else.
 
     Attributes:
-        labels: [N] int64, -1 for unlabelled: the class number, or whatever stratum splits are carved and
-            batches are balanced by.
+        labels: [N] int64, -1 for unlabelled: the class number, or whatever stratum batches are balanced by
+            and, unless :attr:`strata` says otherwise, splits are carved by.
     """
 
     labels: np.ndarray
@@ -52,6 +54,31 @@ class Targets:
     def hashes(self) -> tuple[np.ndarray, ...]:
         """[N] each: what the fingerprint of the samples covers beside pictures and labels."""
         return ()
+
+    @property
+    def strata(self) -> np.ndarray:
+        """[N] int64: of each of these a carving holds out the same fraction."""
+        return self.labels
+
+    @property
+    def together(self) -> np.ndarray | None:
+        """[N] int64 numbers of what no carving splits, -1 for a picture by itself; None where all are."""
+        return None
+
+    def refuse_carving(self, held: np.ndarray, fraction: float, name: str) -> None:
+        """Raise InputError where pictures that were held out of these are too few to validate by.
+
+        Args:
+            held: [N] mask of them.
+            fraction: that was to be held out.
+            name: of the split.
+        """
+        if not held.any():
+            raise InputError(
+                f"{name}: {int((self.labels != UNLABELLED).sum())} labelled pictures are too few to carve "
+                f"{fraction:.0%} per class for validation. Give a validation split, or raise "
+                "--set data.validation_fraction (which takes two pictures or more of a class)."
+            )
 
     def take(self, keep: np.ndarray) -> Self:
         """The targets selected by a mask or index array."""

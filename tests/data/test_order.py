@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
 import time
 from collections import Counter
 
@@ -134,6 +136,122 @@ def test_balance_is_quick() -> None:
     start = time.perf_counter()
     order.keys(1)
     assert time.perf_counter() - start < 0.1
+
+
+# -- groups of one label -------------------------------------------------------------------------------------
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    labels=st.lists(st.integers(-1, 4), min_size=1, max_size=40),
+    size=st.integers(2, 6),
+    groups=st.integers(1, 5),
+    views=st.sampled_from([None, 1, 3, 7]),
+    seed=st.integers(0, 9),
+)
+def test_an_epoch_is_made_of_groups_of_one_label(
+    labels: list[int], size: int, groups: int, views: int | None, seed: int
+) -> None:
+    order = Order(np.array(labels), size * groups, seed, views, per_label=size)
+    members = {label: [i for i, y in enumerate(labels) if y == label] for label in set(labels)}
+    wanted = {label: math.ceil(len(rows) / size) for label, rows in members.items()}
+    length = size * sum(wanted.values())
+    steps = math.ceil(3 * length / order.batch_size)
+    keys = [key for step in range(steps) for key in order.keys(step)][: 3 * length]
+    assert order.steps_per_epoch == len(labels) / order.batch_size
+    for epoch in range(3):
+        part = keys[epoch * length : (epoch + 1) * length]
+        found: Counter[int] = Counter()
+        for start in range(0, length, size):
+            group = [index for index, _ in part[start : start + size]]
+            (label,) = {labels[i] for i in group}
+            found[label] += 1
+            assert len(set(group)) == min(size, len(members[label]))  # repeated only where there are too few
+        assert found == wanted
+        seen = {i: sorted(view for index, view in part if index == i) for i in range(len(labels))}
+        for label, rows in members.items():
+            times = sorted(len(seen[i]) for i in rows)
+            assert times[-1] - times[0] <= 1
+            assert sum(times) == size * wanted[label]
+        for own in seen.values():
+            repeats = range(len(own))
+            if views is None:
+                assert own == [epoch * size + r for r in repeats]
+            else:
+                assert own == sorted((epoch + r) % views for r in repeats)
+    if views is None:
+        assert len(set(keys)) == len(keys)  # no view comes twice
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    labels=st.lists(st.integers(-1, 3), min_size=1, max_size=20),
+    size=st.integers(1, 4),
+    groups=st.integers(1, 4),
+    views=st.sampled_from([None, 1, 2, 5]),
+    steps=st.integers(0, 10),
+    share=st.booleans(),
+)
+def test_used_views_of_groups_are_those_of_the_keys(
+    labels: list[int], size: int, groups: int, views: int | None, steps: int, share: bool
+) -> None:
+    y = np.array(labels)
+    order = Order(y, size * groups, 5, views, Share(y >= 0, 0.4) if share else None, per_label=size)
+    naive = np.zeros((views or 1, len(y)), bool)
+    for step in range(steps):
+        keys = order.keys(step)
+        assert order.labelled_in(step) == sum(labels[i] >= 0 for i, _ in keys)
+        for index, view in keys:
+            naive[0 if views is None else view, index] = True
+    np.testing.assert_array_equal(order.used(steps), naive)
+
+
+@pytest.mark.parametrize("fraction", [0.5, 0.3, 1 / 3, 0.9])
+def test_shares_are_exact_over_time_and_cut_no_group(fraction: float) -> None:
+    labels = np.arange(90) % 11 - 1
+    labels[60:] = -1
+    order = Order(labels, 24, 2, None, Share(labels >= 0, fraction), per_label=4)
+    labelled = 0
+    for step in range(100):
+        keys = order.keys(step)
+        assert len(keys) == 24
+        for start in range(0, 24, 4):
+            assert len({labels[index] for index, _ in keys[start : start + 4]}) == 1
+        labelled += order.labelled_in(step)
+        assert abs(labelled - fraction * 24 * (step + 1)) < 4
+    first = [order.labels[order.keys(step)[0][0]] >= 0 for step in range(100)]
+    assert any(first)
+    assert not all(first)  # the two kinds are spread over the batch
+    alone = Order(labels, 24, 2, None, Share(labels >= 0, fraction), per_label=4)
+    assert alone.keys(77) == order.keys(77)
+
+
+def test_groups_are_new_in_each_epoch() -> None:
+    order = Order(np.repeat(np.arange(6), 8), 48, 0, None, per_label=4)
+    epochs = [order.keys(epoch) for epoch in range(5)]
+    mates = {frozenset(i for i, _ in keys[s : s + 4]) for keys in epochs for s in range(0, 48, 4)}
+    assert len(mates) > 12 * 4
+    assert len({tuple(order.labels[i] for i, _ in keys) for keys in epochs}) == 5
+
+
+def test_single_samples_are_what_they_were() -> None:
+    labels, found = np.arange(50) % 4 - 1, []
+    share = Share(labels >= 0, 0.3)
+    for options in ((None,), (2,), (None, share), (None, share, True)):
+        order = Order(labels, 7, 3, *options, per_label=1)  # type: ignore[arg-type]
+        keys = [order.keys(step) for step in (*range(40), 10**6)]
+        found.append(hashlib.sha256(str(keys).encode()).hexdigest()[:16])
+    assert found == ["61ba3d1959009c92", "f73e3784dbe5d7d0", "923ed72652470f81", "9522d62e738e9e93"]
+
+
+def test_groups_fill_batches_and_are_not_balanced() -> None:
+    labels = np.zeros(8, np.int64)
+    for size in (3, 0, -2):
+        message = rf"a batch of 8 is no multiple of {size} samples of each label"
+        with pytest.raises(ValueError, match=message):
+            Order(labels, 8, 0, None, per_label=size)
+    with pytest.raises(ValueError, match="balanced by label or drawn in groups of one, not both"):
+        Order(labels, 8, 0, None, balance=True, per_label=4)
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -143,6 +144,82 @@ def test_a_picture_in_two_groups_joins_them() -> None:
     for seed in range(20):
         train, _ = carve(made(contents, [0] * 21, groups), 0.3, seed)
         assert ("g0" in train.groups) == ("lone" in train.groups)  # type: ignore[operator]
+
+
+@dataclass(frozen=True)
+class Joined(Targets):
+    """Targets of one stratum, in which equal labels are never split."""
+
+    @property
+    def strata(self) -> np.ndarray:
+        return np.where(self.labels < 0, self.labels, 0)
+
+    @property
+    def together(self) -> np.ndarray:
+        return self.labels
+
+    def refuse_carving(self, held: np.ndarray, fraction: float, name: str) -> None:
+        if held.sum() < 2:
+            raise InputError(f"{name}: {held.sum()} of {len(held)} at {fraction}")
+
+
+def naive_carving(samples: Samples, fraction: float, seed: int) -> set[int]:
+    """Ids that are held out where all of a label, of a group and of a picture stay together."""
+    count = len(samples)
+    unit = list(range(count))
+    for _ in range(count):  # as often as a chain of neighbours is long
+        for i in range(count):
+            for j in range(count):
+                alike = samples.pictures[i] == samples.pictures[j]
+                alike |= samples.labels[i] == samples.labels[j] >= 0
+                alike |= samples.groups is not None and samples.groups[i] == samples.groups[j]
+                if alike:
+                    unit[i] = unit[j] = min(unit[i], unit[j])
+    members = {u: [i for i in range(count) if unit[i] == u] for u in set(unit)}
+    known = {u: sum(samples.labels[i] >= 0 for i in rows) for u, rows in members.items()}
+    smallest = {u: int(min(samples.pictures[i] for i in rows)) for u, rows in members.items() if known[u]}
+    ranked = sorted(smallest, key=lambda u: hashlib.sha256(f"{seed}:{smallest[u]}".encode()).digest())
+    wanted, held = round(fraction * sum(known.values())), set()
+    for u in ranked[:-1]:
+        if known[u] <= wanted:
+            held |= {int(samples.ids[i]) for i in members[u]}
+            wanted -= known[u]
+    return held
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    rows=st.lists(
+        st.tuples(st.integers(0, 40), st.integers(-1, 6), st.sampled_from("abcdefghij")),
+        min_size=1,
+        max_size=16,
+    ),
+    grouped=st.booleans(),
+    fraction=st.sampled_from([0.1, 0.3, 0.6]),
+    seed=st.integers(0, 3),
+)
+def test_what_targets_join_is_never_split(
+    rows: list[tuple[int, int, str]], grouped: bool, fraction: float, seed: int
+) -> None:
+    contents, labels, groups = (list(column) for column in zip(*rows))
+    samples = made(contents, labels, groups if grouped else None)
+    samples = replace(samples, targets=Joined(samples.labels))
+    held = naive_carving(samples, fraction, seed)
+    if len(held) < 2:
+        with pytest.raises(InputError, match=rf"^train: {len(held)} of {len(rows)} at {fraction}$"):
+            carve(samples, fraction, seed)
+        return
+    train, validation = carve(samples, fraction, seed)
+    assert set(validation.ids.tolist()) == held
+    assert set(train.ids.tolist()) == set(samples.ids.tolist()) - held
+
+
+def test_carvings_by_class_are_what_they_were() -> None:
+    contents, labels = [*range(60), 3, 7], [i % 5 - 1 for i in range(62)]
+    _, plain = carve(made(contents, labels), 0.2, 0)
+    _, grouped = carve(made(contents, labels, [f"g{i // 4}" for i in range(62)]), 0.2, 0)
+    assert plain.fingerprint == "54f7ddddf0290e0fb9f46b1200f9fab0"
+    assert grouped.fingerprint == "5f5bf54d87f82959bb3ccca1826017fc"
 
 
 @pytest.mark.parametrize(

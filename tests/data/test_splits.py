@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 from toolbox import class_folders, tiny_picture
 
+from kdcli.data.loading import load
 from kdcli.data.sources import open_train, open_unlabelled
-from kdcli.data.splits import find, resembles, role, word
+from kdcli.data.splits import find, folder_splits, lone, resembles, role, side, word
 from kdcli.errors import InputError
 from kdcli.sections import DataSection, SourceSection
 from kdcli.tasks import open_task_data
@@ -35,6 +37,11 @@ def sizes(source: Path, *need: str, **options: str) -> dict[str, int]:
         ("test Test TESTING test_set TestImages eval2017 evaluation test-b", "test"),
         ("cat holdout hold-out fold1 train_test test-val bullet_train latest protest trainees invalid", None),
         ("unlabeled train_unlabelled été 2017 cars_test", None),
+        ("bounding_box_train BoundingBoxTrain bounding-boxes-train", "train"),
+        ("bounding_box_test", "test"),
+        ("query Query QUERIES query_images image_query query-00000", "query"),
+        ("gallery Gallery gallery_2 GalleryImages", "gallery"),
+        ("gt_query multi-query art_gallery query_gallery galleries bounding_box gt_bbox querying", None),
     ],
 )
 def test_what_a_name_plainly_means(names: str, expected: str | None) -> None:
@@ -52,6 +59,85 @@ def test_names_that_speak_of_splits_are_known_from_others() -> None:
         "eval",
         None,
     )
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        ("query image_query test_query query-test Queries", ("test", "query")),
+        ("gallery TestGallery gallery_1 test.gallery", ("test", "gallery")),
+        ("val_query ValidationQueries query_dev", ("validation", "query")),
+        ("val-gallery dev_gallery", ("validation", "gallery")),
+        ("train test gt_query query_gallery train_query art_gallery query_fold query_val_test images", None),
+    ],
+)
+def test_halves_of_a_search(names: str, expected: tuple[str, str] | None) -> None:
+    assert {name: side(name) for name in names.split()} == dict.fromkeys(names.split(), expected)
+
+
+@pytest.mark.parametrize(
+    ("folders", "expected"),
+    [
+        ("train query gallery", {"train": "train", "query": "query", "gallery": "gallery"}),
+        (
+            "bounding_box_test bounding_box_train gt_bbox gt_query query",
+            {"bounding_box_train": "train", "bounding_box_test": "test", "query": "query"},
+        ),
+        ("Query Gallery", {"Query": "query", "Gallery": "gallery"}),
+        ("train query", {"train": "train", "query": "query"}),
+        ("train gallery", {"train": "train", "gallery": "gallery"}),
+        (
+            "train val_query val_gallery",
+            {"train": "train", "val_query": "validation_query", "val_gallery": "validation_gallery"},
+        ),
+        ("query", {}),
+        ("cat gallery", {}),
+        ("cat gallery query", {}),
+        ("train test gallery", {"train": "train", "test": "test"}),
+    ],
+)
+def test_which_folders_side_by_side_are_splits(folders: str, expected: dict[str, str]) -> None:
+    assert folder_splits(folders.split()) == expected
+
+
+def test_the_folders_of_market_1501_are_splits(tmp_path: Path) -> None:
+    base = tmp_path / "Market-1501-v15.09.15"
+    counts = {"bounding_box_train": 6, "bounding_box_test": 4, "query": 2, "gt_bbox": 3}
+    class_folders(base, counts)
+    (base / "gt_query").mkdir()
+    (base / "gt_query" / "0001_c1s1_001051_00_good.mat").write_bytes(b"MATLAB 5.0")
+    (base / "readme.txt").write_text("Market-1501")
+    raw = load(str(tmp_path))
+    assert {name: len(t) for name, t in raw.tables.items()} == {"test": 4, "train": 6, "query": 2}
+    assert raw.notes == [
+        f"{tmp_path}: files that are not read: 1 .mat and 1 .txt",
+        f"{base}: 3 pictures beside the split folders are not read, first "
+        "Market-1501-v15.09.15/gt_bbox/0.png",
+    ]
+
+
+def test_query_and_gallery_are_splits_of_any_task(tmp_path: Path) -> None:
+    for start, (name, count) in enumerate({"train": 10, "query": 2, "gallery": 3}.items()):
+        class_folders(tmp_path / name, {"a": count, "b": count}, start=100 * start)
+    assert sizes(tmp_path, "train", "query", "gallery") == {"train": 18, "query": 4, "gallery": 6}
+    assert sizes(tmp_path, "test", test="gallery") == {"test": 6}
+    with pytest.raises(InputError, match=r"has no split 'test'; it has: gallery, query, train\."):
+        sizes(tmp_path, "test")
+    (extra,) = open_unlabelled(str(tmp_path), SourceSection()).splits.values()
+    assert len(extra) == 20
+    shutil.rmtree(tmp_path / "train")
+    with pytest.raises(InputError, match="has only gallery and query, which are never trained on"):
+        open_unlabelled(str(tmp_path), SourceSection())
+
+
+def test_a_gallery_alone_may_stand_for_train(tmp_path: Path) -> None:
+    assert (lone(["gallery"]), lone(["Query"]), lone(["gallery", "query"])) == ("gallery", "Query", None)
+    table(20).to_parquet(tmp_path / "gallery.parquet")
+    assert sizes(tmp_path / "gallery.parquet", "train") == {"train": 18}
+    (extra,) = open_unlabelled(str(tmp_path / "gallery.parquet"), SourceSection()).splits.values()
+    assert len(extra) == 20
+    class_folders(tmp_path / "x" / "gallery", {"a": 10, "b": 10})
+    assert open_task_data(DataSection(source=str(tmp_path / "x")), "train").classes == ["a", "b"]
 
 
 def test_a_split_is_found_by_its_name_before_its_role() -> None:
@@ -166,11 +252,21 @@ def test_what_looks_like_a_split_and_is_not_understood_is_refused(
 
 
 @pytest.mark.parametrize(
-    "folders", [("car", "plane", "train"), ("valid", "invalid"), ("bullet_train", "tram")]
+    "folders",
+    [
+        ("car", "plane", "train"),
+        ("valid", "invalid"),
+        ("bullet_train", "tram"),
+        ("castle", "gallery"),
+        ("castle", "gallery", "query"),
+        ("art_gallery", "gallery", "train"),
+        ("castle/x", "castle/y", "gallery/x", "gallery/y", "query/x", "query/y"),
+    ],
 )
 def test_classes_may_be_called_like_splits(tmp_path: Path, folders: tuple[str, ...]) -> None:
     class_folders(tmp_path, dict.fromkeys(folders, 10))
-    assert open_task_data(DataSection(source=str(tmp_path)), "train").classes == sorted(folders)
+    outer = {folder.split("/")[0] for folder in folders}
+    assert open_task_data(DataSection(source=str(tmp_path)), "train").classes == sorted(outer)
 
 
 @pytest.mark.parametrize("inner", ["test", "TEST", "Validation"])
