@@ -219,8 +219,8 @@ OPTIONS = {
 }
 OPTIMISER = (
     "opt lr weight_decay decay_all momentum betas layer_decay schedule warmup warmup_from hold min_lr "
-    "milestones drops decay_epochs decay_rate epochs stop_epoch max_steps batch_size accumulate auto_batch clip_grad ema "
-    "label_smoothing mixup cutmix"
+    "milestones drops decay_epochs decay_rate epochs stop_epoch max_steps batch_size accumulate auto_batch "
+    "clip_grad ema label_smoothing mixup cutmix"
 )
 RUN_KEYS = (
     "out overwrite cache seed processes device precision workers worker_timeout deterministic threads track"

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from kdcli.compression import rggr
 from kdcli.compression.rows import reset_edit
-from kdcli.compression.shrinking import Compaction, answers, layers, pooled_taps
+from kdcli.compression.shrinking import Compaction, answers, layers, pooled_taps, watched
 from kdcli.errors import UsageError
 from kdcli.methods.parts import STUDENT, TEACHER, Fraction, Positive, S, T
 from kdcli.methods.trainings import keys, published
@@ -80,6 +80,7 @@ def cdd(
             *answers(task, of, kd, temperature),
             *layers(of, hint),
             Term("reset rows", _count, ("~reset",), 0.0, watched=True),
+            *watched(of),
         ),
         (
             *pooled_taps(of),

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from kdcli.compression import budget
 from kdcli.compression.rows import reset_edit, row_norms
-from kdcli.compression.shrinking import Compaction, answers, layers
+from kdcli.compression.shrinking import Compaction, answers, layers, watched
 from kdcli.methods.parts import STUDENT, TEACHER, Fraction, Positive, S, T
 from kdcli.methods.trainings import IMAGENET, keys, published
 from kdcli.tasks import Task
@@ -65,7 +65,7 @@ def resrep(
         "student",
         ("student",),
         (S, T) if of.taught else (S,),
-        (*task.supervised("s"), *answers(task, of, kd, temperature), *layers(of, hint)),
+        (*task.supervised("s"), *answers(task, of, kd, temperature), *layers(of, hint), *watched(of)),
         edits=(edit,),
         groups={"student:*.compactor.weight": {"momentum": momentum, "weight_decay": 0.0}},
     )

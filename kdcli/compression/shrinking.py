@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
-from kdcli.losses.compaction import pooled_distance
+from kdcli.losses.compaction import pooled, pooled_distance, row_norms
 from kdcli.losses.logits import kl_divergence
 from kdcli.tasks import Task
 from kdcli.words import Derive, Term
 
+SMALL = 0.01  # norm of a row that is as good as gone; rows begin with 1
 PARAMETER = "body.{}.compactor.weight"  # of the compactor of a site, in a network that has some
 
 
@@ -65,13 +67,28 @@ def layers(of: Compaction, weight: float) -> tuple[Term, ...]:
     return (Term("layers", between_layers, (*own, *others), weight),)
 
 
+def watched(of: Compaction) -> tuple[Term, ...]:
+    """For the log: the median norm of all rows, and the share of those that are as good as gone."""
+    weights = tuple(f"~s:{site}.compactor.weight" for site in of.sites)
+    return (
+        Term("row norm", _median_norm, weights, 0.0, watched=True),
+        Term("small rows", _small_share, weights, 0.0, watched=True),
+    )
+
+
+def _median_norm(*weights: Tensor) -> Tensor:
+    return torch.cat([row_norms(weight) for weight in weights]).median()
+
+
+def _small_share(*weights: Tensor) -> Tensor:
+    return (torch.cat([row_norms(weight) for weight in weights]) < SMALL).float().mean()
+
+
 def answers(task: Task, of: Compaction, weight: float, temperature: float) -> tuple[Term, ...]:
     """KL to the teacher's answers: of its logits where they are the student's, else the task's own."""
     if not of.taught:
         return ()
     if not of.answers:
-        from dataclasses import replace
-
         return (replace(task.taught("s", "t", temperature=temperature, t_squared=True), weight=weight),)
     keywords = {"temperature": temperature, "t_squared": True}
     return (Term("kl", kl_divergence, ("s.logits", "~t.logits"), weight, keywords),)
@@ -79,8 +96,6 @@ def answers(task: Task, of: Compaction, weight: float, temperature: float) -> tu
 
 def pooled_taps(of: Compaction) -> tuple[Derive, ...]:
     """``own1``, ``its1``, …: pooled features of the student behind each compactor, and of the teacher."""
-    from kdcli.losses.compaction import pooled
-
     found = []
     for number, site in enumerate(of.sites, 1):
         found.append(Derive(f"own{number}", pooled, (f"~s.{site}.compactor",)))

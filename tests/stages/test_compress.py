@@ -1,0 +1,226 @@
+"""``kdcli compress``: what is removed, that what is left answers alike, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from toolbox import QUIET, StopAfter, facts, measured, rows, training_plan
+
+from kdcli.config import resolve
+from kdcli.console import Console
+from kdcli.errors import InputError, Preempted, UsageError
+from kdcli.models.build import build
+from kdcli.models.compactors import compactors
+from kdcli.stages import compress, distill
+
+Make = Callable[..., compress.Plan]
+
+QUICK = {"method.strength": 2.0, "method.interval": 1, "method.granularity": 100, "method.warmup": 0.1}
+
+
+@pytest.fixture(scope="module")
+def trained(pictures: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A toy network that has learned a little."""
+    folder = tmp_path_factory.mktemp("trained")
+    more = {"method.name": "supervised", "optim.max_steps": 20, "optim.lr": 1e-3}
+    return distill.run(training_plan(pictures, folder / "s", folder / "cache", **more), QUIET).path
+
+
+@pytest.fixture
+def make(pictures: Path, trained: Path, tmp_path: Path) -> Make:
+    def plan(out: str = "o", **more: Any) -> compress.Plan:
+        options = {
+            **{"student": str(trained), "data.source": str(pictures), "views.count": "live"},
+            **{"optim.max_steps": 30, "optim.batch_size": 16, "log_every": 1, "evaluate_steps": 10},
+            **{"out": str(tmp_path / out), "cache": str(tmp_path / "cache"), **more},
+        }
+        options = {key: value for key, value in options.items() if value is not None}
+        found = compress.plan(resolve(compress.Config, options=options), QUIET)
+        assert isinstance(found, compress.Plan)
+        return found
+
+    return plan
+
+
+def views(size: int = 32) -> torch.Tensor:
+    draw = torch.Generator().manual_seed(3)
+    return torch.randint(0, 256, (5, 3, size, size), dtype=torch.uint8, generator=draw)
+
+
+def test_resrep_meets_its_target_and_what_is_left_answers_alike(make: Make, trained: Path) -> None:
+    plan = make(target="flops=0.7", **QUICK)
+    made = compress.run(plan, QUIET)
+    found = facts(made.path)["compression"]
+    before, after = found["flops"]
+    assert after <= 0.7 * before
+    assert found["removed"] == sum(whole - left for whole, left in found["widths"].values()) > 0
+    assert found["fold_difference"] < 1e-5
+    zeroed, folded = (found["metrics"][key] for key in ("rows_zeroed", "folded"))
+    assert folded == pytest.approx(zeroed, rel=1e-4)
+    assert facts(made.path)["metrics"] == {f"validation/{key}": value for key, value in folded.items()}
+    network, plain = build(str(made.path)).eval(), build(str(trained))
+    assert (network.layout, network.task, network.classes) == ("kdcli", "classification", plain.classes)
+    assert sum(p.numel() for p in network.parameters()) == found["parameters"][1]
+    from kdcli.metrics.efficiency import flops
+
+    assert flops(network, torch.zeros(1, 3, 32, 32)) == after
+    assert not compactors(network)  # type: ignore[arg-type]
+    log = rows(made.path)
+    assert log[-1]["step"] == 30
+    assert log[-1]["small rows"] > log[0]["small rows"] == 0
+    assert json.loads((made.path / "kdcli.json").read_text())["stage"] == "compress"
+
+
+def test_the_smaller_network_is_a_teacher_a_student_and_can_be_made_smaller_again(
+    make: Make, pictures: Path, tmp_path: Path
+) -> None:
+    first = compress.run(make("first", target="flops=0.8", **QUICK), QUIET).path
+    more = {"teacher": [str(first)], "method.name": "kd", "views.count": "live", "optim.max_steps": 2}
+    student = distill.run(training_plan(pictures, tmp_path / "s", tmp_path / "cache", **more), QUIET).path
+    again = {"method.name": "supervised", "student": str(first), "from_scratch": False, "image_size": None}
+    kept = distill.run(
+        training_plan(pictures, tmp_path / "again", tmp_path / "cache", **again, **{"optim.max_steps": 2}),
+        QUIET,
+    ).path
+    assert build(str(kept)).operations == build(str(first)).operations  # type: ignore[attr-defined]
+    second = compress.run(make("second", student=str(first), target="flops=0.8", **QUICK), QUIET).path
+    widths = [facts(path)["compression"]["widths"] for path in (first, second)]
+    assert all(widths[1][name][0] == left for name, (_, left) in widths[0].items() if left > 1)
+    report = measured([first, second, student], pictures, tmp_path / "report")
+    assert [model["name"] for model in report["models"]] == ["first", "second", "s"]
+
+
+def test_cdd_begins_with_the_teacher_itself(make: Make, trained: Path) -> None:
+    more = {"method.name": "cdd", "teacher": [str(trained)], "student": None, "optim.max_steps": 40}
+    plan = make(**more, **{"method.strength": 2.0, "method.ratio": 0.9, "method.queue": 32})
+    told = plan.to_json()
+    assert [row["term"] for row in told["objective"]][:4] == ["ce", "kl", "layers", "reset rows"]
+    assert told["states"]["rggr"]["queue1"][0] == 32
+    teacher = plan.material.networks["teacher"]
+    with torch.no_grad():
+        assert torch.equal(plan.material.networks["student"].eval()(views()), teacher(views()))
+    before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
+    made = compress.run(plan, QUIET)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in teacher.state_dict().items())
+    found = facts(made.path)["compression"]
+    assert found["removed"] > 0
+    assert found["fold_difference"] < 1e-5
+    reset = [row["reset rows"] for row in rows(made.path)]
+    assert reset[: round(40 * 20 / 120)] == [0.0] * round(40 * 20 / 120)  # the warm-up
+    assert reset == sorted(reset)  # no row comes back
+    assert reset[-1] >= found["removed"]
+
+
+@pytest.mark.parametrize("method", ["resrep", "cdd"])
+def test_a_stopped_run_goes_on_bit_for_bit(make: Make, trained: Path, method: str) -> None:
+    more = {**QUICK, "target": "flops=0.7"}
+    if method == "cdd":
+        more = {"method.name": "cdd", "teacher": [str(trained)], "student": "same", "method.queue": 32}
+        more |= {"method.strength": 2.0, "method.ratio": 0.9}
+    whole = compress.run(make("whole", **more), QUIET).path
+    for stop in (1, 17):
+        with pytest.raises(Preempted):
+            compress.run(make("cut", **more), QUIET, stop=StopAfter(stop))
+    cut = compress.run(make("cut", **more), QUIET).path
+    for name in ("model.safetensors", "config.json"):
+        assert (cut / name).read_bytes() == (whole / name).read_bytes()
+    assert facts(cut)["compression"] == facts(whole)["compression"]
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_efficientnet"])
+def test_other_families(make: Make, name: str) -> None:
+    plan = make(student=name, from_scratch=True, image_size=32, target="params=0.8", **QUICK)
+    found = facts(compress.run(plan, QUIET).path)["compression"]
+    assert found["parameters"][1] <= 0.8 * found["parameters"][0]
+    assert found["fold_difference"] < 1e-4
+
+
+def test_the_plan_says_what_can_go(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(Console, "note", lambda self, text: told.append(text))
+    plan = make(target="flops=0.7", **QUICK)
+    plan.describe(QUIET)
+    (line,) = [text for text in told if text.startswith("removes")]
+    assert "where each site keeps one channel" in line
+    assert any(text.startswith("keeps    conv1: ") for text in told)
+    said = plan.to_json()
+    assert set(said["sites"]["channels"]) == set(plan.compacted.of.sites)
+    assert 0 < said["sites"]["least"]["flops"] < 0.7
+    assert said["turns"][0]["groups"]["student:*.compactor.weight"] == {"momentum": 0.99, "weight_decay": 0.0}
+    assert said["turns"][0]["edits"][0]["parameters"] == list(plan.compacted.of.parameters)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        (
+            {"target": "flops=0.7"},
+            UsageError,
+            r"the target takes about \d+ rows of \d+, and 4 more are chosen",
+        ),
+        (
+            {**QUICK, "target": "flops=0.7", "method.strength": 1e-3},
+            UsageError,
+            r"no row would be removed: .* say --set method\.strength=",
+        ),
+        ({**QUICK, "target": "flops=0.1"}, InputError, r"flops=0\.1 cannot be met: .* stay\. Ask for 0\.\d+"),
+        ({**QUICK, "target": "speed=0.5"}, UsageError, r"--target speed=0\.5: no flops or params"),
+        ({**QUICK, "target": "flops=2"}, UsageError, r"between 0 and 1"),
+        ({**QUICK, "target": "flops=x"}, UsageError, r"'x' is no part of 1"),
+        ({**QUICK, "target": "flops=0.7", "method.target": 0.5}, UsageError, "say the same: give one"),
+        ({"method.name": "cdd", "target": "flops=0.7"}, UsageError, r"--target: method cdd has none"),
+        ({"method.name": "cdd"}, UsageError, "method cdd needs --teacher"),
+        (
+            {"method.name": "kd"},
+            UsageError,
+            "method kd is one of kdcli distill; kdcli compress has resrep, cdd",
+        ),
+        ({"method.name": "ressrep"}, UsageError, "unknown method 'ressrep'. Did you mean 'resrep'"),
+        ({"student": "same"}, UsageError, "--student same is the teacher's network"),
+        ({**QUICK, "target": "flops=0.7", "optim.opt": "adamw"}, UsageError, "--opt adamw: rows shrink by"),
+        (
+            {**QUICK, "target": "flops=0.7", "optim.ema": 0.9},
+            UsageError,
+            "optim.ema is given, and an average",
+        ),
+        (
+            {**QUICK, "optim.stop_epoch": 0.1, "target": "flops=0.7"},
+            UsageError,
+            "Train longer|no row would be",
+        ),
+    ],
+)
+def test_what_is_refused(make: Make, options: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        make(**options)
+
+
+def test_cdd_refuses_another_architecture(make: Make, trained: Path) -> None:
+    with pytest.raises(UsageError, match=r"compares layers .* channel by channel, and these differ"):
+        make(
+            **{"method.name": "cdd", "teacher": [str(trained)], "student": "test_vit"},
+            **{"from_scratch": True, "image_size": 32},
+        )
+
+
+def test_distill_has_no_method_of_compress(pictures: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="method cdd is one of kdcli compress"):
+        training_plan(pictures, tmp_path / "o", tmp_path / "c", **{"method.name": "cdd"})
+
+
+@pytest.mark.parametrize("method", ["resrep", "cdd"])
+def test_papers_trainings_apply(make: Make, trained: Path, method: str) -> None:
+    more = {"method.name": method, "recipe": "paper", "optim.max_steps": None, "optim.batch_size": None}
+    if method == "cdd":
+        more |= {"teacher": [str(trained)], "student": "same", "method.strength": 1.0}
+    else:
+        more |= {"method.granularity": 100, "method.interval": 1, "method.strength": 0.1}
+    plan = make(**more)
+    assert plan.config.optim.opt == "momentum"
+    assert plan.config.optim.epochs == {"resrep": 180, "cdd": 120}[method]
+    assert plan.recipe.applied["optim.clip_grad"] is None
