@@ -42,8 +42,8 @@ def open_data(
     """
     raw = _load(config.source, kept)
     raw.refuse_unclear()
+    reader = reader_of(raw, config)  # first, for it may lay tables together
     wanted, carving = splits_of.wanted(raw.tables, config, need)
-    reader = reader_of(raw, config)
     source = _Source(raw, config, reader, config.group_by)
     samples, skipped = source.splits(wanted.values())
     classes = reader.classes(samples, source.split)

@@ -133,7 +133,8 @@ class Reader(Protocol):
     """Finds and reads the targets of one source: what :func:`kdcli.data.sources.open_data` asks a task for.
 
     It is made of the source's tables and of how they are to be opened, and refuses there what it cannot read.
-    A reader's module imports without torch: each one is asked before anything else is known of a run.
+    Tables that are one split to it (a query and its gallery) it lays together there. A reader's module
+    imports without torch: each one is asked before anything else is known of a run.
 
     Attributes:
         task: whose it is, a key of :data:`kdcli.tasks.TASKS`.
