@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from kdcli.compression import budget
-from kdcli.compression.shrink import final_norm, steps_to_shrink
+from kdcli.compression.shrink import final_norm
 from kdcli.compression.shrinking import Compaction
 from kdcli.engine.optim import build_optimizer, build_schedule
 from kdcli.errors import UsageError
@@ -18,7 +18,8 @@ from kdcli.runs.material import Material
 from kdcli.sections import OptimSection
 
 _PLAIN = ("momentum", "sgd")
-_STRONGEST = 1e4
+_STEP, _POWERS = 1.5, 40  # of the strengths that are tried
+_NEAR = 0.05  # norm of a row, of 1 at first, that is as good as gone
 
 
 def rates(optim: OptimSection, steps: int, schedule_steps: int, steps_per_epoch: float) -> list[float]:
@@ -38,6 +39,15 @@ def rates(optim: OptimSection, steps: int, schedule_steps: int, steps_per_epoch:
     return found
 
 
+def refuse_optimiser(optim: OptimSection) -> None:
+    """Raise UsageError for an optimiser whose steps are not known in advance."""
+    if optim.opt.lower() not in _PLAIN:
+        raise UsageError(
+            f"--opt {optim.opt}: rows shrink by steps of SGD, so many times the learning rate; take momentum "
+            "or sgd."
+        )
+
+
 def refuse_short(config: Any, arguments: Mapping[str, Any], material: Material, of: Compaction) -> None:
     """Refuse a training in which no row would get below the threshold, or too few for the target.
 
@@ -48,14 +58,9 @@ def refuse_short(config: Any, arguments: Mapping[str, Any], material: Material, 
         of: what the method works on.
 
     Raises:
-        UsageError: an optimiser whose steps are not known in advance, or a course that removes nothing.
+        UsageError: a course that removes nothing.
     """
     optim = config.optim
-    if optim.opt.lower() not in _PLAIN:
-        raise UsageError(
-            f"--opt {optim.opt}: rows shrink by steps of SGD, so many times the learning rate; take momentum "
-            "or sgd."
-        )
     steps = material.steps
     every = rates(optim, steps, material.schedule_steps, material.order.steps_per_epoch)
     momentum = arguments.get("momentum", optim.momentum)
@@ -70,17 +75,13 @@ def refuse_short(config: Any, arguments: Mapping[str, Any], material: Material, 
             "longer."
         )
     left = every[last:]
-    if (
-        steps_to_shrink(left, strength=arguments["strength"], threshold=config.threshold, **course)
-        is not None
-    ):
-        return
     norm = final_norm(left, strength=arguments["strength"], **course)
-    advice = _stronger(left, arguments["strength"], config.threshold, course)
+    if norm < config.threshold:
+        return
     raise UsageError(
         f"no row would be removed: after the {len(left):,} steps in which it is reset, a row of norm 1 has "
-        f"the norm {norm:.2g}, and rows below threshold={config.threshold:g} are removed. Train longer, or "
-        f"{advice}."
+        f"the norm {norm:.2g}, and rows below threshold={config.threshold:g} are removed. Train longer"
+        f"{_remedy(left, arguments['strength'], config.threshold, course)}."
     )
 
 
@@ -106,11 +107,18 @@ def _last_choice(arguments: Mapping[str, Any], of: Compaction, warmup: int, step
     )
 
 
-def _stronger(left: Sequence[float], strength: float, threshold: float, course: Mapping[str, float]) -> str:
-    """What to advise: the weakest strength, of a few, by which a row gets there."""
-    wanted = strength
-    while wanted < _STRONGEST:
-        wanted *= 2
-        if steps_to_shrink(left, strength=wanted, threshold=threshold, **course) is not None:
-            return f"say --set method.strength={float(f'{wanted:.1g}'):g}"
-    return "let the rate fall to zero (optim.schedule=cosine), or raise threshold"
+def _remedy(left: Sequence[float], strength: float, threshold: float, course: Mapping[str, float]) -> str:
+    """What else to advise: the weakest strength that does, or one with a threshold above what it leaves.
+
+    Close to zero a row swings as widely as the last rates let it, so that in a short training no strength
+    takes it below a small threshold.
+    """
+    grid = [strength * _STEP**power for power in range(1, _POWERS)]
+    norms = {wanted: final_norm(left, strength=wanted, **course) for wanted in grid}
+    if enough := next((wanted for wanted, norm in norms.items() if norm < threshold), None):
+        return f", or say --set method.strength={enough:.2g}"
+    near = next((wanted for wanted, norm in norms.items() if norm < _NEAR), None)
+    if near is None:
+        return ""
+    above = 10.0 ** math.ceil(math.log10(2 * norms[near]))
+    return f", or say --set method.strength={near:.2g} --set threshold={above:g}"

@@ -99,6 +99,26 @@ def refuse_uneven(optim: OptimSection, processes: int) -> None:
         )
 
 
+def refuse_cut_groups(optim: OptimSection, processes: int, group: int) -> None:
+    """Raise UsageError where pictures that stand together in a batch would come apart.
+
+    Args:
+        optim: batches and how they are split.
+        processes: asked for.
+        group: pictures that stand together.
+    """
+    if group == 1:
+        return
+    parts = max(world_size(), processes) * optim.accumulate
+    if optim.batch_size % (group * parts):
+        raise UsageError(
+            f"a batch of {optim.batch_size} in {parts} parts (processes × accumulate) holds no whole groups "
+            f"of data.per_identity={group} pictures: take a multiple of {group * parts}."
+        )
+    if optim.auto_batch:
+        raise UsageError("--auto-batch may part pictures of one identity: set optim.accumulate yourself.")
+
+
 def labelled(config: DataSection, *splits: str, run: RunSection | None = None) -> Data:
     """The data with these splits; ``run`` says where hashes of their files are kept.
 

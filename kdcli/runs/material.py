@@ -167,6 +167,7 @@ def gather(lesson: Lesson, console: Console, networks: dict[str, Model] | None =
     config, method = lesson.config, lesson.method
     optim = config.optim
     refuse_options(config, method)
+    frame.refuse_cut_groups(optim, config.processes, lesson.task.group)
     taught = "teacher" in {party.name for party in method.parties}
     pool = _pool(lesson)
     targets = lesson.task.target_columns(pool.labels)

@@ -161,6 +161,7 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
     from kdcli.runs.refusals import warn_of_milestones
     from kdcli.tasks import task_of
 
+    course.refuse_optimiser(config.optim)
     task = task_of(data, config.data, config.optim, config.views)
     compacted = compact(config, student, task, data, methods.entry(config.method.name).which, kind)
     method = methods.function(config.method.name)(task, compacted.of, **arguments)

@@ -20,7 +20,10 @@ from kdcli.stages import compress, distill
 
 Make = Callable[..., compress.Plan]
 
-QUICK = {"method.strength": 2.0, "method.interval": 1, "method.granularity": 100, "method.warmup": 0.1}
+QUICK = {
+    **{"method.strength": 0.1, "method.momentum": 0.9, "threshold": 0.05, "optim.lr": 0.1},
+    **{"method.interval": 1, "method.granularity": 100, "method.warmup": 0.1},
+}
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +39,7 @@ def make(pictures: Path, trained: Path, tmp_path: Path) -> Make:
     def plan(out: str = "o", **more: Any) -> compress.Plan:
         options = {
             **{"student": str(trained), "data.source": str(pictures), "views.count": "live"},
-            **{"optim.max_steps": 30, "optim.batch_size": 16, "log_every": 1, "evaluate_steps": 10},
+            **{"optim.max_steps": 60, "optim.batch_size": 16, "log_every": 1, "evaluate_steps": 10},
             **{"out": str(tmp_path / out), "cache": str(tmp_path / "cache"), **more},
         }
         options = {key: value for key, value in options.items() if value is not None}
@@ -70,8 +73,8 @@ def test_resrep_meets_its_target_and_what_is_left_answers_alike(make: Make, trai
 
     assert flops(network, torch.zeros(1, 3, 32, 32)) == after
     assert not compactors(network)  # type: ignore[arg-type]
-    log = rows(made.path)
-    assert log[-1]["step"] == 30
+    log = [row for row in rows(made.path) if "small rows" in row]
+    assert log[-1]["step"] == 60
     assert log[-1]["small rows"] > log[0]["small rows"] == 0
     assert json.loads((made.path / "kdcli.json").read_text())["stage"] == "compress"
 
@@ -79,7 +82,8 @@ def test_resrep_meets_its_target_and_what_is_left_answers_alike(make: Make, trai
 def test_the_smaller_network_is_a_teacher_a_student_and_can_be_made_smaller_again(
     make: Make, pictures: Path, tmp_path: Path
 ) -> None:
-    first = compress.run(make("first", target="flops=0.8", **QUICK), QUIET).path
+    gentle = {**QUICK, "method.strength": 0.02, "optim.max_steps": 200, "target": "flops=0.9"}
+    first = compress.run(make("first", **gentle), QUIET).path
     more = {"teacher": [str(first)], "method.name": "kd", "views.count": "live", "optim.max_steps": 2}
     student = distill.run(training_plan(pictures, tmp_path / "s", tmp_path / "cache", **more), QUIET).path
     again = {"method.name": "supervised", "student": str(first), "from_scratch": False, "image_size": None}
@@ -88,7 +92,8 @@ def test_the_smaller_network_is_a_teacher_a_student_and_can_be_made_smaller_agai
         QUIET,
     ).path
     assert build(str(kept)).operations == build(str(first)).operations  # type: ignore[attr-defined]
-    second = compress.run(make("second", student=str(first), target="flops=0.8", **QUICK), QUIET).path
+    again = {**gentle, "student": str(first), "target": "flops=0.95", "method.strength": 0.05}
+    second = compress.run(make("second", **again), QUIET).path
     widths = [facts(path)["compression"]["widths"] for path in (first, second)]
     assert all(widths[1][name][0] == left for name, (_, left) in widths[0].items() if left > 1)
     report = measured([first, second, student], pictures, tmp_path / "report")
@@ -96,8 +101,15 @@ def test_the_smaller_network_is_a_teacher_a_student_and_can_be_made_smaller_agai
 
 
 def test_cdd_begins_with_the_teacher_itself(make: Make, trained: Path) -> None:
-    more = {"method.name": "cdd", "teacher": [str(trained)], "student": None, "optim.max_steps": 40}
-    plan = make(**more, **{"method.strength": 2.0, "method.ratio": 0.9, "method.queue": 32})
+    more = {"method.name": "cdd", "teacher": [str(trained)], "student": None, "optim.max_steps": 60}
+    more |= {
+        "method.strength": 0.15,
+        "method.ratio": 0.9,
+        "method.queue": 32,
+        "threshold": 0.05,
+        "optim.lr": 0.1,
+    }
+    plan = make(**more)
     told = plan.to_json()
     assert [row["term"] for row in told["objective"]][:4] == ["ce", "kl", "layers", "reset rows"]
     assert told["states"]["rggr"]["queue1"][0] == 32
@@ -110,8 +122,8 @@ def test_cdd_begins_with_the_teacher_itself(make: Make, trained: Path) -> None:
     found = facts(made.path)["compression"]
     assert found["removed"] > 0
     assert found["fold_difference"] < 1e-5
-    reset = [row["reset rows"] for row in rows(made.path)]
-    assert reset[: round(40 * 20 / 120)] == [0.0] * round(40 * 20 / 120)  # the warm-up
+    reset = [row["reset rows"] for row in rows(made.path) if "reset rows" in row]
+    assert reset[:10] == [0.0] * 10  # the warm-up
     assert reset == sorted(reset)  # no row comes back
     assert reset[-1] >= found["removed"]
 
@@ -121,7 +133,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(make: Make, trained: Path, method: st
     more = {**QUICK, "target": "flops=0.7"}
     if method == "cdd":
         more = {"method.name": "cdd", "teacher": [str(trained)], "student": "same", "method.queue": 32}
-        more |= {"method.strength": 2.0, "method.ratio": 0.9}
+        more |= {"method.strength": 0.15, "method.ratio": 0.9, "threshold": 0.05, "optim.lr": 0.1}
     whole = compress.run(make("whole", **more), QUIET).path
     for stop in (1, 17):
         with pytest.raises(Preempted):
@@ -151,7 +163,7 @@ def test_the_plan_says_what_can_go(make: Make, monkeypatch: pytest.MonkeyPatch) 
     said = plan.to_json()
     assert set(said["sites"]["channels"]) == set(plan.compacted.of.sites)
     assert 0 < said["sites"]["least"]["flops"] < 0.7
-    assert said["turns"][0]["groups"]["student:*.compactor.weight"] == {"momentum": 0.99, "weight_decay": 0.0}
+    assert said["turns"][0]["groups"]["student:*.compactor.weight"] == {"momentum": 0.9, "weight_decay": 0.0}
     assert said["turns"][0]["edits"][0]["parameters"] == list(plan.compacted.of.parameters)
 
 
@@ -183,6 +195,7 @@ def test_the_plan_says_what_can_go(make: Make, monkeypatch: pytest.MonkeyPatch) 
         ({"method.name": "ressrep"}, UsageError, "unknown method 'ressrep'. Did you mean 'resrep'"),
         ({"student": "same"}, UsageError, "--student same is the teacher's network"),
         ({**QUICK, "target": "flops=0.7", "optim.opt": "adamw"}, UsageError, "--opt adamw: rows shrink by"),
+        ({**QUICK, "target": "flops=0.7", "optim.opt": "nadam"}, UsageError, "--opt nadam: rows shrink by"),
         (
             {**QUICK, "target": "flops=0.7", "optim.ema": 0.9},
             UsageError,
@@ -217,9 +230,10 @@ def test_distill_has_no_method_of_compress(pictures: Path, tmp_path: Path) -> No
 def test_papers_trainings_apply(make: Make, trained: Path, method: str) -> None:
     more = {"method.name": method, "recipe": "paper", "optim.max_steps": None, "optim.batch_size": None}
     if method == "cdd":
-        more |= {"teacher": [str(trained)], "student": "same", "method.strength": 1.0}
+        more |= {"teacher": [str(trained)], "student": "same", "method.strength": 1.5, "threshold": 0.1}
     else:
         more |= {"method.granularity": 100, "method.interval": 1, "method.strength": 0.1}
+        more |= {"method.target": 0.6, "threshold": 0.1}
     plan = make(**more)
     assert plan.config.optim.opt == "momentum"
     assert plan.config.optim.epochs == {"resrep": 180, "cdd": 120}[method]

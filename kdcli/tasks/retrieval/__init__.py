@@ -63,12 +63,8 @@ class Retrieval(WholePicture):
             raise UsageError("--labels-per-class: retrieval learns from pictures that belong together.")
         if views is not None and views.store.startswith("top"):
             raise UsageError("retrieval has no views.store=topK: its embeddings are no distribution.")
-        if optim is not None and optim.batch_size % (section.per_identity * optim.accumulate):
-            raise UsageError(
-                f"a batch of {optim.batch_size} holds no whole groups of data.per_identity="
-                f"{section.per_identity} pictures: take a multiple"
-                + (f", in each of {optim.accumulate} micro-batches." if optim.accumulate > 1 else ".")
-            )
+        if optim is not None and (optim.mixup or optim.cutmix):
+            raise UsageError("retrieval has no mixup and no CutMix: a mixed picture is of no identity.")
         if "train" not in data.splits:
             return cls(())
         numbers = np.unique(data.splits["train"].labels)
@@ -113,9 +109,11 @@ class Retrieval(WholePicture):
 
     def target_columns(self, labels: np.ndarray) -> TargetColumns:
         """Numbers of identities among those of training."""
-        from kdcli.tasks.retrieval.target import IdentityColumns
+        import torch
 
-        return IdentityColumns(np.array(self.numbers, np.int64))
+        from kdcli.tasks.retrieval.batches import IdentityColumns
+
+        return IdentityColumns(torch.tensor(self.numbers, dtype=torch.int64))
 
     def example(self, rows: int, side: int) -> dict[str, Tensor]:
         """Pictures of identities in turn, two of each."""
