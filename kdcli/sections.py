@@ -52,9 +52,7 @@ class DataSection(SourceSection):
     group_by: str | None = option(None, "Column whose equal values stay in one split.")
     label_column: str | None = option(None, "Column of the labels (found by type).")
     label_columns: list[str] | None = option(None, "Columns of 0 and 1, one for each of several labels.")
-    task: str = reading(
-        "auto", "classification, multi-label, segmentation, retrieval; auto: by columns.", "--task"
-    )
+    task: str = reading("auto", "By name (retrieval, …); auto: by the columns of the data.", "--task")
     mask_column: str | None = option(None, "Column of the masks (found by name).")
     class_names: list[str] | None = option(None, "Names of classes that the data number (masks, lists).")
     camera_column: str | None = option(None, "Column of the cameras (retrieval; found by name).")

@@ -145,7 +145,7 @@ def test_help_of_a_stage_fits_a_screen(
     monkeypatch.setenv("COLUMNS", "100")
     assert run([name, "--help"]) == (0, "")
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) <= 58
+    assert len(lines) <= 60
     assert max(map(len, lines)) <= 100
     headings = [line[:-1] for line in lines if re.fullmatch(r"[A-Z][a-z]+:", line)]
     order = ["Inputs", "Method", "Head", "Data", "Training", "Outputs", "Run", "Command"]
@@ -199,7 +199,8 @@ def test_no_arguments_show_the_help(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (
             ["distil"],
-            "unknown command 'distil'. Did you mean 'distill'? Commands: probe, synthesize, distill, eval.",
+            "unknown command 'distil'. Did you mean 'distill'? "
+            "Commands: probe, synthesize, distill, compress, eval.",
         ),
         (["distill", "--techer", "x"], "unknown option '--techer'. Did you mean '--teacher'?"),
         (["distill", "stray"], "Got unexpected extra argument(s) (stray)"),

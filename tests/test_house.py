@@ -29,7 +29,8 @@ RANKS = (
     ("data", "models", "report", "launch"),
     ("engine",),
     ("tasks",),
-    ("synthesis", "compression", "methods"),
+    ("synthesis", "methods"),
+    ("compression",),
     ("runs",),
     ("stages",),
     ("commands",),
@@ -215,6 +216,8 @@ OPTIONS = {
     "distill": f"{RUN} {DATA} --views --extra --extra-ratio --teacher --via --student --weights "
     "--from-scratch --image-size --method --recipe --add --alpha --temperature --opt --lr --weight-decay "
     "--epochs --max-steps --batch-size --auto-batch",
+    "compress": f"{RUN} {DATA} --views --teacher --student --weights --from-scratch --image-size --method "
+    "--target --recipe --opt --lr --weight-decay --epochs --max-steps --batch-size",
     "eval": f"{RUN} {DATA} --teacher --split --require --cost --batch-size",
 }
 OPTIMISER = (
@@ -260,9 +263,18 @@ KEYS = {
         "method": "name alpha temperature",
         "optim": OPTIMISER,
     },
+    "compress": {
+        "": f"{RUN_KEYS} teacher teacher_mean teacher_temperature recipe target threshold student "
+        "weights from_scratch image_size head drop_path evaluate_every evaluate_steps save_steps "
+        "save_minutes log_every",
+        "data": f"extra extra_ratio {DATA_KEYS}",
+        "views": VIEW_KEYS,
+        "method": "name",
+        "optim": OPTIMISER,
+    },
     "eval": {
-        "": f"{RUN_KEYS} models teacher split require cost batch_size window stride repeats exit_slack "
-        "effects_mix",
+        "": f"{RUN_KEYS} models teacher split require cost batch_size window stride rerank repeats "
+        "exit_slack effects_mix",
         "data": DATA_KEYS,
     },
 }

@@ -47,18 +47,18 @@ class Retrieved:
     """What came of a search.
 
     All but ``recall`` follow the camera rule where cameras are known. It takes matches away, so a query may
-    be left without any: it is skipped by ``map`` and ``cmc``, while ``recall`` still counts it. Only a query
+    be left without any: it is skipped by ``mAP`` and ``cmc``, while ``recall`` still counts it. Only a query
     without a match in the whole gallery, but for its own picture, is skipped by both.
 
     Attributes:
-        metrics: fractions. ``map``; ``cmc1``, ``cmc5`` and ``cmc10`` where cameras are known: queries with a
+        metrics: fractions. ``mAP``; ``cmc1``, ``cmc5`` and ``cmc10`` where cameras are known: queries with a
             match among the first k rows; ``recall1``, ``recall5`` and ``recall10``: the same without the
             camera rule.
         average_precision: [Q] float64, NaN where skipped.
         ranks: [Q] int64, place of the first match, 0 for the best; −1 where skipped.
         top: [Q, 5] int64, the first gallery rows after removal, also of a skipped query; −1 where fewer are
             left.
-        skipped: number of queries that ``map`` does not count.
+        skipped: number of queries that ``mAP`` does not count.
     """
 
     metrics: dict[str, float]
@@ -104,7 +104,7 @@ def retrieval(
     if not bool(counted.any()):
         left = " that the camera rule leaves" if bool((free >= 0).any()) else ""
         raise ValueError(f"no query has a match in the gallery{left}: there is nothing to measure")
-    metrics = {"map": float(precision[counted].mean())}
+    metrics = {"mAP": float(precision[counted].mean())}
     if known:
         metrics |= {f"cmc{k}": _within(ranks, k) for k in CUTS}
     metrics |= {f"recall{k}": _within(free, k) for k in CUTS}

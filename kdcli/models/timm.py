@@ -242,9 +242,10 @@ class TimmModel(Model):
 
     def forget_classes(self) -> None:
         """Leave away the classifier behind an embedding."""
-        if not isinstance(self.head, EmbeddingHead):
+        rest = None if self.head is None else self.head.refitted(0)
+        if rest is None:
             raise InputError(f"{self.name} has no embedding apart from its classifier.")
-        self.head, self.classes = self.head.refitted(0), None
+        self.head, self.classes = rest, None
 
     @property
     def architecture(self) -> str:

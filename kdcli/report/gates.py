@@ -11,7 +11,7 @@ from typing import Any
 from kdcli.errors import UsageError, nearest
 from kdcli.report.figures import Figure
 
-_FORM = re.compile(r"\s*([a-z0-9_.]+)\s*(>=|<=|>|<)\s*([0-9.eE+-]+)\s*")
+_FORM = re.compile(r"\s*([A-Za-z0-9_.]+)\s*(>=|<=|>|<)\s*([0-9.eE+-]+)\s*")
 _COMPARE = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
 
 

@@ -25,7 +25,7 @@ from kdcli.console import Console, duration
 from kdcli.errors import UsageError
 from kdcli.runs import Result, frame, idle, recipes, show
 from kdcli.runs import targets as goals
-from kdcli.sections import LARGEST, OptimSection, StudentSection
+from kdcli.sections import LARGEST, OptimSection, StudentSection, TrainingData
 
 if TYPE_CHECKING:
     from kdcli.data.samples import Data
@@ -55,7 +55,15 @@ class ShrinkSection(OptimSection):
         1e-4, "Weight decay; none on biases, norms, positions.", "--weight-decay", ge=0, le=LARGEST
     )
     warmup: float = option(0.0, "Part of the steps of linear warm-up.", ge=0, lt=1)
+    auto_batch: bool = option(False, "Not for compress.")
     clip_grad: float | None = option(None, "Largest norm of each network's gradient.", gt=0, le=LARGEST)
+
+
+class LabelledData(TrainingData):
+    """Labelled pictures; there is no place for others."""
+
+    extra: list[str] = option([], "Not for compress.")
+    extra_ratio: float | None = option(None, "Not for compress.", ge=0, le=1)
 
 
 class Config(StudentSection):
@@ -68,6 +76,7 @@ class Config(StudentSection):
     target: str | None = method_option(
         None, "What is left: flops=0.45 or params=0.5 (methods that have a target).", "--target"
     )
+    data: LabelledData = LabelledData()
     optim: ShrinkSection = ShrinkSection()
     threshold: float = option(1e-5, "Rows of a smaller norm are removed.", gt=0, le=1)
     recipe: str = method_option(

@@ -93,8 +93,8 @@ def test_two_bands_are_told_apart_by_their_neighbours() -> None:
     x, y = torch.cat(bands), torch.arange(2).repeat_interleave(60)
     asked = torch.arange(120) % 6 == 0
     query, gallery = Embedded(x[asked], y[asked]), Embedded(x[~asked], y[~asked])
-    before = retrieval(query, gallery).metrics["map"]
-    after = retrieval(query, gallery, distances=reranked(query.features, gallery.features)).metrics["map"]
+    before = retrieval(query, gallery).metrics["mAP"]
+    after = retrieval(query, gallery, distances=reranked(query.features, gallery.features)).metrics["mAP"]
     assert 0.6 < before < 0.75
     assert after > before + 0.08
 

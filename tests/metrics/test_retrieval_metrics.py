@@ -57,7 +57,7 @@ def naive(query: Embedded, gallery: Embedded, similar: Tensor | None = None) -> 
         order = ranking(query, gallery, i, False, similar)
         hits = [n for n, j in enumerate(order) if gallery.identities[j] == query.identities[i]]
         free.append(hits[0] if hits else -1)
-    metrics = {"map": float(np.nanmean(precisions))}
+    metrics = {"mAP": float(np.nanmean(precisions))}
     for name, places in (("cmc", ranks), ("recall", free)):
         counted = [n for n in places if n >= 0]
         if name == "recall" or (query.cameras is not None and gallery.cameras is not None):
@@ -83,7 +83,7 @@ def test_golden_value_of_cdd() -> None:
     cameras = [torch.from_numpy(state.randint(3, size=rows)) for rows in (6, 120)]
     query = Embedded(features[0], torch.arange(6) % 5, cameras[0])
     found = retrieval(query, Embedded(features[1], theirs, cameras[1]))
-    assert found.metrics["map"] == pytest.approx(0.18251540, abs=5e-9)
+    assert found.metrics["mAP"] == pytest.approx(0.18251540, abs=5e-9)
     assert [found.metrics[f"cmc{k}"] for k in (1, 5, 10)] == pytest.approx([0, 0.8333, 0.8333], abs=5e-5)
     assert found.skipped == 0
 
@@ -143,7 +143,7 @@ def test_a_tie_is_a_miss() -> None:
     first = retrieval(query, Embedded(x, torch.tensor([4, 5, 4])))
     assert first.ranks.tolist() == [1]
     assert first.top.tolist() == [[1, 0, 2, -1, -1]]
-    assert first.metrics["map"] == pytest.approx((1 / 2 + 2 / 3) / 2)
+    assert first.metrics["mAP"] == pytest.approx((1 / 2 + 2 / 3) / 2)
 
 
 def test_fewer_rows_than_k_are_no_obstacle() -> None:
@@ -166,7 +166,7 @@ def test_the_two_rules_skip_differently() -> None:
     assert found.ranks.tolist() == [0, -1, -1]
     assert found.average_precision.isnan().tolist() == [False, True, True]
     assert found.skipped == 2
-    assert found.metrics == {"map": 1, "cmc1": 1, "cmc5": 1, "cmc10": 1} | dict.fromkeys(
+    assert found.metrics == {"mAP": 1, "cmc1": 1, "cmc5": 1, "cmc10": 1} | dict.fromkeys(
         ["recall1", "recall5", "recall10"], 1
     )
     far = replace(gallery, features=x[[3, 3, 0]])  # now query 1's match ties with a miss
@@ -182,7 +182,7 @@ def test_an_unknown_camera_equals_none() -> None:
     assert found.ranks.tolist() == [0, -1]
     unknown = replace(gallery, cameras=torch.tensor([-1, -1]))
     assert "cmc1" not in retrieval(query, unknown).metrics
-    assert retrieval(query, unknown).metrics["map"] == 1
+    assert retrieval(query, unknown).metrics["mAP"] == 1
 
 
 def test_a_querys_own_picture_never_counts() -> None:
@@ -194,7 +194,7 @@ def test_a_querys_own_picture_never_counts() -> None:
         own = replace(gallery, identities=torch.tensor([name, 1, 0]))
         found = retrieval(query, own)
         assert found.top.tolist() == [[1, 2, -1, -1, -1]]
-        assert found.metrics == {"map": 0.5, "recall1": 0, "recall5": 1, "recall10": 1}
+        assert found.metrics == {"mAP": 0.5, "recall1": 0, "recall5": 1, "recall10": 1}
     assert retrieval(replace(query, keys=None), gallery).metrics["recall1"] == 1
 
 
@@ -219,7 +219,7 @@ def test_distances_are_ranked_by_instead() -> None:
     distances = torch.rand(9, 40, generator=torch.Generator().manual_seed(5)).mul(8).round()
     found = retrieval(query, gallery, distances=distances, chunk=4)
     same(found, naive(query, gallery, -distances))
-    assert found.metrics["map"] != pytest.approx(retrieval(query, gallery).metrics["map"], rel=1e-3)
+    assert found.metrics["mAP"] != pytest.approx(retrieval(query, gallery).metrics["mAP"], rel=1e-3)
 
 
 QUERY, GALLERY = drawn()

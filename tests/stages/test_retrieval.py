@@ -107,21 +107,21 @@ def test_a_frozen_backbone_is_a_network_of_retrieval(probed: Plan, people: Path,
     with torch.no_grad():
         assert network(x).shape == (1, network.body.num_features)  # type: ignore[attr-defined]
     assert model["search"] == {"queries": 8, "skipped": 0, "gallery": 32, "width": network(x).shape[1]}
-    assert set(model["metrics"]) == {"map", "cmc1", "cmc5", "cmc10", "recall1", "recall5", "recall10"}
+    assert set(model["metrics"]) == {"mAP", "cmc1", "cmc5", "cmc10", "recall1", "recall5", "recall10"}
 
 
 def test_a_probe_takes_the_best_embedding(teacher: Path, people: Path, tmp_path: Path) -> None:
     found = facts(teacher)
     grid = found["grid"]
     assert {row["solver"] for row in grid} == {"plain", "whitened"}
-    assert found["metrics"]["validation/map"] == max(row["map"] for row in grid)
-    best = max(grid, key=lambda row: row["map"])
+    assert found["metrics"]["validation/mAP"] == max(row["mAP"] for row in grid)
+    best = max(grid, key=lambda row: row["mAP"])
     assert f"{best['feature']} {best['solver']}" in found["selection"]
     report = report_of(
         [teacher], people, tmp_path / "r", split="validation", **{"data.validation_fraction": 0.3}
     )
-    assert report["models"][0]["metrics"]["map"] == pytest.approx(
-        found["metrics"]["validation/map"], abs=1e-5
+    assert report["models"][0]["metrics"]["mAP"] == pytest.approx(
+        found["metrics"]["validation/mAP"], abs=1e-5
     )
 
 
@@ -192,7 +192,7 @@ def test_a_trained_network_is_a_teacher_and_a_student(train: Plan) -> None:
 def test_answers_are_ranked_again(teacher: Path, people: Path, tmp_path: Path) -> None:
     plain = report_of([teacher], people, tmp_path / "plain")
     again = report_of([teacher], people, tmp_path / "again", rerank=True)
-    maps = [report["models"][0]["metrics"]["map"] for report in (plain, again)]
+    maps = [report["models"][0]["metrics"]["mAP"] for report in (plain, again)]
     assert maps[0] != maps[1]
     assert any("ranked again by k-reciprocal neighbours" in note for note in again["notes"])
 
@@ -204,12 +204,12 @@ def test_gates_know_its_figures(teacher: Path, people: Path, tmp_path: Path) -> 
         "cost": False,
         "out": str(tmp_path / "o"),
     }
-    options |= {"require": ["map>=0.01", "cmc1>=1.01"]}
+    options |= {"require": ["mAP>=0.01", "cmc1>=1.01"]}
     with pytest.raises(UsageError, match=r"cmc1"):
         evaluate.plan(resolve(evaluate.Config, options=options), QUIET)
-    options["require"] = ["map>=0.01", "recall10>=0.999999"]
+    options["require"] = ["mAP>=0.01", "recall10>=0.999999"]
     result = evaluate.run(evaluate.plan(resolve(evaluate.Config, options=options), QUIET), QUIET)
-    assert all("map" not in failed for failed in result.failed)
+    assert all("mAP" not in failed for failed in result.failed)
 
 
 @pytest.mark.parametrize(

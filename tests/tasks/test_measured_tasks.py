@@ -47,7 +47,7 @@ def options(**given: object) -> EvalOptions:
     """Of ``eval``, as its stage makes them."""
     usual: dict[str, object] = {
         **{"window": None, "stride": None, "exit_slack": 0.005, "effects_mix": 0.5},
-        **{"teacher": False, "class_order": "names", "repeats": 0, "seed": 0},
+        **{"teacher": False, "class_order": "names", "repeats": 0, "rerank": False, "seed": 0},
     }
     return EvalOptions(given=frozenset(given), **{**usual, **given})  # type: ignore[arg-type]
 

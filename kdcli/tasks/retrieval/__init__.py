@@ -45,7 +45,7 @@ class Retrieval(WholePicture):
     """
 
     name: str = "retrieval"
-    selection: str = "map"
+    selection: str = "mAP"
     numbers: tuple[int, ...] = ()
     group: int = 1
 

@@ -10,9 +10,9 @@ _CAMERAS = f"{_PICTURES} and a camera"
 
 FIGURES = (
     Figure(
-        "map",
         "mAP",
-        ("metrics", "map"),
+        "mAP",
+        ("metrics", "mAP"),
         percent,
         fraction=True,
         takes=_PICTURES,

@@ -78,5 +78,5 @@ def _fixed_signs(directions: Tensor) -> Tensor:
 
 def _rank(spec: HeadSpec, metrics: dict[str, float]) -> tuple[float, ...]:
     """The smallest is the best; of equals the plainer."""
-    value = metrics["map"]
+    value = metrics["mAP"]
     return (math.inf if math.isnan(value) else -value, float(spec.solver == "whitened"))
