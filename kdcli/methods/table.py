@@ -24,6 +24,7 @@ class Entry:
         parts: functions that make what ``target`` is given after the task. Their parameters are the method's
             too; ``weight`` where it may be given by name.
         published: function of its recipes, of a method that is made for more than a task.
+        before: whether a method of ``kdcli compress`` removes channels before the training, and not after it.
         which: of a method of ``kdcli compress``, layers of a block that it works on; see
             :func:`kdcli.models.sites.sites`.
     """
@@ -36,7 +37,8 @@ class Entry:
     twin: bool = False
     parts: tuple[str, ...] = ()
     published: str = ""
-    which: Literal["", "cdd", "resrep"] = ""
+    which: Literal["cdd", "resrep"] = "resrep"
+    before: bool = False
 
 
 def _at(module: str, function: str) -> str:
@@ -208,6 +210,16 @@ COMPRESSORS: dict[str, Entry] = {
         needs="any",
         published="kdcli.compression.cdd:recipes",
         which="cdd",
+    ),
+    "magnitude": Entry(
+        "kdcli.compression.magnitude:magnitude",
+        "channels of least filter norm go first, then what is left learns: a baseline",
+        "Li et al. 2017, arXiv 1608.08710",
+        teacher=False,
+        needs="any",
+        published="kdcli.compression.magnitude:recipes",
+        which="resrep",
+        before=True,
     ),
 }
 """Methods of ``kdcli compress``: functions of a task, and of what the student's layers are."""

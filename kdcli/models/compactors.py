@@ -88,3 +88,13 @@ def removed(network: TimmModel) -> TimmModel:
     for name in compactors(plain):
         plain.body.set_submodule(name, plain.body.get_submodule(f"{name}.{ACTIVATION}"))
     return plain
+
+
+def filters(network: TimmModel, sites: Sequence[Site]) -> list[Tensor]:
+    """Weights [p, …] of what makes the channels of each site: a row for a channel, or for a head's values."""
+    found = []
+    for site in sites:
+        weight = network.body.get_submodule(site.producer).get_parameter("weight").detach()
+        rows = weight[-site.width * site.each :]  # of an attention the values, behind queries and keys
+        found.append(rows.reshape(site.width, -1))
+    return found

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from kdcli import methods
 from kdcli.artifacts.manifest import Manifest
 from kdcli.artifacts.store import Output
+from kdcli.compression.magnitude import chosen
 from kdcli.compression.rows import kept
 from kdcli.compression.shrinking import Compaction
 from kdcli.console import Console
@@ -21,13 +22,14 @@ from kdcli.engine.loop import LOG
 from kdcli.engine.runtime import Runtime
 from kdcli.losses.compaction import row_norms
 from kdcli.metrics.efficiency import evaluating
-from kdcli.models.compactors import compactors, insert
+from kdcli.models.compactors import compactors, filters, insert
 from kdcli.models.costs import cost_of, parameters_of
 from kdcli.models.folding import fold, zeroed
 from kdcli.models.protocol import Model
 from kdcli.models.sites import Found, sites_of
 from kdcli.models.timm import TimmModel
 from kdcli.runs import frame
+from kdcli.runs import targets as goals
 from kdcli.runs.material import build_student, planned_steps
 
 if TYPE_CHECKING:
@@ -35,6 +37,12 @@ if TYPE_CHECKING:
     from kdcli.tasks import Task
 
 _LISTED = 40  # layers of a plan, and of what is refused
+_LAST = "last step, folded"
+_SAID = {
+    "with_compactors": "with compactors",
+    "rows_zeroed": "with their small rows at zero",
+    "folded": "folded",
+}
 
 
 @dataclass(frozen=True)
@@ -45,27 +53,18 @@ class Compacted:
         networks: ``student``, and ``teacher`` where there is one.
         found: where compactors stand, and where none can.
         of: what a method is made for.
+        flops: of one picture, at widths of the sites.
+        parameters: of the network, at widths of the sites.
+        kept: channels that stay, by site, of a network that has lost the others already; None of one that has
+            compactors instead.
     """
 
     networks: Mapping[str, Model]
     found: Found
     of: Compaction
-
-    @cached_property
-    def flops(self) -> Any:
-        """FLOPs of one picture at widths of the sites."""
-        return cost_of(self._student, self.found.sites)
-
-    @cached_property
-    def parameters(self) -> Any:
-        """Parameters at widths of the sites."""
-        return parameters_of(self._student, self.found.sites)
-
-    @property
-    def _student(self) -> TimmModel:
-        student = self.networks["student"]
-        assert isinstance(student, TimmModel)
-        return student
+    flops: Callable[[Sequence[int]], float]
+    parameters: Callable[[Sequence[int]], float]
+    kept: Mapping[str, Tensor] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """What a plan says of it to programs."""
@@ -83,6 +82,20 @@ class Compacted:
         ones = [1] * len(self.of.widths)
         costs = {"flops": self.flops, "params": self.parameters}
         return {kind: round(cost(ones) / cost(self.of.widths), 4) for kind, cost in costs.items()}
+
+    def widths_left(self, masks: Mapping[str, Tensor]) -> list[int]:
+        """Widths of the sites where these channels stay."""
+        return [int(masks[site.name].sum()) for site in self.found.sites]
+
+    def facts(self, masks: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Widths and costs before and after, for the manifest."""
+        widths, before = self.widths_left(masks), self.of.widths
+        costs = {"flops": self.flops, "parameters": self.parameters}
+        return {
+            "widths": {site.name: [site.width, w] for site, w in zip(self.found.sites, widths)},
+            "removed": sum(before) - sum(widths),
+            **{name: [cost(before), cost(widths)] for name, cost in costs.items()},
+        }
 
     def describe(self, console: Console) -> None:
         """What a plan says of it to people."""
@@ -102,37 +115,40 @@ class Compacted:
         )
 
 
-def compact(config: Any, student: str, task: Task, data: Data, which: Any, kind: str) -> Compacted:
-    """Build the networks, and put compactors into the student.
+def compact(
+    config: Any, student: str, task: Task, data: Data, kind: str, arguments: Mapping[str, Any]
+) -> Compacted:
+    """Build the networks, and put compactors into the student, or remove channels by its weights.
 
     Args:
         config: of ``compress``.
         student: the name of what is made smaller.
         task: of the data.
         data: with its training split.
-        which: layers of a block, see :func:`kdcli.models.sites.sites`.
         kind: of cost: ``flops`` or ``params``.
+        arguments: of the method.
 
     Raises:
         InputError: a network that cannot be built, is none of timm's, or has nothing that can be removed.
     """
+    entry = methods.entry(config.method.name)
     own = build_student(config.model_copy(update={"student": student}), task)
-    found = sites_of(own, which)
+    found = sites_of(own, entry.which)
     assert isinstance(own, TimmModel)
     networks: dict[str, Model] = {"student": insert(own, found.sites)}
     alike = answers = False
     if config.teacher:
         teacher = frame.teacher(config.teacher[0], task, config.data.class_order)
         networks["teacher"] = teacher
-        alike = _channels(teacher, which) == {site.name: site.width for site in found.sites}
+        alike = _channels(teacher, entry.which) == {site.name: site.width for site in found.sites}
         answers = bool(own.classes) and own.classes == teacher.classes and len(teacher.logit_shape) == 1
     pictures = len(data.split("train"))
-    cost = (cost_of if kind == "flops" else parameters_of)(own, found.sites)
+    flops, parameters = cost_of(own, found.sites), parameters_of(own, found.sites)
     of = Compaction(
         sites=tuple(site.name for site in found.sites),
         widths=tuple(site.width for site in found.sites),
         diagonal=tuple(site.diagonal for site in found.sites),
-        cost=cost,
+        cost=flops if kind == "flops" else parameters,
         steps=planned_steps(config.optim, pictures),
         batch=config.optim.batch_size,
         pictures=pictures,
@@ -140,7 +156,13 @@ def compact(config: Any, student: str, task: Task, data: Data, which: Any, kind:
         alike=alike,
         answers=answers,
     )
-    return Compacted(networks, found, of)
+    if not entry.before:
+        return Compacted(networks, found, of, flops, parameters)
+    goals.refuse_unreachable(arguments["target"], kind, of.widths, of.cost)
+    masks = chosen(filters(own, found.sites), of.cost, arguments["target"])
+    kept = dict(zip(of.sites, masks))
+    networks["student"] = fold(insert(own, found.sites), kept)
+    return Compacted(networks, found, of, flops, parameters, kept)
 
 
 def _channels(network: Model, which: Any) -> dict[str, int]:
@@ -179,21 +201,17 @@ def shrunk(student: TimmModel, threshold: float, plan: Any, measuring: Measuring
     """
     own = compactors(student)
     masks = {name: kept(compactor.weight, threshold) for name, compactor in own.items()}
-    task, compacted = plan.task, plan.compacted
+    task = plan.task
     zero, smaller = zeroed(student, masks), fold(student, masks)
     device = next(student.parameters()).device
     smaller.to(device).eval()
-    widths = [int(mask.sum()) for mask in masks.values()]
     measured = {
         "with_compactors": task.metrics(measuring, student),
         "rows_zeroed": task.metrics(measuring, zero.to(device)),
         "folded": task.metrics(measuring, smaller),
     }
-    costs = {"flops": compacted.flops, "parameters": compacted.parameters}
     facts = {
-        "widths": {name: [len(mask), width] for (name, mask), width in zip(masks.items(), widths)},
-        "removed": sum(map(len, masks.values())) - sum(widths),
-        **{name: [cost(compacted.of.widths), cost(widths)] for name, cost in costs.items()},
+        **plan.compacted.facts(masks),
         "metrics": measured,
         "fold_difference": _difference(zero, smaller),
         "norms": {name: _quantiles(compactor.weight) for name, compactor in own.items()},
@@ -230,9 +248,9 @@ def export(
     """Fold the student as it is after the last step, measure it, write it and commit; main process only."""
     if not runtime.main:
         return
-    config, material = plan.config, plan.material
+    config, material, compacted = plan.config, plan.material, plan.compacted
     student: Any = parties[plan.method.export]
-    student.load_state_dict(outcome.last)
+    student.load_state_dict(outcome.last if compacted.kept is None else outcome.best or outcome.last)
     validation = plan.data.split("validation")
     measuring = Measuring(
         validation.take(validation.labelled()),
@@ -240,7 +258,12 @@ def export(
         config.optim.batch_size,
         frame.reading(config, config.data),
     )
-    folded = shrunk(student, config.threshold, plan, measuring)
+    if compacted.kept is None:
+        folded, selection = shrunk(student, config.threshold, plan, measuring), _LAST
+    else:
+        found = {"folded": plan.task.metrics(measuring, student)}
+        folded = Folded(student, {**compacted.facts(compacted.kept), "metrics": found})
+        selection = outcome.selection
     facts, task = folded.facts, plan.task
     _tell(plan, facts, console)
     keep = folded.network.save(output.partial)
@@ -252,7 +275,7 @@ def export(
         layout=folded.network.layout,
         classes=folded.network.classes,
         metrics={f"validation/{key}": value for key, value in facts["metrics"]["folded"].items()},
-        selection=f"last step ({outcome.progress.step}), folded",
+        selection=selection,
         compression=facts,
         data=plan.data.describe(),
         method={"name": plan.method.name, **plan.arguments},
@@ -272,17 +295,14 @@ def export(
 
 def _tell(plan: Any, facts: Mapping[str, Any], console: Console) -> None:
     """What was removed, and what that did on validation pictures."""
-    selection, found = plan.task.selection, facts["metrics"]
+    selection = plan.task.selection
+    said = {key: f"{figures[selection]:.4f} {_SAID[key]}" for key, figures in facts["metrics"].items()}
     parts = {name: facts[name][1] / facts[name][0] for name in ("flops", "parameters")}
     console.note(
         f"removed  {facts['removed']:,} channels: {parts['flops']:.1%} of the FLOPs and "
         f"{parts['parameters']:.1%} of the parameters are left"
     )
-    console.note(
-        f"validation {selection} {found['with_compactors'][selection]:.4f} with compactors, "
-        f"{found['rows_zeroed'][selection]:.4f} with their small rows at zero, "
-        f"{found['folded'][selection]:.4f} folded"
-    )
+    console.note(f"validation {selection} {', '.join(said.values())}")
     if not facts["removed"]:
         console.warn(
             f"no row of a compactor is below threshold={plan.config.threshold:g}: nothing was removed. Train "

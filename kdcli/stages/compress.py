@@ -43,7 +43,7 @@ class MethodSection(Section):
 
     model_config = ConfigDict(extra="allow", protected_namespaces=())
     principal = "name"
-    name: str = method_option("resrep", "resrep or cdd; see --help --method NAME.", "--method")
+    name: str = method_option("resrep", "resrep, cdd, magnitude; see --help --method NAME.", "--method")
 
 
 class ShrinkSection(OptimSection):
@@ -143,12 +143,12 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
         UsageError: an option or parameter that does not exist or fit, a training that prunes nothing.
         InputError: data or networks that cannot be used, or that nothing can be removed from.
     """
+    methods.refuse_other_stage(config.method.name, methods.COMPRESSORS)
     idle.refuse_idle(config, idle.of_compress(config))
     if config.student == SAME and not config.teacher:
         raise UsageError("--student same is the teacher's network: give --teacher, or --student.")
     if len(config.teacher) > 1:
         raise UsageError("kdcli compress takes one teacher.")
-    methods.refuse_other_stage(config.method.name, methods.COMPRESSORS)
     kind, arguments = _arguments(config)
     data = frame.labelled(config.data, "train", "validation", run=config)
     frame.say(console, data)
@@ -170,17 +170,19 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
     from kdcli.runs.refusals import warn_of_milestones
     from kdcli.tasks import task_of
 
-    course.refuse_optimiser(config.optim)
+    if not methods.entry(config.method.name).before:
+        course.refuse_optimiser(config.optim)
     task = task_of(data, config.data, config.optim, config.views)
-    compacted = compact(config, student, task, data, methods.entry(config.method.name).which, kind)
+    compacted = compact(config, student, task, data, kind, arguments)
     method = methods.function(config.method.name)(task, compacted.of, **arguments)
     lesson = Lesson(config, data, (), task, method)
     material = gather(lesson, console, dict(compacted.networks))
     idle.refuse_idle(config, idle.of_material(material))
     idle.warn_of_idle(config, console)
     warn_of_milestones(config.optim, method, material.schedule_steps, material.order.steps_per_epoch, console)
-    goals.refuse_unreachable(arguments.get("target"), kind, compacted.of.widths, compacted.of.cost)
-    course.refuse_short(config, arguments, material, compacted.of)
+    if compacted.kept is None:
+        goals.refuse_unreachable(arguments.get("target"), kind, compacted.of.widths, compacted.of.cost)
+        course.refuse_short(config, arguments, material, compacted.of)
     return Plan(config, target, data, task, material.method, arguments, choice, compacted, material)
 
 

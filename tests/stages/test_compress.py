@@ -130,6 +130,29 @@ def test_cdd_begins_with_the_teacher_itself(make: Make, trained: Path) -> None:
     assert reset[-1] > 0
 
 
+def test_magnitude_removes_before_it_trains(make: Make, trained: Path) -> None:
+    more = {"method.name": "magnitude", "target": "params=0.7", "teacher": [str(trained)], "student": "same"}
+    plan = make(**more, **{"optim.opt": "adamw", "optim.lr": 1e-3, "optim.max_steps": 6})
+    student, whole = plan.material.networks["student"], build(str(trained))
+    widths = plan.compacted.widths_left(plan.compacted.kept)
+    site, left = plan.compacted.found.sites[0], widths[0]
+    weight = whole.tensor(f"{site.producer}.weight")
+    norms = weight.detach().flatten(1).norm(dim=1)
+    best = norms.topk(left).indices.sort().values
+    own = student.tensor(f"{site.producer}.weight").flatten(1)  # scaled: the norm behind it is folded in
+    alike = torch.nn.functional.cosine_similarity(own, weight[best].flatten(1))
+    torch.testing.assert_close(alike, torch.ones(left))
+    made = compress.run(plan, QUIET)
+    found = facts(made.path)["compression"]
+    assert found["parameters"][1] <= 0.7 * found["parameters"][0]
+    assert [new for _, new in found["widths"].values()] == widths
+    network = build(str(made.path))
+    assert sum(p.numel() for p in network.parameters()) == found["parameters"][1]
+    assert facts(made.path)["selection"].startswith("best on validation, step")
+    with pytest.raises(UsageError, match="threshold is given, and method magnitude removes channels before"):
+        make("other", threshold=0.1, **more)
+
+
 @pytest.mark.parametrize("method", ["resrep", "cdd"])
 def test_a_stopped_run_goes_on_bit_for_bit(make: Make, trained: Path, method: str) -> None:
     more = {**QUICK, "target": "flops=0.7"}
