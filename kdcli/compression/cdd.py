@@ -9,7 +9,7 @@ m_l[i] is 1 at first, and 0 for good once channel i contributes little to every 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Annotated, Literal
 
@@ -63,12 +63,13 @@ def cdd(
         )
     size = max(min(queue, of.pictures) // of.batch, 1) * of.batch
     its = tuple(f"its{number}" for number in range(1, len(of.sites) + 1))
-    state = State("rggr", partial(_empty, size=size), its)
+    state = State("rggr", partial(_empty, size=size, each=of.each), its)
     seen = tuple(name for pair in zip((f"own{i}" for i in range(1, len(its) + 1)), its) for name in pair)
     keywords = {
         "neighbours": neighbours,
         "ratio": ratio,
         "distance": distance,
+        "each": of.each,
         "warmup": round(warmup * of.steps),
     }
     turn = Turn(
@@ -119,8 +120,8 @@ def observed(
     return value, changes
 
 
-def _empty(*rows: tuple[int, ...], size: int) -> dict[str, Tensor]:
-    return {**rggr.empty(*rows, size=size), "seen": torch.zeros((), dtype=torch.int64)}
+def _empty(*rows: tuple[int, ...], size: int, each: Sequence[int]) -> dict[str, Tensor]:
+    return {**rggr.empty(*rows, size=size, each=each), "seen": torch.zeros((), dtype=torch.int64)}
 
 
 def _count(rows: Tensor) -> Tensor:

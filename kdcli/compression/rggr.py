@@ -8,7 +8,7 @@ nearest neighbours are sought, and a mask of the rows that follow the objective,
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -20,20 +20,22 @@ from kdcli.losses.products import same_shape
 Distance = Literal["cosine", "l2"]
 
 
-def empty(*rows: tuple[int, ...], size: int) -> dict[str, Tensor]:
+def empty(*rows: tuple[int, ...], size: int, each: Sequence[int] = ()) -> dict[str, Tensor]:
     """The first tensors of the state that :func:`observe` updates.
 
-    For each layer, counted from 1, ``queue1`` [M, p] of zeros and ``mask1`` [p] bool, all true; for all of
+    For each layer, counted from 1, ``queue1`` [M, D] of zeros and ``mask1`` [p] bool, all true; for all of
     them ``filled``, an int64 without dimensions.
 
     Args:
-        rows: shape [p] of the pooled features of each layer.
+        rows: shape [D] of the pooled features of each layer.
         size: M, rows of a queue; a multiple of the batch (24,000 in the authors' code).
+        each: of each layer, channels of one of its p units, D / p (a head of an attention has many); none for
+            one each.
     """
     found = {"filled": torch.zeros((), dtype=torch.int64)}
-    for layer, (width,) in enumerate(rows, 1):
+    for layer, ((width,), own) in enumerate(zip(rows, each or [1] * len(rows)), 1):
         found[f"queue{layer}"] = torch.zeros(size, width)
-        found[f"mask{layer}"] = torch.ones(width, dtype=torch.bool)
+        found[f"mask{layer}"] = torch.ones(width // own, dtype=torch.bool)
     return found
 
 
@@ -66,6 +68,7 @@ def candidates(
     neighbours: int = 2,
     ratio: float = 0.5,
     distance: Distance = "cosine",
+    each: int = 1,
 ) -> Tensor:
     """Channels that contribute little to every retrieval of a batch, [p] bool.
 
@@ -81,6 +84,7 @@ def candidates(
         neighbours: K.
         ratio: r.
         distance: ``cosine`` takes unit rows for both steps, ``l2`` rows as they are.
+        each: channels of a unit, D / p, whose contributions are added up; then it is units that are chosen.
 
     Raises:
         ValueError: shapes that differ, or fewer than K rows in the gallery.
@@ -97,8 +101,8 @@ def candidates(
         else:
             similarity = -torch.cdist(t, g)
     nearest = similarity.topk(neighbours, dim=1).indices
-    contribution = (g[nearest] * s[:, None]).abs()  # [B, K, p]
-    width = student.shape[1]
+    contribution = (g[nearest] * s[:, None]).abs().unflatten(2, (-1, each)).sum(dim=3)  # [B, K, p]
+    width = contribution.shape[2]
     smallest = math.floor(round(width * ratio, 9))  # 100·0.29 is 28.999999999999996
     order = contribution.argsort(dim=2, stable=True)[..., :smallest]
     small = torch.zeros_like(contribution, dtype=torch.bool).scatter_(2, order, True)
@@ -116,6 +120,7 @@ def observe(
     neighbours: int = 2,
     ratio: float = 0.5,
     distance: Distance = "cosine",
+    each: Sequence[int] = (),
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """A derive with a state (:class:`kdcli.words.Derive`) that updates queues and masks of all layers.
 
@@ -127,6 +132,7 @@ def observe(
         neighbours: K.
         ratio: r.
         distance: of :func:`candidates`.
+        each: as in :func:`empty`.
 
     Returns:
         The number of rows that are reset, of all layers, a float without dimensions, and what changes.
@@ -142,8 +148,9 @@ def observe(
     rows = int(state["filled"]) + len(pooled[0])
     for layer, (student, teacher) in enumerate(zip(pooled[::2], pooled[1::2]), 1):
         queue, changes["filled"] = enqueue(state[f"queue{layer}"], state["filled"], teacher)
+        own = each[layer - 1] if each else 1
         found = candidates(
-            student, teacher, queue[:rows], neighbours=neighbours, ratio=ratio, distance=distance
+            student, teacher, queue[:rows], neighbours=neighbours, ratio=ratio, distance=distance, each=own
         )
         changes[f"queue{layer}"] = queue
         changes[f"mask{layer}"] = cumulative(state[f"mask{layer}"], found)

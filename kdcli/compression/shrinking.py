@@ -25,7 +25,7 @@ class Compaction:
         sites: names of the sites, which are taps too: ``SITE.in`` before the compactor, ``SITE.compactor``
             behind it.
         widths: of the sites.
-        diagonal: whether each compactor has a number for each channel, and not a row.
+        each: channels of one unit of each site: 1, or of heads their dimension.
         cost: FLOPs of one picture at widths of the sites.
         steps: of the training.
         batch: global batch.
@@ -37,7 +37,7 @@ class Compaction:
 
     sites: tuple[str, ...]
     widths: tuple[int, ...]
-    diagonal: tuple[bool, ...]
+    each: tuple[int, ...]
     cost: Callable[[Sequence[int]], float]
     steps: int
     batch: int

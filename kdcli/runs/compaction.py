@@ -147,7 +147,7 @@ def compact(
     of = Compaction(
         sites=tuple(site.name for site in found.sites),
         widths=tuple(site.width for site in found.sites),
-        diagonal=tuple(site.diagonal for site in found.sites),
+        each=tuple(site.each for site in found.sites),
         cost=flops if kind == "flops" else parameters,
         steps=planned_steps(config.optim, pictures),
         batch=config.optim.batch_size,

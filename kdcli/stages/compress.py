@@ -69,6 +69,9 @@ class LabelledData(TrainingData):
 class Config(StudentSection):
     """Make a trained network smaller: channels that it can do without go."""
 
+    teacher: list[str] = inputs(
+        [], "Model artifact with a head that teaches, or -.", "--teacher", max_length=64
+    )
     student: str | None = inputs(
         SAME, "What is made smaller: an artifact, a model's name, or same: the teacher.", "--student"
     )

@@ -137,6 +137,24 @@ def test_it_is_the_literal_loop(distance: str, neighbours: int, ratio: float, se
     assert masked[0] or ratio < 0.75
 
 
+def test_units_of_several_channels_are_chosen_by_what_these_contribute_together() -> None:
+    """Heads of an attention: contributions are added up over each of their channels."""
+    draw = torch.Generator().manual_seed(0)
+    student, teacher = torch.randn(3, 12, generator=draw), torch.randn(3, 12, generator=draw)
+    found = candidates(student, teacher, teacher, neighbours=1, ratio=0.5, each=3)
+    always = {0, 1, 2, 3}
+    for s, t in zip(student.tolist(), teacher.tolist()):
+        parts = [abs(x * y) for x, y in zip(unit(s), unit(t))]
+        sums = [sum(parts[3 * head : 3 * head + 3]) for head in range(4)]
+        always &= set(sorted(range(4), key=sums.__getitem__)[:2])
+    assert {head for head in range(4) if found[head]} == always
+    state = empty((12,), (5,), size=6, each=(3, 1))
+    assert [len(state[name]) for name in ("mask1", "mask2")] == [4, 5]
+    pooled = (student, teacher, student[:, :5], teacher[:, :5])
+    _, changes = observe(state, *pooled, neighbours=1, each=(3, 1))
+    assert set(reset(changes["mask1"])) == always
+
+
 def test_a_neighbour_from_an_earlier_batch_is_found() -> None:
     """It has the second channel small, the row itself the first: no channel is small in both."""
     gallery = torch.tensor([[1.0, 3.0, 9.0], [3.0, 1.0, 9.0], [-9.0, 9.0, 0.0]])

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from toolbox import QUIET, StopAfter, facts, measured, rows, training_plan
 
 from kdcli.config import resolve
@@ -263,3 +266,29 @@ def test_papers_trainings_apply(make: Make, trained: Path, method: str) -> None:
     assert plan.config.optim.opt == "momentum"
     assert plan.config.optim.epochs == {"resrep": 180, "cdd": 120}[method]
     assert plan.recipe.applied["optim.clip_grad"] is None
+
+
+@pytest.mark.long
+def test_two_processes_reset_the_rows_that_one_does(pictures: Path, tmp_path: Path) -> None:
+    """Queues hold the rows of both; a network without batch norms differs by rounding alone."""
+    more = {"method.name": "supervised", "student": "test_vit", "optim.max_steps": 20, "optim.batch_size": 16}
+    teacher = distill.run(training_plan(pictures, tmp_path / "t", tmp_path / "c", **more), QUIET).path
+    settings = {"method.strength": 0.5, "method.ratio": 0.9, "method.queue": 32, "threshold": 0.1}
+    settings |= {"log_every": 1}
+    flags = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+    common = ["--method", "cdd", "--teacher", str(teacher), "--data", str(pictures), "--views", "live"]
+    common += ["--max-steps", "24", "--batch-size", "16", "--lr", "0.1", "--device", "cpu", "--quiet", *flags]
+    found = []
+    for processes in ("1", "2"):
+        out = tmp_path / f"out-{processes}"
+        command = [sys.executable, "-m", "kdcli", "compress", "-n", processes, *common, "--out", str(out)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        found.append(out)
+    one, two = ([row["reset rows"] for row in rows(out) if "reset rows" in row] for out in found)
+    assert one == two
+    assert one[-1] > 100
+    assert facts(found[0])["compression"]["widths"] == facts(found[1])["compression"]["widths"]
+    first, second = (load_file(out / "model.safetensors") for out in found)
+    for name, tensor in first.items():
+        torch.testing.assert_close(tensor, second[name], rtol=0, atol=1e-4)
