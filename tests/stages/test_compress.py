@@ -273,7 +273,7 @@ def test_two_processes_reset_the_rows_that_one_does(pictures: Path, tmp_path: Pa
     """Queues hold the rows of both; a network without batch norms differs by rounding alone."""
     more = {"method.name": "supervised", "student": "test_vit", "optim.max_steps": 20, "optim.batch_size": 16}
     teacher = distill.run(training_plan(pictures, tmp_path / "t", tmp_path / "c", **more), QUIET).path
-    settings = {"method.strength": 0.5, "method.ratio": 0.9, "method.queue": 32, "threshold": 0.1}
+    settings = {"method.strength": 0.8, "method.ratio": 0.9, "method.queue": 32, "threshold": 0.1}
     settings |= {"log_every": 1}
     flags = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
     common = ["--method", "cdd", "--teacher", str(teacher), "--data", str(pictures), "--views", "live"]
