@@ -129,8 +129,7 @@ def refusal(network: Model, error: Exception, kind: str) -> InputError:
         why = f"ONNX has no operator for {operator[1]}"
     else:
         why = f"it cannot be traced ({shortened(first_line(cause)).rstrip('.')})"
-    other = "torch" if kind == "onnx" else "onnx"
-    hint = f"Try --export {other}" if operator or kind == "torch" else "Leave --export out"
+    hint = "Try --export torch" if operator else "Leave --export out"
     return InputError(f"--export {kind}: {network.name} ({network.architecture}): {why}. {hint}.")
 
 
