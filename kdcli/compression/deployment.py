@@ -43,7 +43,8 @@ def deploy(
     Args:
         network: that the file was made of.
         folder: of the file.
-        facts: of :func:`kdcli.compression.onnx.export_onnx`; ``check``, what
+        facts: of :func:`kdcli.compression.onnx.export_onnx`, or of
+            :func:`kdcli.compression.quantize.quantise_onnx`; ``check``, what
             :func:`kdcli.compression.onnx.check_onnx` found, enters the card if it is among them.
         metrics: for the card, by name.
         licence: of the weights, for the card.
@@ -148,6 +149,13 @@ def _card(
         lines.append(
             f"* Checked on {check['pictures']} pictures: answers differ by {check['difference']:.2g} at most "
             f"from those of the network, the largest of which is {check['largest']:.3g}"
+        )
+    if integers := facts.get("quantised"):
+        calibrated = f", calibrated on {integers['pictures']} pictures" if integers["pictures"] else ""
+        lines.append(
+            f"* {integers['kind'].capitalize()} int8{calibrated}: answers differ by "
+            f"{integers['difference']:.2g} at most from those of the network, the largest of which is "
+            f"{integers['largest']:.3g}"
         )
     if licence:
         lines.append(f"* Licence: {' '.join(licence.split())}")

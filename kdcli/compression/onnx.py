@@ -136,7 +136,7 @@ def refusal(network: Model, error: Exception, kind: str) -> InputError:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Keep what exporters print, log and warn of away from the console, whose lines mean something."""
-    level = logging.root.manager.disable
+    level, handlers = logging.root.manager.disable, list(logging.root.handlers)
     with (
         contextlib.redirect_stdout(io.StringIO()),
         contextlib.redirect_stderr(io.StringIO()),
@@ -148,6 +148,7 @@ def quiet() -> Iterator[None]:
             yield
         finally:
             logging.disable(level)
+            logging.root.handlers[:] = handlers  # logging.warning() adds one, of a stream that is gone now
 
 
 def _forget_origin(model: Any) -> None:
