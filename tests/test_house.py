@@ -401,7 +401,8 @@ def test_nobody_prints() -> None:
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print":
                 wrong.append(file.relative_to(ROOT).as_posix())
-    assert set(wrong) <= {"kdcli/cli.py", "kdcli/console.py", "kdcli/launch.py"}
+    template = "kdcli/compression/templates/predict.py"  # runs without kdcli
+    assert set(wrong) <= {"kdcli/cli.py", "kdcli/console.py", "kdcli/launch.py", template}
 
 
 def test_no_work_is_left_in_notes() -> None:

@@ -1,0 +1,278 @@
+"""A network as an ONNX file, and the proof that ONNX Runtime answers what the network does.
+
+The graph has one input, ``pixels``, and one output, ``logits`` or ``embedding``: what the network answers in
+eval mode. Its batch is as large as it is given; its pictures have the network's size.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import importlib.util
+import io
+import logging
+import re
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdcli.artifacts.files import sync, write_bytes
+from kdcli.errors import EnvironmentFault, InputError, from_os_error, shortened
+from kdcli.models.legacy import first_line
+from kdcli.models.protocol import Model
+from kdcli.tasks import entry
+
+FILE, INPUT = "model.onnx", "pixels"
+OPSET = 20  # that the exporter of torch 2.14 writes without converting
+BOUND = 1e-3  # of the difference to the network, as a part of its largest answer, or of 1 where that is less
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+_SINGLE = 2**31 - 2**24  # bytes of weights: a protobuf message ends at 2 GiB, and the graph takes a little
+
+
+def refuse_missing() -> None:
+    """Raise EnvironmentFault if what writes and checks ONNX is not installed."""
+    for name in PACKAGES:
+        if importlib.util.find_spec(name) is None:
+            raise EnvironmentFault(
+                f"--export onnx: {name} is not installed. Install it with: pip install 'kdcli[export]'"
+            )
+
+
+def export_onnx(network: Model, folder: Path, *, opset: int = OPSET, inside: bool = False) -> dict[str, Any]:
+    """Write a network as ``model.onnx``, fp32, in eval mode; the same bytes for the same network.
+
+    Above 2 GiB the weights stand beside it, in ``model.onnx.data``.
+
+    Args:
+        network: left as it is.
+        folder: existing directory.
+        opset: of the default domain.
+        inside: whether the graph normalises by itself: it takes views uint8 [B, 3, H, W]. Else it takes what
+            the network's ``prepare`` makes of them, float32 [B, C, H, W].
+
+    Returns:
+        Facts for the manifest: ``file``, ``files`` and ``bytes`` of all of them; ``opset``; ``input`` and
+        ``output``, each of ``name``, ``dtype`` and ``shape``; ``inside``; ``versions`` of the packages.
+
+    Raises:
+        EnvironmentFault: a package is missing, or the disk refuses.
+        InputError: the network cannot be traced, or has an operator that ONNX lacks.
+    """
+    refuse_missing()
+    own = plain_copy(network)
+    given = example(own, inside)
+    output = "embedding" if embeds(own) else "logits"
+    with quiet():
+        try:
+            program: Any = torch.onnx.export(
+                own,
+                (given,),
+                dynamo=True,
+                opset_version=opset,
+                input_names=[INPUT],
+                output_names=[output],
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                verbose=False,
+            )
+        except Exception as error:  # the exporter raises errors of many kinds, some of them Python's own
+            raise refusal(network, error, "onnx") from error
+    model = program.model
+    if model.opset_imports[""] != opset:
+        raise InputError(
+            f"{network.name} cannot be written in ONNX opset {opset}: the exporter stays at "
+            f"{model.opset_imports['']}. Leave the opset out, which is then {OPSET}."
+        )
+    _forget_origin(model)
+    files = _write(model, folder, sum(t.nbytes for t in own.state_dict().values()))
+    return {
+        "file": FILE,
+        "files": files,
+        "bytes": sum((folder / name).stat().st_size for name in files),
+        "opset": opset,
+        "input": _described(model.graph.inputs[0]),
+        "output": _described(model.graph.outputs[0]),
+        "inside": inside,
+        "versions": {name: metadata.version(name) for name in PACKAGES},
+    }
+
+
+def embeds(network: Model) -> bool:
+    """Whether what it answers is an embedding: its task compares pictures, or it has no classifier."""
+    return entry(network.task).embeds or not network.outputs
+
+
+def plain_copy(network: Model) -> Model:
+    """A copy on the CPU, fp32, in eval mode and of the default layout: what is traced and compared with."""
+    return copy.deepcopy(network).cpu().float().eval().to(memory_format=torch.contiguous_format)
+
+
+def example(network: Model, inside: bool) -> Tensor:
+    """Two made-up pictures to trace by: a batch of one would be traced as one for ever."""
+    size = network.spec.size
+    if inside:
+        return torch.zeros(2, 3, *size, dtype=torch.uint8)
+    return torch.zeros(2, network.spec.channels, *size)
+
+
+def refusal(network: Model, error: Exception, kind: str) -> InputError:
+    """What is said of a network that ``--export KIND`` cannot write: the operator, or the first reason."""
+    cause: Any = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    operator = re.search(r"op='([\w:.]+)'", str(cause))
+    if operator:
+        why = f"ONNX has no operator for {operator[1]}"
+    else:
+        why = f"it cannot be traced ({shortened(first_line(cause)).rstrip('.')})"
+    hint = "Try --export torch" if operator else "Leave --export out"
+    return InputError(f"--export {kind}: {network.name} ({network.architecture}): {why}. {hint}.")
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep what exporters print, log and warn of away from the console, whose lines mean something."""
+    level, handlers = logging.root.manager.disable, list(logging.root.handlers)
+    with (
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")
+        logging.disable(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            logging.disable(level)
+            logging.root.handlers[:] = handlers  # logging.warning() adds one, of a stream that is gone now
+
+
+def _forget_origin(model: Any) -> None:
+    """Remove what the exporter notes of source files and symbols, in which equal networks differ."""
+    model.metadata_props.clear()
+    for graph in (model.graph, *model.functions.values()):
+        graph.metadata_props.clear()
+        for value in (*graph.inputs, *graph.outputs, *getattr(graph, "initializers", {}).values()):
+            value.metadata_props.clear()
+        for node in graph.all_nodes():
+            node.metadata_props.clear()
+            for value in node.outputs:
+                value.metadata_props.clear()
+
+
+def _write(model: Any, folder: Path, size: int) -> list[str]:
+    """Write a model of so many bytes of weights; returns names of files."""
+    import onnx
+    import onnx_ir
+
+    file, names = folder / FILE, [FILE]
+    if size > _SINGLE:
+        names.append(f"{FILE}.data")
+        try:
+            onnx_ir.save(model, file, external_data=names[1], size_threshold_bytes=1024)
+        except OSError as error:
+            raise from_os_error(error, file, size) from error
+        for name in names:
+            sync(folder / name)
+    else:
+        write_bytes(file, onnx_ir.to_proto(model).SerializeToString(deterministic=True))
+    onnx.checker.check_model(str(file))
+    return names
+
+
+def _described(value: Any) -> dict[str, Any]:
+    """Name, type and shape of an input or output; what is dynamic by its name."""
+    shape = [side if isinstance(side, int) else str(getattr(side, "value", side)) for side in value.shape]
+    return {"name": value.name, "dtype": value.dtype.numpy().name, "shape": shape}
+
+
+# -- the proof -----------------------------------------------------------------------------------------------
+
+
+def session(file: Path) -> Any:
+    """An ONNX Runtime session on the CPU, which says nothing but errors.
+
+    Raises:
+        EnvironmentFault: it is not installed.
+        InputError: it cannot load the file.
+    """
+    refuse_missing()
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its errors have no common kind
+        reason = shortened(first_line(error))
+        raise InputError(f"{file}: ONNX Runtime does not load it ({reason}). Update onnxruntime.") from error
+
+
+def check_onnx(
+    file: Path, network: Model, batches: Iterable[Tensor], *, bound: float = BOUND
+) -> dict[str, Any]:
+    """Compare ONNX Runtime's answers with the network's.
+
+    The first pictures are also compared alone and as a batch of three.
+
+    Args:
+        file: of :func:`export_onnx`.
+        network: that it was made of, left as it is.
+        batches: views uint8 [B, 3, H, W] of real pictures, of the network's size.
+        bound: of the largest absolute difference, as a part of the largest answer (or of 1, if that is more).
+
+    Returns:
+        ``difference``, the largest absolute one, ``largest``, the largest absolute answer of the network,
+        ``bound``, ``pictures`` and ``batches``, the sizes tried.
+
+    Raises:
+        InputError: no pictures, or a difference above the bound.
+        EnvironmentFault: a package is missing.
+    """
+    facts = compare(file, network, batches)
+    limit = bound * max(1.0, facts["largest"])
+    if not facts["difference"] <= limit:  # NaN is above any bound
+        raise InputError(
+            f"{file}: ONNX Runtime's answers differ from those of {network.name} by "
+            f"{facts['difference']:.3g}, and {limit:.3g} is allowed ({bound:g} of the largest answer, "
+            f"{facts['largest']:.3g}). The file is of no use: leave --export onnx out."
+        )
+    return {**facts, "bound": bound}
+
+
+@torch.no_grad()
+def compare(file: Path, network: Model, batches: Iterable[Tensor]) -> dict[str, Any]:
+    """:func:`check_onnx` without a bound: what is measured of a file that is meant to differ."""
+    running, own = session(file), plain_copy(network)
+    whole = running.get_inputs()[0].type == "tensor(uint8)"
+    difference = largest = 0.0
+    pictures, sizes = 0, set()
+    for number, views in enumerate(batches):
+        pictures += len(views)
+        parts = [views] if number else [views, views[:1], views[torch.arange(3) % len(views)]]
+        for part in parts:
+            given = part if whole else own.prepare(part)
+            found = torch.from_numpy(running.run(None, {INPUT: given.contiguous().numpy()})[0])
+            wanted = own(given)
+            if found.shape != wanted.shape:
+                raise InputError(
+                    f"{file} answers {list(found.shape)}, and {network.name} {list(wanted.shape)}."
+                )
+            gap = float((found - wanted).abs().max())
+            difference = gap if gap != gap else max(difference, gap)
+            largest = max(largest, float(wanted.abs().max()))
+            sizes.add(len(part))
+        if difference != difference:
+            break
+    if not pictures:
+        raise InputError(f"{file} cannot be checked without pictures.")
+    return {"difference": difference, "largest": largest, "pictures": pictures, "batches": sorted(sizes)}
+
+
+def shape_of(facts: Mapping[str, Any], what: str) -> str:
+    """``float32 [batch, 3, 224, 224]`` of the ``input`` or ``output`` of :func:`export_onnx`'s facts."""
+    return f"{facts[what]['dtype']} [{', '.join(map(str, facts[what]['shape']))}]"
