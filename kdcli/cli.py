@@ -150,7 +150,6 @@ def _execute(
     given: dict[str, Any],
     common: dict[str, Any],
 ) -> int:
-    from kdcli import methods
     from kdcli.config import resolve
     from kdcli.runs import places
 
@@ -158,8 +157,8 @@ def _execute(
     config = resolve(stage.Config, file=common["config_file"], sets=common["sets"] or (), options=given)
     for place in places.around(Path(config.out)) if config.out and common["config_file"] else ():
         places.refuse_overlap(place, "--config", common["config_file"])
-    if hasattr(config, "method"):  # an unknown one is refused here, before torch is imported
-        methods.entry(config.method.name)
+    if refuse := getattr(stage, "refuse_unknown", None):  # a method, before torch is imported
+        refuse(config)
     first = not is_worker() or rank() == 0
     console = Console(quiet=common["quiet"], silent=not first)
     _refuse_many(config.processes)

@@ -217,7 +217,7 @@ OPTIONS = {
     "--from-scratch --image-size --method --recipe --add --alpha --temperature --opt --lr --weight-decay "
     "--epochs --max-steps --batch-size --auto-batch",
     "compress": f"{RUN} {DATA} --views --teacher --student --weights --from-scratch --image-size --method "
-    "--target --recipe --opt --lr --weight-decay --epochs --max-steps --batch-size",
+    "--target --export --quantize --recipe --opt --lr --weight-decay --epochs --max-steps --batch-size",
     "eval": f"{RUN} {DATA} --teacher --split --require --cost --batch-size",
 }
 OPTIMISER = (
@@ -264,7 +264,8 @@ KEYS = {
         "optim": OPTIMISER,
     },
     "compress": {
-        "": f"{RUN_KEYS} teacher teacher_mean teacher_temperature recipe target threshold student "
+        "": f"{RUN_KEYS} teacher teacher_mean teacher_temperature recipe target threshold "
+        "export quantize inside student "
         "weights from_scratch image_size head drop_path evaluate_every evaluate_steps save_steps "
         "save_minutes log_every",
         "data": f"extra extra_ratio {DATA_KEYS}",

@@ -28,7 +28,7 @@ from kdcli.models.folding import fold, zeroed
 from kdcli.models.protocol import Model
 from kdcli.models.sites import Found, sites_of
 from kdcli.models.timm import TimmModel
-from kdcli.runs import frame
+from kdcli.runs import deploying, frame
 from kdcli.runs import targets as goals
 from kdcli.runs.material import build_student, planned_steps
 
@@ -267,6 +267,10 @@ def export(
     facts, task = folded.facts, plan.task
     _tell(plan, facts, console)
     keep = folded.network.save(output.partial)
+    figures = {f"validation/{key}": value for key, value in facts["metrics"]["folded"].items()}
+    names, forms = deploying.written(
+        folded.network, output.partial, config, validation, console, metrics=figures
+    )
     manifest = Manifest("model", "compress", plan.target.identity, plan.target.parents)
     manifest.facts = frame.facts(
         config,
@@ -274,7 +278,8 @@ def export(
         task=task.name,
         layout=folded.network.layout,
         classes=folded.network.classes,
-        metrics={f"validation/{key}": value for key, value in facts["metrics"]["folded"].items()},
+        metrics=figures,
+        **({"forms": forms} if forms else {}),
         selection=selection,
         compression=facts,
         data=plan.data.describe(),
@@ -290,7 +295,7 @@ def export(
         cost={"student_steps": outcome.progress.step, "forwards": material.forwards},
         **runtime.describe(),
     )
-    output.commit(manifest, [*keep, LOG])
+    output.commit(manifest, [*keep, *names, LOG])
 
 
 def _tell(plan: Any, facts: Mapping[str, Any], console: Console) -> None:

@@ -137,6 +137,14 @@ def of_distill(config: Any) -> Iterator[Rule]:
     yield "weights", config.from_scratch, "--from-scratch begins with random weights: give one"
 
 
+def of_export(config: Any) -> Iterator[Rule]:
+    """``compress --method none``: nothing is trained."""
+    yield from of_pictures(config)
+    why = "--method none trains nothing"
+    yield "optim.* views.* evaluate_* save_* log_every recipe target threshold teacher*", True, why
+    yield "data.class_balance data.label* data.extra* from_scratch head drop_path track", True, why
+
+
 def of_compress(config: Any) -> Iterator[Rule]:
     """``compress``: one teacher at most, labelled pictures, no average of weights."""
     yield from of_pictures(config)

@@ -15,15 +15,15 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ConfigDict
 
 from kdcli import methods
-from kdcli.config import Section, inputs, method_option, option, training
+from kdcli.config import Section, inputs, method_option, option, outputs, training
 from kdcli.console import Console, duration
 from kdcli.errors import UsageError
-from kdcli.runs import Result, frame, idle, recipes, show
+from kdcli.runs import Result, deploying, frame, idle, recipes, show
 from kdcli.runs import targets as goals
 from kdcli.sections import LARGEST, OptimSection, StudentSection, TrainingData
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from kdcli.tasks import Task
     from kdcli.words import Method
 
-SAME = "same"
+SAME, NONE = "same", "none"
 
 
 class MethodSection(Section):
@@ -43,7 +43,7 @@ class MethodSection(Section):
 
     model_config = ConfigDict(extra="allow", protected_namespaces=())
     principal = "name"
-    name: str = method_option("resrep", "resrep, cdd, magnitude; see --help --method NAME.", "--method")
+    name: str = method_option("resrep", "resrep, cdd, magnitude, none; see --help --method NAME.", "--method")
 
 
 class ShrinkSection(OptimSection):
@@ -82,6 +82,11 @@ class Config(StudentSection):
     data: LabelledData = LabelledData()
     optim: ShrinkSection = ShrinkSection()
     threshold: float = option(1e-5, "Rows of a smaller norm are removed.", gt=0, le=1)
+    export: list[str] = outputs([], "onnx or torch beside the model (repeatable).", "--export")
+    quantize: Literal["int8", "int8-dynamic"] | None = outputs(
+        None, "Integers in the ONNX file: calibrated, or dynamic.", "--quantize"
+    )
+    inside: bool = option(False, "Exported graphs normalise pictures (uint8) themselves.")
     recipe: str = method_option(
         recipes.DEFAULT, "The training: default, paper, or a recipe by name.", "--recipe"
     )
@@ -137,7 +142,15 @@ class Plan:
         return show.objective(self.method, self.material.assembly.shapes, accumulate)
 
 
-def plan(config: Config, console: Console, *, unless_complete: bool = False) -> Plan | Result:
+def refuse_unknown(config: Config) -> None:
+    """Raise UsageError for a method that there is not; imports no torch."""
+    if config.method.name != NONE:
+        methods.refuse_other_stage(config.method.name, methods.COMPRESSORS)
+
+
+def plan(
+    config: Config, console: Console, *, unless_complete: bool = False
+) -> Plan | deploying.Plan | Result:
     """Check data, networks, what can be removed, and whether the training is long enough for it.
 
     With ``unless_complete`` it ends early where the output stands already, and returns it.
@@ -146,7 +159,11 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
         UsageError: an option or parameter that does not exist or fit, a training that prunes nothing.
         InputError: data or networks that cannot be used, or that nothing can be removed from.
     """
-    methods.refuse_other_stage(config.method.name, methods.COMPRESSORS)
+    deploying.refuse_forms(config)
+    if config.method.name == NONE:
+        idle.refuse_idle(config, idle.of_export(config))
+        return deploying.plan(config, unless_complete)
+    refuse_unknown(config)
     idle.refuse_idle(config, idle.of_compress(config))
     if config.student == SAME and not config.teacher:
         raise UsageError("--student same is the teacher's network: give --teacher, or --student.")
@@ -197,12 +214,17 @@ def _arguments(config: Config) -> tuple[str, dict[str, Any]]:
     return kind, methods.arguments(name, given)
 
 
-def run(plan: Plan, console: Console, *, stop: Stop | None = None, command: str = "") -> Result:
+def run(
+    plan: Plan | deploying.Plan, console: Console, *, stop: Stop | None = None, command: str = ""
+) -> Result:
     """Train with compactors, remove what has shrunk, and write the smaller network as a model artifact.
 
     Raises:
         Diverged, Preempted: the last good state is kept, the same command continues from it.
+        InputError: an export that cannot hold the network.
     """
+    if isinstance(plan, deploying.Plan):
+        return deploying.run(plan, console, stop=stop, command=command)
     from kdcli.engine.loop import train
     from kdcli.engine.runtime import open_runtime, shared_output
     from kdcli.engine.track import tracking

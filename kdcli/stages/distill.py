@@ -215,6 +215,11 @@ def _chain(config: Config, console: Console, unless_complete: bool) -> Chain | R
     return made
 
 
+def refuse_unknown(config: Config) -> None:
+    """Raise UsageError for a method that there is not; imports no torch."""
+    methods.refuse_other_stage(config.method.name, methods.METHODS)
+
+
 def plan(config: Config, console: Console, *, unless_complete: bool = False) -> Plan | Chain | Result:
     """Check everything that can be checked without a step: data, networks, classes, method, views.
 

@@ -1,0 +1,113 @@
+"""``kdcli compress --export``: forms beside a model, of a network as it is and of a smaller one."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from toolbox import QUIET, facts, tiny_picture
+
+from kdcli.artifacts import manifest as manifests
+from kdcli.config import resolve
+from kdcli.errors import UsageError
+from kdcli.models.build import build
+from kdcli.runs import Result
+from kdcli.stages import compress
+
+pytest.importorskip("onnxruntime")
+
+Export = Callable[..., Path]
+
+
+@pytest.fixture
+def export(pictures: Path, teacher: Path, tmp_path: Path) -> Export:
+    def run(out: str = "o", **more: Any) -> Path:
+        options = {"method.name": "none", "student": str(teacher), "data.source": str(pictures)}
+        options |= {"export": ["onnx"], "out": str(tmp_path / out), "cache": str(tmp_path / "cache"), **more}
+        options = {key: value for key, value in options.items() if value is not None}
+        plan = compress.plan(resolve(compress.Config, options=options), QUIET)
+        assert not isinstance(plan, Result)
+        plan.describe(QUIET)
+        json.dumps(plan.to_json())
+        return compress.run(plan, QUIET).path
+
+    return run
+
+
+def test_a_network_as_it_is_in_all_forms(export: Export, teacher: Path, tmp_path: Path) -> None:
+    path = export(export=["onnx", "torch", "onnx"], quantize="int8")
+    found = facts(path)
+    assert sorted(p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file()) == [
+        "config.json",
+        "kdcli.json",
+        "model.safetensors",
+        "onnx/README.md",
+        "onnx/labels.txt",
+        "onnx/model.int8.onnx",
+        "onnx/model.onnx",
+        "onnx/predict.py",
+        "onnx/preprocessing.json",
+        "torch/model.pt2",
+    ]
+    manifest = manifests.read(path)
+    manifests.verify(path, manifest)
+    assert {"onnx/model.onnx", "torch/model.pt2"} <= set(manifest.files)
+    assert (path / "model.safetensors").read_bytes() == (teacher / "model.safetensors").read_bytes()
+    assert (
+        found["classes"] == facts(teacher)["classes"] == (path / "onnx/labels.txt").read_text().splitlines()
+    )
+    assert found["calibration"] == facts(teacher)["calibration"]
+    assert build(str(path)).temperature == build(str(teacher)).temperature
+    check = found["forms"]["onnx"]["fp32"]["check"]
+    assert check["difference"] < 1e-4
+    assert check["pictures"] > 50
+    assert found["forms"]["onnx"]["quantised"]["kind"] == "static"
+    picture = tmp_path / "a picture.png"
+    picture.write_bytes(tiny_picture(1))
+    command = [sys.executable, "onnx/predict.py", str(picture)]
+    done = subprocess.run(command, cwd=path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    named, *lines = done.stdout.splitlines()
+    assert named == str(picture)
+    assert {line.split("  ")[1] for line in lines} == set(found["classes"])
+
+
+def test_a_smaller_network_is_exported_as_it_is_made(export: Export) -> None:
+    path = export(
+        **{"method.name": "magnitude", "target": "params=0.7", "optim.max_steps": 2},
+        **{"optim.batch_size": 8, "views.count": "live"},
+    )
+    found = facts(path)
+    assert found["compression"]["removed"] > 0
+    assert found["forms"]["onnx"]["check"]["difference"] < 1e-4
+    assert (path / "onnx" / "model.onnx").stat().st_size < 1.2 * (path / "model.safetensors").stat().st_size
+    card = (path / "onnx" / "README.md").read_text()
+    assert f"{found['metrics']['validation/top1']:.4f}" in card
+
+
+def test_the_graph_may_normalise(export: Export) -> None:
+    how = json.loads((export(inside=True) / "onnx" / "preprocessing.json").read_text())
+    assert how["dtype"] == "uint8"
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"export": []}, "--method none makes nothing smaller: it is for --export onnx or torch"),
+        ({"export": ["tflite"]}, "--export tflite: there are onnx and torch"),
+        ({"export": ["torch"], "quantize": "int8"}, "--quantize makes an ONNX file compute in integers"),
+        ({"export": [], "inside": True}, "inside: it says what an exported graph takes"),
+        ({"data.source": None}, "--data is required"),
+        ({"optim.lr": 0.1}, r"optim\.lr is given, and --method none trains nothing"),
+        ({"target": "flops=0.5"}, "--target is given, and --method none trains nothing"),
+        ({"method.name": "nothing"}, "unknown method 'nothing'"),
+    ],
+)
+def test_what_is_refused(export: Export, more: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        export(**more)
