@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,22 @@ def views(count: int) -> Tensor:
     )
 
 
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """What writes a network's ONNX file into a folder, once for each network, and gives its facts."""
+    made: dict[tuple[str, bool], tuple[Path, dict[str, Any]]] = {}
+
+    def write(own: TimmModel, folder: Path, inside: bool = False) -> dict[str, Any]:
+        key = own.architecture, inside
+        if key not in made:
+            place = tmp_path_factory.mktemp("written")
+            made[key] = place, export_onnx(own, place, inside=inside)
+        shutil.copy(made[key][0] / "model.onnx", folder)
+        return made[key][1]
+
+    return write
+
+
 def integer_weights(file: Path) -> dict[str, np.ndarray]:
     """Int8 initialisers of more than one dimension."""
     graph = onnx.load(file).graph
@@ -52,10 +69,10 @@ def integer_weights(file: Path) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("inside", [False, True])
 @pytest.mark.parametrize(("name", "options"), [("test_resnet", {}), ("test_vit", {"img_size": 64})])
 def test_it_is_smaller_and_answers_nearly_the_same(
-    name: str, options: dict[str, Any], inside: bool, kind: Any, tmp_path: Path
+    name: str, options: dict[str, Any], inside: bool, kind: Any, written: Any, tmp_path: Path
 ) -> None:
     own, x = network(name, **options), views(20)
-    facts = export_onnx(own, tmp_path, inside=inside)
+    facts = written(own, tmp_path, inside=inside)
     found = quantise_onnx(own, tmp_path, facts, [x[:10], x[10:]], kind)
     file = tmp_path / "model.int8.onnx"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model.int8.onnx", "model.onnx"]
@@ -74,9 +91,9 @@ def test_it_is_smaller_and_answers_nearly_the_same(
 
 
 @pytest.mark.parametrize("kind", ["static", "dynamic"])
-def test_weights_are_integers_with_a_scale_for_each_channel(kind: Any, tmp_path: Path) -> None:
+def test_weights_are_integers_with_a_scale_for_each_channel(kind: Any, written: Any, tmp_path: Path) -> None:
     own = network()
-    quantise_onnx(own, tmp_path, export_onnx(own, tmp_path), [views(16)], kind)
+    quantise_onnx(own, tmp_path, written(own, tmp_path), [views(16)], kind)
     model = onnx.load(tmp_path / "model.int8.onnx")
     weights = integer_weights(tmp_path / "model.int8.onnx")
     assert len(weights) >= 12
@@ -91,9 +108,9 @@ def test_weights_are_integers_with_a_scale_for_each_channel(kind: Any, tmp_path:
     assert ("DynamicQuantizeLinear" in kinds) == (kind == "dynamic")
 
 
-def test_calibration_decides_what_a_static_one_answers(tmp_path: Path) -> None:
+def test_calibration_decides_what_a_static_one_answers(written: Any, tmp_path: Path) -> None:
     own, x, found = network(), views(16), []
-    facts = export_onnx(own, tmp_path)
+    facts = written(own, tmp_path)
     given = {"pixels": own.prepare(x).contiguous().numpy()}
     for pictures in (x, x, torch.full_like(x, 128)):
         quantise_onnx(own, tmp_path, facts, [pictures], "static")
@@ -104,18 +121,18 @@ def test_calibration_decides_what_a_static_one_answers(tmp_path: Path) -> None:
     assert abs(found[2] - wanted).max() > 2 * abs(found[0] - wanted).max()
 
 
-def test_the_same_pictures_give_the_same_bytes(tmp_path: Path) -> None:
+def test_the_same_pictures_give_the_same_bytes(written: Any, tmp_path: Path) -> None:
     own, x, found = network(), views(16), []
-    facts = export_onnx(own, tmp_path)
+    facts = written(own, tmp_path)
     for _ in range(2):
         quantise_onnx(own, tmp_path, facts, [x], "static")
         found.append((tmp_path / "model.int8.onnx").read_bytes())
     assert found[0] == found[1]
 
 
-def test_a_deployed_folder_of_integers(tmp_path: Path) -> None:
+def test_a_deployed_folder_of_integers(written: Any, tmp_path: Path) -> None:
     own = network()
-    facts = quantise_onnx(own, tmp_path, export_onnx(own, tmp_path), [views(16)], "static")
+    facts = quantise_onnx(own, tmp_path, written(own, tmp_path), [views(16)], "static")
     names = deploy(own, tmp_path, facts)
     assert names[0] == "model.int8.onnx"
     assert "model.onnx" not in names
@@ -124,10 +141,12 @@ def test_a_deployed_folder_of_integers(tmp_path: Path) -> None:
     assert "* Static int8, calibrated on 16 pictures: answers differ by " in text
 
 
-def test_nothing_is_printed_and_no_logger_is_left(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_printed_and_no_logger_is_left(
+    written: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     own = network()
     handlers = list(logging.root.handlers)
-    facts = export_onnx(own, tmp_path)
+    facts = written(own, tmp_path)
     for kind in ("static", "dynamic"):
         quantise_onnx(own, tmp_path, facts, [views(16)], kind)  # type: ignore[arg-type]
     assert capfd.readouterr() == ("", "")
@@ -145,9 +164,9 @@ def test_weights_beside_the_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("count", [0, 15])
-def test_few_pictures_do_not_calibrate(count: int, tmp_path: Path) -> None:
+def test_few_pictures_do_not_calibrate(count: int, written: Any, tmp_path: Path) -> None:
     own = network()
-    facts = export_onnx(own, tmp_path)
+    facts = written(own, tmp_path)
     with pytest.raises(InputError) as caught:
         quantise_onnx(own, tmp_path, facts, [views(15)[:count]], "static")
     assert str(caught.value) == (
@@ -157,9 +176,9 @@ def test_few_pictures_do_not_calibrate(count: int, tmp_path: Path) -> None:
     assert not (tmp_path / "model.int8.onnx").exists()
 
 
-def test_no_graph_is_not_quantised(tmp_path: Path) -> None:
+def test_no_graph_is_not_quantised(written: Any, tmp_path: Path) -> None:
     own = network()
-    facts = export_onnx(own, tmp_path)
+    facts = written(own, tmp_path)
     (tmp_path / "model.onnx").write_bytes(b"no graph")
     with pytest.raises(InputError, match=r"--quantize int8: onnxruntime cannot quantise model\.onnx \("):
         quantise_onnx(own, tmp_path, facts, [views(16)], "static")
