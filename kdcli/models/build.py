@@ -28,6 +28,7 @@ from kdcli.models.creation import (
     sized,
 )
 from kdcli.models.heads.base import Head
+from kdcli.models.integers import restored
 from kdcli.models.legacy import first_line, read_weights
 from kdcli.models.protocol import Model
 from kdcli.models.timm import TimmModel
@@ -208,10 +209,10 @@ def _from_artifact(path: Path, options: _Options) -> TimmModel:
         surgery.settle(body, spec, where)
     head = None
     if replaced:
-        head = _head(path, body, operations[-1], files.tensors(artifacts.HEAD), options.pretrained)
+        head = _head(path, body, operations[-1], restored(files.tensors(artifacts.HEAD)), options.pretrained)
     notes: tuple[str, ...] = ()
     if options.pretrained:
-        notes = checkpoints.load(body, files.tensors(), str(path / artifacts.WEIGHTS)).notes
+        notes = checkpoints.load(body, restored(files.tensors()), str(path / artifacts.WEIGHTS)).notes
     if options.size is not None:
         notes += checks.refuse_size(body, spec, str(path), options.size, made)
     facts: dict[str, Any] = {

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from kdcli.models.protocol import Model
 
 FORMS = ("onnx", "torch")
+_WEIGHTS = "weights"
 _CHECKED, _CALIBRATED, _BATCH = 64, 256, 16  # pictures that answers are compared on, and ranges are found on
 
 
@@ -31,7 +32,9 @@ def refuse_forms(config: Any) -> None:
     """Raise UsageError or EnvironmentFault for forms that there are not, or that lack their packages."""
     if odd := [form for form in config.export if form not in FORMS]:
         raise UsageError(f"--export {odd[0]}: there are {' and '.join(FORMS)}.")
-    if config.quantize and "onnx" not in config.export:
+    if config.quantize == _WEIGHTS and config.method.name != "none":
+        raise UsageError("--quantize weights keeps a finished network in fewer bytes: take --method none.")
+    if config.quantize not in (None, _WEIGHTS) and "onnx" not in config.export:
         raise UsageError("--quantize makes an ONNX file compute in integers: give --export onnx.")
     if config.inside and not config.export:
         raise UsageError("inside: it says what an exported graph takes; give --export.")
@@ -86,7 +89,7 @@ def _onnx(
         f"exported onnx/{facts['file']}: {size(facts['bytes'])}; on {facts['check']['pictures']} pictures "
         f"its answers differ by {facts['check']['difference']:.2g} at most"
     )
-    if config.quantize:
+    if config.quantize not in (None, _WEIGHTS):
         from kdcli.compression.quantize import quantise_onnx
 
         kind: Literal["static", "dynamic"] = "dynamic" if config.quantize == "int8-dynamic" else "static"
@@ -142,7 +145,7 @@ class Plan:
             f"reads    {self.config.data.source}: {len(self.samples):,} pictures, to compare answers on"
         )
         integers = f", {self.config.quantize}" if self.config.quantize else ""
-        console.note(f"exports  {', '.join(dict.fromkeys(self.config.export))}{integers}")
+        console.note(f"exports  {', '.join(dict.fromkeys(self.config.export)) or 'nothing'}{integers}")
         console.note(f"writes   {self.target.path}")
 
 
@@ -158,8 +161,8 @@ def plan(config: Any, unless_complete: bool) -> Plan | Result:
     from kdcli.data.sources import open_train
     from kdcli.models.build import build
 
-    if not config.export:
-        raise UsageError("--method none makes nothing smaller: it is for --export onnx or torch.")
+    if not config.export and config.quantize != _WEIGHTS:
+        raise UsageError("--method none makes nothing smaller: it is for --export, or --quantize weights.")
     student = frame.require(config.student, "--student")
     frame.require(config.data.source, "--data")
     data = open_train(config.data, partial(places.kept_hashes, config))
@@ -178,23 +181,30 @@ def run(plan: Plan, console: Console, *, stop: Stop | None = None, command: str 
         InputError: a form that cannot hold the network.
     """
     from kdcli.engine.runtime import open_runtime, shared_output
+    from kdcli.models.integers import quantised, restored, sizes
 
     config, path = plan.config, plan.target.path
     runtime = open_runtime(config)
     with shared_output(path, plan.target.identity, config.overwrite, runtime) as output:
         if output is not None and runtime.main:
             network, known = copy.deepcopy(plan.network), frame.model_facts(str(config.student))
-            keep = network.save(output.partial)
-            metrics = dict(known.get("metrics") or {})
+            tensors = None
+            if config.quantize == _WEIGHTS:
+                tensors = quantised(network)
+                network.load_state_dict(restored(tensors))
+            keep = network.save(output.partial, tensors)
+            metrics = {} if tensors else dict(known.get("metrics") or {})
             names, forms = written(network, output.partial, config, plan.samples, console, metrics=metrics)
             manifest = Manifest("model", "compress", plan.target.identity, plan.target.parents)
-            kept = {key: known[key] for key in ("metrics", "calibration") if key in known}
+            names_kept = ("calibration",) if tensors else ("metrics", "calibration")  # rounded: not measured
+            kept = {key: known[key] for key in names_kept if key in known}
             manifest.facts = frame.facts(
                 config,
                 command,
                 task=network.task,
-                layout=network.layout,
+                layout=network.layout if tensors is None else "kdcli",
                 classes=network.classes,
+                **({} if tensors is None else {"weights": sizes(tensors)}),
                 **kept,
                 forms=forms,
                 **runtime.describe(),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from toolbox import QUIET, facts, tiny_picture
 
 from kdcli.artifacts import manifest as manifests
@@ -91,6 +92,23 @@ def test_a_smaller_network_is_exported_as_it_is_made(export: Export) -> None:
     assert f"{found['metrics']['validation/top1']:.4f}" in card
 
 
+def test_weights_are_kept_as_integers_and_read_back(export: Export, teacher: Path, pictures: Path) -> None:
+    path = export(export=[], quantize="weights")
+    found, own, whole = facts(path), build(str(path)).eval(), build(str(teacher)).eval()
+    assert found["layout"] == "kdcli"
+    assert "metrics" not in found
+    size, before = ((p / "model.safetensors").stat().st_size for p in (path, teacher))
+    assert size < 0.4 * before
+    x = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        difference = (own(x) - whole(x)).abs().max() / whole(x).abs().max()
+    assert 0 < float(difference) < 0.1
+    again = export(
+        "again", student=str(path), export=[], quantize="weights"
+    )  # rounding once more changes nothing
+    assert (again / "model.safetensors").read_bytes() == (path / "model.safetensors").read_bytes()
+
+
 def test_the_graph_may_normalise(export: Export) -> None:
     how = json.loads((export(inside=True) / "onnx" / "preprocessing.json").read_text())
     assert how["dtype"] == "uint8"
@@ -99,11 +117,15 @@ def test_the_graph_may_normalise(export: Export) -> None:
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"export": []}, "--method none makes nothing smaller: it is for --export onnx or torch"),
+        ({"export": []}, "--method none makes nothing smaller: it is for --export, or --quantize weights"),
         ({"export": ["tflite"]}, "--export tflite: there are onnx and torch"),
         ({"export": ["torch"], "quantize": "int8"}, "--quantize makes an ONNX file compute in integers"),
         ({"export": [], "inside": True}, "inside: it says what an exported graph takes"),
         ({"data.source": None}, "--data is required"),
+        (
+            {"method.name": "magnitude", "export": [], "quantize": "weights"},
+            "--quantize weights keeps a finished network in fewer bytes: take --method none",
+        ),
         ({"optim.lr": 0.1}, "--lr is given, and --method none trains nothing"),
         ({"target": "flops=0.5"}, "--target is given, and --method none trains nothing"),
         ({"method.name": "nothing"}, "unknown method 'nothing'"),
