@@ -29,18 +29,20 @@ frozen=$(kdcli probe --head none "${backbone[@]}" "${data[@]}" --cache "$runs/ca
 teacher=$(kdcli probe "${backbone[@]}" "${data[@]}" --cache "$runs/cache" --out "$runs/teacher")
 
 training=(--batch-size 64 --set data.per_identity=2 --views live --set 'views.scale=[0.6,1]' "${data[@]}")
+steps=${STEPS:-1500}
+strength=$(python -c "print(45 / $steps)") # so that a row that is reset is gone at the end
 reports=()
 for seed in "${seeds[@]}"; do
   out=$runs/seed-$seed
-  student=(--student test_resnet --from-scratch --image-size 64 --max-steps "${STEPS:-1500}" --lr 3e-3
+  student=(--student test_resnet --from-scratch --image-size 64 --max-steps "$steps" --lr 3e-3
     --set evaluate_steps=250 --seed "$seed" "${training[@]}")
   alone=$(kdcli distill --method supervised "${student[@]}" --out "$out/alone")
   distilled=$(kdcli distill --method kd --teacher "$teacher" "${student[@]}" --out "$out/distilled")
-  smaller=(--teacher "$distilled" --student same --max-steps "${STEPS:-1500}" --set evaluate_steps=500
+  smaller=(--teacher "$distilled" --student same --max-steps "$steps" --set evaluate_steps=500
     --seed "$seed" "${training[@]}")
-  shrinking=(--lr 0.03 --set threshold=1e-3 --set method.strength=0.02)
+  shrinking=(--lr 0.03 --set threshold=1e-3 --set "method.strength=$strength")
   resrep=$(kdcli compress --target flops=0.7 "${smaller[@]}" "${shrinking[@]}" --set method.momentum=0.9 \
-    --set method.interval=10 --set method.granularity=8 --set method.warmup=0.1 --out "$out/resrep")
+    --set method.interval=10 --set method.granularity=40 --set method.warmup=0.1 --out "$out/resrep")
   cdd=$(kdcli compress --method cdd "${smaller[@]}" "${shrinking[@]}" --out "$out/cdd")
   lasso=$(kdcli compress --method cdd "${smaller[@]}" "${shrinking[@]}" --set method.ratio=0 --out "$out/lasso")
   magnitude=$(kdcli compress --method magnitude --target flops=0.7 "${smaller[@]}" --lr 0.03 \

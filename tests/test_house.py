@@ -216,7 +216,7 @@ OPTIONS = {
     "distill": f"{RUN} {DATA} --views --extra --extra-ratio --teacher --via --student --weights "
     "--from-scratch --image-size --method --recipe --add --alpha --temperature --opt --lr --weight-decay "
     "--epochs --max-steps --batch-size --auto-batch",
-    "compress": f"{RUN} {DATA} --views --teacher --student --weights --from-scratch --image-size --method "
+    "compress": f"{RUN} {DATA} --views --teacher --student --weights --image-size --method "
     "--target --export --quantize --recipe --opt --lr --weight-decay --epochs --max-steps --batch-size",
     "eval": f"{RUN} {DATA} --teacher --split --require --cost --batch-size",
 }

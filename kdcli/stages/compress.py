@@ -75,6 +75,7 @@ class Config(StudentSection):
     student: str | None = inputs(
         SAME, "What is made smaller: an artifact, a model's name, or same: the teacher.", "--student"
     )
+    from_scratch: bool = option(False, "Random weights for the student.")
     method: MethodSection = MethodSection()
     target: str | None = method_option(
         None, "What is left: flops=0.45 or params=0.5 (methods that have a target).", "--target"

@@ -13,7 +13,7 @@ import pytest
 from kdcli import methods
 from kdcli.config import Section, leaves, resolve
 from kdcli.errors import UsageError
-from kdcli.stages import STAGES, distill, evaluate, probe, synthesize
+from kdcli.stages import STAGES, compress, distill, evaluate, probe, synthesize
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = sorted((ROOT / "examples").glob("*.sh"))
@@ -21,6 +21,7 @@ CONFIGS: dict[str, type[Section]] = {
     "probe": probe.Config,
     "synthesize": synthesize.Config,
     "distill": distill.Config,
+    "compress": compress.Config,
     "eval": evaluate.Config,
 }
 BARE = {"--help", "-h", "--json", "--quiet", "--dry-run"}
@@ -42,6 +43,7 @@ def expanded(text: str, script: str) -> str:
     text = re.sub(r"\$\{?steps\}?", "250", text.replace('"$@"', ""))
     text = re.sub(r"\$\{?rate\}?", "1e-3", text)
     text = re.sub(r"\$\{?method\}?", "kd", text)
+    text = re.sub(r"\$\{?strength\}?", "0.1", text)
     return re.sub(r"\$\{?seed\}?", "0", text)
 
 
@@ -107,6 +109,8 @@ def test_scripts_are_executable_bash(path):
         ("matrix.sh", 3, "example:fashion-mnist"),
         ("several_labels.sh", 4, "$runs/emoji"),
         ("good_practices.sh", 5, "$data"),
+        ("compress_tiny.sh", 4, "example:fashion-mnist"),
+        ("pairs.sh", 9, "$runs/emoji"),
     ],
 )
 def test_every_command_of_a_script_parses(name, count, source):
