@@ -29,6 +29,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "dml": {},
     "sskd": {"method.head_share": 0.5},
 }
+LARGE = "kd, resnet50 for resnet18"  # a plan at 224 px, where files and networks take the time
 
 
 class Server:
@@ -45,9 +46,11 @@ class Server:
         self.folder, self.count, self.console = folder, 0, Console(silent=True)
         self.distill, self.probe, self.synthesize = distill, probe, synthesize
         self.data = toys.pictures(folder / "pictures")
-        self.weights = toys.checkpoint("test_resnet", folder / "teacher.safetensors")
-        self.teacher = folder / "teacher"
-        self.time("probe", out=self.teacher)
+        self.teachers = {}
+        for name, network in (("", "test_resnet"), (LARGE, "resnet50")):
+            self.weights = toys.checkpoint(network, folder / f"{network}.safetensors")
+            self.teachers[name] = folder / network
+            self.time("probe", network, out=self.teachers[name])
 
     def time(self, kind: str, name: str = "", out: Path | None = None) -> float:
         """Seconds of a probe, of a plan, or of the steps of a method or of an inversion."""
@@ -63,17 +66,19 @@ class Server:
             "device": "cpu",
         }
         if kind == "probe":
-            options |= {"teacher": "test_resnet", "weights": str(self.weights), "image_size": 32}
+            options |= {"teacher": name, "weights": str(self.weights), "image_size": 32}
             options |= {"data.source": str(self.data), "grid.epochs": 2}
         elif kind == "inversion":
-            options |= {"mixer": "deepinversion", "teacher": str(self.teacher), "count": 16}
+            options |= {"mixer": "deepinversion", "teacher": str(self.teachers[""]), "count": 16}
             options |= {"inversion.batch": 16, "inversion.steps": STEPS}
         else:
             options |= {"method.name": name, "student": "test_resnet", "from_scratch": True}
             options |= {"image_size": 32, "data.source": str(self.data), "optim.batch_size": BATCH}
-            options |= {"optim.max_steps": STEPS, "evaluate_steps": STEPS, **RUNS[name]}
+            options |= {"optim.max_steps": STEPS, "evaluate_steps": STEPS, **RUNS.get(name, {})}
+            if name == LARGE:
+                options |= {"method.name": "kd", "student": "resnet18", "image_size": 224}
             if METHODS[options["method.name"]].teacher:
-                options["teacher"] = str(self.teacher)
+                options["teacher"] = str(self.teachers[name if name == LARGE else ""])
         self.forget()
         start = time.perf_counter()
         plan = stage.plan(resolve(stage.Config, options=options), self.console)
@@ -137,7 +142,13 @@ def main() -> int:
         "this": Checkout(HERE.parents[2], folder / "this"),
         "other": Checkout(given.other.resolve(), folder / "other"),
     }
-    kinds = [("plan", "kd"), ("plan", "sskd"), *(("steps", name) for name in RUNS), ("inversion", "")]
+    kinds = [
+        ("plan", "kd"),
+        ("plan", "sskd"),
+        ("plan", LARGE),
+        *(("steps", name) for name in RUNS),
+        ("inversion", ""),
+    ]
     found = {}
     for kind, name in kinds:
         arms = {

@@ -28,7 +28,8 @@ def empty(*rows: tuple[int, ...], size: int, each: Sequence[int] = ()) -> dict[s
 
     Args:
         rows: shape [D] of the pooled features of each layer.
-        size: M, rows of a queue; a multiple of the batch (24,000 in the authors' code).
+        size: M, rows of a queue, no fewer than a batch (24,000 in the authors' code, where it has to be a
+            multiple of it).
         each: of each layer, channels of one of its p units, D / p (a head of an attention has many); none for
             one each.
     """
@@ -51,11 +52,11 @@ def enqueue(queue: Tensor, filled: Tensor, rows: Tensor) -> tuple[Tensor, Tensor
         The queue and the count with them.
 
     Raises:
-        ValueError: an empty batch, or M is no multiple of B.
+        ValueError: an empty batch, or one that the queue does not hold.
     """
     size, batch = len(queue), len(rows)
-    if batch == 0 or size % batch:
-        raise ValueError(f"a queue of {size} rows is no multiple of a batch of {batch}")
+    if not 0 < batch <= size:
+        raise ValueError(f"a queue of {size} rows holds no batch of {batch}")
     places = (filled + torch.arange(batch, device=queue.device)) % size
     return queue.index_copy(0, places, rows.detach().to(queue.dtype)), filled + batch
 
@@ -129,7 +130,7 @@ def observe(
     Args:
         state: as of :func:`empty`.
         pooled: s_1, t_1, s_2, t_2, …, each as in :func:`candidates`.
-        neighbours: K.
+        neighbours: K, or as many as there are rows in the first batches.
         ratio: r.
         distance: of :func:`candidates`.
         each: as in :func:`empty`.
@@ -146,11 +147,12 @@ def observe(
         raise ValueError(f"{layers} layers need student's and teacher's rows of each, got {len(pooled)}")
     changes: dict[str, Tensor] = {}
     rows = int(state["filled"]) + len(pooled[0])
+    near = min(neighbours, rows)
     for layer, (student, teacher) in enumerate(zip(pooled[::2], pooled[1::2]), 1):
         queue, changes["filled"] = enqueue(state[f"queue{layer}"], state["filled"], teacher)
         own = each[layer - 1] if each else 1
         found = candidates(
-            student, teacher, queue[:rows], neighbours=neighbours, ratio=ratio, distance=distance, each=own
+            student, teacher, queue[:rows], neighbours=near, ratio=ratio, distance=distance, each=own
         )
         changes[f"queue{layer}"] = queue
         changes[f"mask{layer}"] = cumulative(state[f"mask{layer}"], found)

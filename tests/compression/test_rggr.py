@@ -250,10 +250,25 @@ def test_a_row_never_comes_back() -> None:
     assert mask.tolist() == [True, True, False, False]
 
 
-@pytest.mark.parametrize("batch", [3, 8, 0])
-def test_a_queue_that_is_no_multiple_of_the_batch_is_refused(batch: int) -> None:
-    with pytest.raises(ValueError, match=f"a queue of 4 rows is no multiple of a batch of {batch}"):
+def test_a_batch_that_wraps_around_the_end() -> None:
+    """A queue of 5 and batches of 2: the third batch takes the last place and the first."""
+    queue, filled = torch.zeros(5, 1), torch.zeros((), dtype=torch.int64)
+    for batch in ([1.0, 2.0], [3.0, 4.0], [5.0, 6.0]):
+        queue, filled = enqueue(queue, filled, torch.tensor(batch)[:, None])
+    assert queue[:, 0].tolist() == [6.0, 2.0, 3.0, 4.0, 5.0]
+    assert int(filled) == 6
+
+
+@pytest.mark.parametrize("batch", [0, 5])
+def test_a_queue_that_does_not_hold_the_batch_is_refused(batch: int) -> None:
+    with pytest.raises(ValueError, match=f"a queue of 4 rows holds no batch of {batch}"):
         enqueue(torch.zeros(4, 2), torch.zeros((), dtype=torch.int64), torch.zeros(batch, 2))
+
+
+def test_a_first_batch_of_one_row_has_itself_as_its_only_neighbour() -> None:
+    row = torch.tensor([[1.0, 2.0, 3.0, 4.0]])
+    _, changes = observe(empty((4,), size=4), row, row, neighbours=2)
+    assert reset(changes["mask1"]) == [0, 1]
 
 
 def test_shapes_and_neighbours_that_do_not_fit_are_refused() -> None:
