@@ -70,7 +70,7 @@ def cdd(
         "ratio": ratio,
         "distance": distance,
         "each": of.each,
-        "warmup": round(warmup * of.steps),
+        "warmup": round(warmup * of.steps) * of.accumulate,
     }
     turn = Turn(
         "student",

@@ -53,23 +53,6 @@ def kept(weight: Tensor, threshold: float) -> Tensor:
     return keep
 
 
-def lasso_edit(
-    gradients: Mapping[str, Tensor], weights: Mapping[str, Tensor], *, strength: float, eps: float = EPS
-) -> dict[str, Tensor]:
-    """An edit of gradients (:class:`kdcli.words.Edit`) that adds the group lasso.
-
-    Args:
-        gradients: of compactors, by the parameter's name.
-        weights: the parameters.
-        strength: λ.
-        eps: ε of :func:`with_lasso`.
-    """
-    return {
-        name: with_lasso(gradient, weights[name], strength=strength, eps=eps)
-        for name, gradient in gradients.items()
-    }
-
-
 def reset_edit(
     state: Mapping[str, Tensor],
     gradients: Mapping[str, Tensor],

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from kdcli.losses.compaction import pooled, pooled_distance, row_norms
+from kdcli.losses.compaction import group_lasso, pooled, pooled_distance, row_norms
 from kdcli.losses.logits import kl_divergence
 from kdcli.tasks import Task
 from kdcli.words import Derive, Term
@@ -29,6 +29,7 @@ class Compaction:
         cost: FLOPs of one picture at widths of the sites.
         steps: of the training.
         batch: global batch.
+        accumulate: micro-batches of a step, each of which a derive sees by itself.
         pictures: to train on.
         taught: whether there is a teacher.
         alike: whether it has the student's sites, of the same widths.
@@ -41,6 +42,7 @@ class Compaction:
     cost: Callable[[Sequence[int]], float]
     steps: int
     batch: int
+    accumulate: int
     pictures: int
     taught: bool
     alike: bool
@@ -68,11 +70,12 @@ def layers(of: Compaction, weight: float) -> tuple[Term, ...]:
 
 
 def watched(of: Compaction) -> tuple[Term, ...]:
-    """For the log: the median norm of all rows, and the share of those that are as good as gone."""
+    """For the log: median and sum of the norms of all rows, and the share of those as good as gone."""
     weights = tuple(f"~s:{site}.compactor.weight" for site in of.sites)
     return (
         Term("row norm", _median_norm, weights, 0.0, watched=True),
         Term("small rows", _small_share, weights, 0.0, watched=True),
+        Term("lasso", group_lasso, weights, 0.0, watched=True),
     )
 
 

@@ -77,6 +77,11 @@ def refuse_settings(section: OptimSection, where: str) -> None:
     from timm.optim import get_optimizer_info
 
     known_optimizer(section.opt)
+    if 0 < section.hold < section.warmup:
+        raise UsageError(
+            f"{where}: optim.hold={section.hold:g} ends before the warm-up does ({section.warmup:g}): it "
+            "holds nothing."
+        )
     info = get_optimizer_info(section.opt)
     wanted = info.num_betas if info.has_betas else 0
     if section.betas and wanted != len(section.betas):

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from kdcli.artifacts.model import InputSpec
 from kdcli.errors import InputError, nearest
+from kdcli.metrics.efficiency import evaluating
 from kdcli.models import heads, surgery
 from kdcli.models.heads.base import Head
 from kdcli.models.heads.dense import GRIDS, assembled_grid, feature_maps, is_vit
@@ -237,7 +238,11 @@ class TimmModel(Model):
             head = EmbeddingHead("linear", feature, width, 0, out)
             head.neck.load_state_dict(affine)
         elif feature != "pooled":
-            head = EmbeddingHead("plain", feature, 1, 0)
+            device = next(self.body.parameters()).device
+            black = torch.zeros((1, 3, *self.spec.size), dtype=torch.uint8, device=device)
+            with torch.no_grad(), evaluating(self):
+                width = sum(part.shape[1] for part in self.features(black, [feature]).values())
+            head = EmbeddingHead("plain", feature, width, 0)
         self.attach(head, [], task)
 
     def forget_classes(self) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from kdcli import methods
+from kdcli import methods, tasks
 from kdcli.artifacts.manifest import Manifest
 from kdcli.artifacts.store import Output
 from kdcli.compression.magnitude import chosen
@@ -65,6 +65,13 @@ class Compacted:
     flops: Callable[[Sequence[int]], float]
     parameters: Callable[[Sequence[int]], float]
     kept: Mapping[str, Tensor] | None = None
+
+    def rehearse_export(self, config: Any) -> None:
+        """Write the forms that are asked for of the untrained network, to be refused now if at all."""
+        student = self.networks["student"]
+        assert isinstance(student, TimmModel)
+        plain = student if self.kept is not None else fold(student, {})
+        deploying.rehearse(plain, config)
 
     def to_json(self) -> dict[str, Any]:
         """What a plan says of it to programs."""
@@ -141,7 +148,9 @@ def compact(
         teacher = frame.teacher(config.teacher[0], task, config.data.class_order)
         networks["teacher"] = teacher
         alike = _channels(teacher, entry.which) == {site.name: site.width for site in found.sites}
-        answers = bool(own.classes) and own.classes == teacher.classes and len(teacher.logit_shape) == 1
+        row = tasks.entry(task.name)  # softmax over logits: of one class a picture, or of identities
+        single = "class" in row.provides or row.embeds
+        answers = single and bool(own.classes) and own.classes == teacher.classes
     pictures = len(data.split("train"))
     flops, parameters = cost_of(own, found.sites), parameters_of(own, found.sites)
     of = Compaction(
@@ -151,6 +160,7 @@ def compact(
         cost=flops if kind == "flops" else parameters,
         steps=planned_steps(config.optim, pictures),
         batch=config.optim.batch_size,
+        accumulate=config.optim.accumulate,
         pictures=pictures,
         taught=bool(config.teacher),
         alike=alike,
@@ -308,6 +318,14 @@ def _tell(plan: Any, facts: Mapping[str, Any], console: Console) -> None:
         f"{parts['parameters']:.1%} of the parameters are left"
     )
     console.note(f"validation {selection} {', '.join(said.values())}")
+    wanted, kind = plan.arguments.get("target"), plan.goal
+    left = facts[goals.FACTS[kind]]
+    if wanted is not None and left[1] > 1.001 * wanted * left[0] and facts["removed"]:
+        console.warn(
+            f"{left[1] / left[0]:.1%} of the {goals.KINDS[kind]} are left, more than the target of "
+            f"{wanted:.1%}: rows that were chosen are not below the threshold. Train longer, or raise "
+            "method.strength."
+        )
     if not facts["removed"]:
         console.warn(
             f"no row of a compactor is below threshold={plan.config.threshold:g}: nothing was removed. Train "

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
 from kdcli.compression import budget
-from kdcli.compression.shrink import final_norm
+from kdcli.compression.shrink import final_norm, steps_to_shrink
 from kdcli.compression.shrinking import Compaction
 from kdcli.engine.optim import build_optimizer, build_schedule
 from kdcli.errors import UsageError
@@ -40,12 +41,64 @@ def rates(optim: OptimSection, steps: int, schedule_steps: int, steps_per_epoch:
 
 
 def refuse_optimiser(optim: OptimSection) -> None:
-    """Raise UsageError for an optimiser whose steps are not known in advance."""
+    """Raise UsageError for steps that nobody knows in advance: of other optimisers, or clipped."""
+    if optim.clip_grad is not None:
+        raise UsageError(
+            "optim.clip_grad scales down what makes rows shrink, by as much as nobody knows in advance: "
+            "leave it out."
+        )
     if optim.opt.lower() not in _PLAIN:
         raise UsageError(
             f"--opt {optim.opt}: rows shrink by steps of SGD, so many times the learning rate; take momentum "
             "or sgd."
         )
+
+
+@dataclass(frozen=True)
+class Course:
+    """How a row goes that is reset.
+
+    Attributes:
+        last: step after which nothing more is chosen.
+        left: learning rates of the steps from there on.
+        strength: λ.
+        settings: momentum and weight decay of compactors.
+    """
+
+    last: int
+    left: Sequence[float]
+    strength: float
+    settings: Mapping[str, float]
+
+
+def course_of(config: Any, arguments: Mapping[str, Any], material: Material, of: Compaction) -> Course:
+    """The course of a row that is chosen last.
+
+    Args:
+        config: of ``compress``.
+        arguments: of its method.
+        material: says how many steps there are.
+        of: what the method works on.
+
+    Raises:
+        UsageError: it would be chosen after the end.
+    """
+    optim, steps = config.optim, material.steps
+    every = rates(optim, steps, material.schedule_steps, material.order.steps_per_epoch)
+    own = "momentum" in arguments  # of compactors, which then have no decay
+    settings = {
+        "momentum": arguments.get("momentum", optim.momentum),
+        "weight_decay": 0.0 if own else optim.weight_decay,
+    }
+    last = round(arguments["warmup"] * of.steps)
+    if "target" in arguments:
+        last = _last_choice(arguments, of, last, steps)
+    if last >= steps:
+        raise UsageError(
+            f"nothing is reset in the {steps:,} steps of this training: that begins after {last:,}. Train "
+            "longer."
+        )
+    return Course(last, every[last:], arguments["strength"], settings)
 
 
 def refuse_short(config: Any, arguments: Mapping[str, Any], material: Material, of: Compaction) -> None:
@@ -60,28 +113,26 @@ def refuse_short(config: Any, arguments: Mapping[str, Any], material: Material, 
     Raises:
         UsageError: a course that removes nothing.
     """
-    optim = config.optim
-    steps = material.steps
-    every = rates(optim, steps, material.schedule_steps, material.order.steps_per_epoch)
-    momentum = arguments.get("momentum", optim.momentum)
-    decay = 0.0 if "momentum" in arguments else optim.weight_decay  # of compactors
-    course = {"momentum": momentum, "weight_decay": decay}
-    last = round(arguments["warmup"] * steps)
-    if "target" in arguments:
-        last = _last_choice(arguments, of, last, steps)
-    if last >= steps:
-        raise UsageError(
-            f"nothing is reset in the {steps:,} steps of this training: that begins after {last:,}. Train "
-            "longer."
-        )
-    left = every[last:]
-    norm = final_norm(left, strength=arguments["strength"], **course)
+    course = course_of(config, arguments, material, of)
+    norm = final_norm(course.left, strength=course.strength, **course.settings)
     if norm < config.threshold:
         return
     raise UsageError(
-        f"no row would be removed: after the {len(left):,} steps in which it is reset, a row of norm 1 has "
-        f"the norm {norm:.2g}, and rows below threshold={config.threshold:g} are removed. Train longer"
-        f"{_remedy(left, arguments['strength'], config.threshold, course)}."
+        f"no row would be removed: after the {len(course.left):,} steps in which it is reset, a row of norm "
+        f"1 has the norm {norm:.2g}, and rows below threshold={config.threshold:g} are removed. Train longer"
+        f"{_remedy(course, config.threshold)}."
+    )
+
+
+def said(config: Any, arguments: Mapping[str, Any], material: Material, of: Compaction) -> str:
+    """What a plan says of the course, which removes something."""
+    course = course_of(config, arguments, material, of)
+    steps = steps_to_shrink(
+        course.left, strength=course.strength, threshold=config.threshold, **course.settings
+    )
+    return (
+        f"a row of norm 1 below {config.threshold:g} in {steps or 0:,} steps of resetting; the last rows are "
+        f"chosen after step {course.last:,} of {material.steps:,}"
     )
 
 
@@ -107,14 +158,14 @@ def _last_choice(arguments: Mapping[str, Any], of: Compaction, warmup: int, step
     )
 
 
-def _remedy(left: Sequence[float], strength: float, threshold: float, course: Mapping[str, float]) -> str:
+def _remedy(course: Course, threshold: float) -> str:
     """What else to advise: the weakest strength that does, or one with a threshold above what it leaves.
 
     Close to zero a row swings as widely as the last rates let it, so that in a short training no strength
     takes it below a small threshold.
     """
-    grid = [strength * _STEP**power for power in range(1, _POWERS)]
-    norms = {wanted: final_norm(left, strength=wanted, **course) for wanted in grid}
+    grid = [course.strength * _STEP**power for power in range(1, _POWERS)]
+    norms = {wanted: final_norm(course.left, strength=wanted, **course.settings) for wanted in grid}
     if enough := next((wanted for wanted, norm in norms.items() if norm < threshold), None):
         return f", or say --set method.strength={enough:.2g}"
     near = next((wanted for wanted, norm in norms.items() if norm < _NEAR), None)

@@ -77,6 +77,26 @@ def written(
     return list(found), found
 
 
+def rehearse(network: Model, config: Any) -> None:
+    """Write the forms that are asked for to nowhere, so that what they cannot hold is refused before a run.
+
+    Raises:
+        InputError: a network that a form cannot hold.
+    """
+    import tempfile
+
+    from kdcli.compression.deployment import preprocessing
+    from kdcli.compression.exported import export_torch
+    from kdcli.compression.onnx import export_onnx
+
+    for form in dict.fromkeys(config.export):
+        with tempfile.TemporaryDirectory() as folder:
+            if form == "torch":
+                export_torch(network, Path(folder), inside=config.inside)
+            else:
+                preprocessing(network, export_onnx(network, Path(folder), inside=config.inside))
+
+
 def _onnx(
     network: Model, folder: Path, config: Any, samples: Samples, console: Console, card: dict[str, Any]
 ) -> dict[str, Any]:
@@ -100,6 +120,7 @@ def _onnx(
             f"{told['difference']:.2g} at most, the largest of which is {told['largest']:.3g}"
         )
         facts = {**own, "files": [*facts["files"], *own["files"]], "fp32": facts}
+        card = {**card, "metrics": None}  # measured of the other file
     deploy(network, folder, facts, **card)
     return facts
 
@@ -163,7 +184,9 @@ def plan(config: Any, unless_complete: bool) -> Plan | Result:
 
     if not config.export and config.quantize != _WEIGHTS:
         raise UsageError("--method none makes nothing smaller: it is for --export, or --quantize weights.")
-    student = frame.require(config.student, "--student")
+    if config.student in (None, "", "same"):
+        raise UsageError("--method none needs --student: the network that is exported.")
+    student = config.student
     frame.require(config.data.source, "--data")
     data = open_train(config.data, partial(places.kept_hashes, config))
     parents = [frame.parent("student", student, config.weights)]
@@ -193,10 +216,12 @@ def run(plan: Plan, console: Console, *, stop: Stop | None = None, command: str 
                 tensors = quantised(network)
                 network.load_state_dict(restored(tensors))
             keep = network.save(output.partial, tensors)
-            metrics = {} if tensors else dict(known.get("metrics") or {})
+            metrics = dict(known.get("metrics") or {}) if config.image_size is None and not tensors else {}
             names, forms = written(network, output.partial, config, plan.samples, console, metrics=metrics)
             manifest = Manifest("model", "compress", plan.target.identity, plan.target.parents)
-            names_kept = ("calibration",) if tensors else ("metrics", "calibration")  # rounded: not measured
+            names_kept = ["calibration", "data", "selection"]
+            if not tensors and config.image_size is None:  # else it is not what was measured
+                names_kept.append("metrics")
             kept = {key: known[key] for key in names_kept if key in known}
             manifest.facts = frame.facts(
                 config,

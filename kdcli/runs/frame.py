@@ -115,6 +115,12 @@ def refuse_cut_groups(optim: OptimSection, processes: int, group: int) -> None:
             f"a batch of {optim.batch_size} in {parts} parts (processes × accumulate) holds no whole groups "
             f"of data.per_identity={group} pictures: take a multiple of {group * parts}."
         )
+    if optim.batch_size // optim.accumulate < 2 * group:
+        raise UsageError(
+            f"a batch of {optim.batch_size // optim.accumulate} holds one identity "
+            f"(data.per_identity={group}): nothing to tell it from. Take {2 * group} or more in each "
+            "micro-batch."
+        )
     if optim.auto_batch:
         raise UsageError("--auto-batch may part pictures of one identity: set optim.accumulate yourself.")
 
@@ -238,6 +244,12 @@ def _admit(network: Model, name: str, task: Task, order: Literal["names", "same"
             f"{name} does {network.task}, the data is for {task.name}. Probe the teacher on this data first."
         )
     network.take_names(list(task.classes), order)
+
+
+def warn_of_other_validation(name: str, data: Data, console: Console) -> None:
+    """Warn where a model was chosen on other pictures than the validation split of ``data``."""
+    if split_hash(name, "validation") not in ("", data.split("validation").fingerprint):
+        console.warn(f"{name} was chosen on other validation samples than this run selects by.")
 
 
 def split_hash(name: str, split: str) -> str:

@@ -6,7 +6,7 @@ section. What a manifest's configuration says by default is not given (:func:`kd
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import fields, is_dataclass, replace
 from fnmatch import fnmatchcase
 from functools import partial
@@ -21,7 +21,6 @@ from kdcli.words.analysis import without_zero_terms
 
 if TYPE_CHECKING:
     from kdcli.runs.material import Material
-    from kdcli.tasks import Task
     from kdcli.words import Method
 
 Rule = tuple[str, bool, str]
@@ -105,6 +104,7 @@ def of_probe(config: Any) -> Iterator[Rule]:
     keep, tune, grid = config.head == "keep", config.finetune, config.grid
     live, fixed = config.protocol == "dinov2", config.views.count == "1"
     yield from of_pictures(config)
+    yield "data.per_identity", True, "a probe draws no batches of identities"
     yield "features protocol grid.* views.* statistics.*", keep, "--head keep fits no head"
     yield "features grid.*", config.head == "none", "--head none takes what the backbone answers"
     yield "optim.*", not tune, "only --finetune trains by it"
@@ -143,6 +143,12 @@ def of_export(config: Any) -> Iterator[Rule]:
     why = "--method none trains nothing"
     yield "optim.* views.* evaluate_* save_* log_every recipe target threshold teacher*", True, why
     yield "data.class_balance data.label* data.extra* from_scratch head drop_path track", True, why
+    splits = "data.validation* data.test data.group_by data.split_seed data.duplicates data.task"
+    yield (
+        f"{splits} data.per_identity data.camera_column precision",
+        True,
+        "--method none reads pictures alone",
+    )
 
 
 def of_compress(config: Any) -> Iterator[Rule]:
@@ -162,7 +168,7 @@ def of_eval(config: Any) -> Iterator[Rule]:
     """``eval``: nothing is trained."""
     yield from of_pictures(config)
     yield "repeats", not config.cost, "--no-cost measures no time"
-    yield "data.class_balance data.labelled_fraction", True, "nothing is trained here"
+    yield "data.class_balance data.labelled_fraction data.per_identity", True, "nothing is trained here"
     yield "data.labels_per_class", config.split != "train", "labels are hidden in the training split alone"
     yield "track", True, "only distill writes to trackers"
 
@@ -181,24 +187,33 @@ def of_synthesize(config: Any) -> Iterator[Rule]:
 _OF_THE_STAGE = ("method.name", "method.generations")
 
 
-def refuse_idle_parameters(config: Any, task: Task, method: Method, arguments: dict[str, Any]) -> None:
+def refuse_idle_parameters(
+    config: Any,
+    make: Callable[..., Method],
+    method: Method,
+    arguments: dict[str, Any],
+    heeded: Collection[str] = (),
+) -> None:
     """Raise UsageError for a parameter of a method that was given and changes nothing of what it returns.
 
     A method is data: one made with the parameter's default instead is compared with it.
 
     Args:
-        config: of distill.
-        task: that the method was made for.
+        config: of distill or compress.
+        make: the method, of its parameters.
         method: made with ``arguments``.
         arguments: all parameters of the method.
+        heeded: those of them that are heeded elsewhere.
     """
     name, written = config.method.name, origins(config)
     for key, parameter in methods.parameters(name).items():
         dotted = f"method.{key}"
-        if dotted in _OF_THE_STAGE or dotted not in written or arguments[key] == parameter.default:
+        if key in heeded or dotted in _OF_THE_STAGE or dotted not in written:
+            continue
+        if arguments[key] == parameter.default:
             continue
         try:
-            other = methods.function(name)(task, **{**arguments, key: parameter.default})
+            other = make(**{**arguments, key: parameter.default})
         except UsageError:  # it was needed
             continue
         if _alike(_objective(other), _objective(method)):

@@ -169,7 +169,7 @@ def gather(lesson: Lesson, console: Console, networks: dict[str, Model] | None =
     refuse_options(config, method)
     frame.refuse_cut_groups(optim, config.processes, lesson.task.group)
     taught = "teacher" in {party.name for party in method.parties}
-    pool = _pool(lesson)
+    pool = pool_of(lesson.data, lesson.extra, lesson.method)
     targets = lesson.task.target_columns(pool.labels)
     parties: Mapping[str, nn.Module] = networks or _parties(lesson, console)
     networks = {name: party for name, party in parties.items() if isinstance(party, Model)}
@@ -252,13 +252,19 @@ def _parties(lesson: Lesson, console: Console) -> dict[str, nn.Module]:
     return found
 
 
-def _pool(lesson: Lesson) -> Pool:
-    train, extra, method = lesson.data.split("train"), lesson.extra, lesson.method
+def pool_of(data: Data, extra: Sequence[Data], method: Method) -> Pool:
+    """The pictures that a method learns from: all of them, or those with a label where no term sees others.
+
+    Raises:
+        UsageError: ``extra`` pictures, for a method that has no use for them.
+    """
+    train = data.split("train")
     if needs_labels(method):
         if extra:
             raise UsageError(f"method {method.name} reads the labels of all pictures: it has no --extra.")
         return Pool((train.take(train.labelled()),))
-    if any(term.rows != "labelled" for turn in method.turns for term in turn.terms):
+    weighing = (t for turn in method.turns for t in turn.terms if callable(t.weight) or t.weight)
+    if any(term.rows != "labelled" for term in weighing):
         more = (samples for data in extra for samples in data.splits.values())
         return Pool((train, *(samples.unlabelled(train.targets) for samples in more)))
     if extra:
@@ -285,10 +291,9 @@ def _teacher(lesson: Lesson, console: Console) -> Model:
 
     Probabilities are averaged as the terms that read them soften them.
     """
-    config, task, validation = lesson.config, lesson.task, lesson.data.split("validation")
+    config, task = lesson.config, lesson.task
     for name in config.teacher:
-        if frame.split_hash(name, "validation") not in ("", validation.fingerprint):
-            console.warn(f"{name} was chosen on other validation samples than this run selects by.")
+        frame.warn_of_other_validation(name, lesson.data, console)
     teachers = [frame.teacher(name, task, config.data.class_order) for name in config.teacher]
     if len(teachers) == 1:
         return teachers[0]

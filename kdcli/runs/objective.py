@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from kdcli import methods
@@ -52,7 +53,8 @@ def objective(config: Any, data: Data, parts: Sequence[Part]) -> tuple[Any, Task
     config, choice = recipes.take(config, config.recipe, method.name, method.recipes)
     if choice.applied:
         task, method = _method(config, data)
-    idle.refuse_idle_parameters(config, task, method, arguments(config))
+    make = partial(methods.function(method.name), task)
+    idle.refuse_idle_parameters(config, make, method, arguments(config))
     for text in config.terms:
         _refuse_unfit(f"--add {text}", methods.term_needs(text), task)
     method = without_zero_terms(added(method, parts))

@@ -10,6 +10,7 @@ from kdcli.errors import InputError, UsageError, nearest
 from kdcli.methods import parameters
 
 KINDS = {"flops": "FLOPs", "params": "parameters"}
+FACTS = {"flops": "flops", "params": "parameters"}  # what the manifest calls them
 Cost = Callable[[Sequence[int]], float]
 
 

@@ -14,13 +14,14 @@ compactors folded into the layers in front of them. ``--dry-run`` shows layer by
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ConfigDict
 
 from kdcli import methods
-from kdcli.config import Section, inputs, method_option, option, outputs, training
+from kdcli.config import Section, inputs, method_option, option, origins, outputs, training
 from kdcli.console import Console, duration
 from kdcli.errors import UsageError
 from kdcli.runs import Result, deploying, frame, idle, recipes, show
@@ -106,6 +107,7 @@ class Plan:
     recipe: recipes.Choice
     compacted: Compacted
     material: Material
+    goal: str
 
     def to_json(self) -> dict[str, Any]:
         """What ``--dry-run --json`` prints."""
@@ -124,11 +126,15 @@ class Plan:
 
     def describe(self, console: Console) -> None:
         """Show the plan on stderr."""
+        from kdcli.runs import course
+
         material = self.material
         console.note(f"reads    {self.config.data.source}: {show.splits(self.data)}")
         for name, net in material.networks.items():
             show.network(console, name, net)
         self.compacted.describe(console)
+        if self.compacted.kept is None:
+            console.note(f"shrinks  {course.said(self.config, self.arguments, material, self.compacted.of)}")
         batch = f"{self.config.optim.batch_size} at {material.view.size} px"
         console.note(f"trains   {material.steps:,} steps of {batch}")
         show.learning(console, self.config.optim, self.method, material.steps)
@@ -193,24 +199,55 @@ def plan(
 
     if not methods.entry(config.method.name).before:
         course.refuse_optimiser(config.optim)
+    for name in dict.fromkeys([*config.teacher, student]):
+        frame.warn_of_other_validation(name, data, console)
     task = task_of(data, config.data, config.optim, config.views)
     compacted = compact(config, student, task, data, kind, arguments)
-    method = methods.function(config.method.name)(task, compacted.of, **arguments)
+    method, compacted = _method(config, task, data, compacted, arguments)
     lesson = Lesson(config, data, (), task, method)
     material = gather(lesson, console, dict(compacted.networks))
     idle.refuse_idle(config, idle.of_material(material))
     idle.warn_of_idle(config, console)
     warn_of_milestones(config.optim, method, material.schedule_steps, material.order.steps_per_epoch, console)
+    if config.export:
+        compacted.rehearse_export(config)
     if compacted.kept is None:
         goals.refuse_unreachable(arguments.get("target"), kind, compacted.of.widths, compacted.of.cost)
         course.refuse_short(config, arguments, material, compacted.of)
-    return Plan(config, target, data, task, material.method, arguments, choice, compacted, material)
+    return Plan(config, target, data, task, material.method, arguments, choice, compacted, material, kind)
+
+
+def _method(
+    config: Config, task: Task, data: Data, compacted: Compacted, arguments: dict[str, Any]
+) -> tuple[Method, Compacted]:
+    """The method for as many steps as its pictures take, which it decides itself by what its terms see.
+
+    Raises:
+        UsageError: a parameter that was given and changes nothing.
+    """
+    from kdcli.runs.material import planned_steps, pool_of
+    from kdcli.runs.refusals import refuse_weights
+    from kdcli.words.analysis import without_zero_terms
+
+    name = config.method.name
+    first = methods.function(name)(task, compacted.of, **arguments)
+    pictures = len(pool_of(data, (), without_zero_terms(first)))
+    of = replace(compacted.of, pictures=pictures, steps=planned_steps(config.optim, pictures))
+    make = partial(methods.function(name), task, of)
+    method = make(**arguments)
+    heeded = ("target",) if methods.entry(name).before else ()
+    idle.refuse_idle_parameters(config, make, method, arguments, heeded)
+    method = without_zero_terms(method)
+    refuse_weights(method)
+    return method, replace(compacted, of=of)
 
 
 def _arguments(config: Config) -> tuple[str, dict[str, Any]]:
     """The kind of cost that a target is of, and all parameters of the method."""
     name = config.method.name
     given = config.method.model_dump(exclude={"name"}, exclude_none=True)
+    if config.target is not None and "method.target" not in origins(config):
+        given.pop("target", None)  # a recipe's, which gives way
     kind, given = goals.given(name, config.target, given)
     return kind, methods.arguments(name, given)
 

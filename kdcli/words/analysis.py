@@ -192,7 +192,7 @@ def _reduced(turn: Turn, wanted: Iterable[str], **kept: Any) -> Turn:
         trains=tuple(name for name in turn.trains if name in called),
         calls=calls,
         derives=tuple(d for d in turn.derives if d.out in derived),
-        groups={name: fields for name, fields in turn.groups.items() if name in called},
+        groups={name: fields for name, fields in turn.groups.items() if name.partition(":")[0] in called},
         **kept,
     )
 

@@ -53,7 +53,7 @@ class EmbeddingHead(Head):
 
     def __init__(self, kind: str, feature: str, width: int, classes: int, out: int = 0) -> None:
         super().__init__()
-        self.kind, self.feature = kind, feature
+        self.kind, self.feature, self.width = kind, feature, width
         self.neck, own = _neck(kind, width, out)
         self.least_rows = 2 if neck_width(kind) else 1
         self.linear: nn.Module = nn.Linear(own, classes, bias=False) if classes else nn.Identity()
@@ -62,7 +62,8 @@ class EmbeddingHead(Head):
 
     def to_json(self) -> dict[str, str]:
         """What ``config.json`` says of it."""
-        return {"kind": self.kind, "feature": self.feature}
+        found = {"kind": self.kind, "feature": self.feature}
+        return found if self.state_dict() else {**found, "width": str(self.width)}
 
     def read(self, network: TimmModel, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """What the body's own head would take, unpooled, and the feature's parts, each [B, D_i]."""
@@ -83,9 +84,7 @@ class EmbeddingHead(Head):
     def refitted(self, classes: int) -> EmbeddingHead:
         """The same embedding, with a fresh classifier or none."""
         found = copy.deepcopy(self)
-        width = self.linear.in_features if isinstance(self.linear, nn.Linear) else _out(self.neck)
-        if not width and classes:
-            raise ValueError("a plain embedding without a classifier does not know its width")
+        width = _out(self.neck) or self.width
         found.linear = nn.Linear(width, classes, bias=False) if classes else nn.Identity()
         if isinstance(found.linear, nn.Linear):
             nn.init.normal_(found.linear.weight, std=_CLASSIFIER_STD)
@@ -100,7 +99,9 @@ def described_embedding(config: Mapping[str, object], tensors: Mapping[str, Tens
     first = tensors.get("neck.0.weight" if neck_width(kind) else "neck.weight", tensors.get("linear.weight"))
     classifier = tensors.get("linear.weight")
     if first is None:  # plain, without a classifier: it has no tensors
-        return EmbeddingHead(kind, feature, 1, 0) if kind == "plain" and not tensors else None
+        width = str(config.get("width"))
+        plain = kind == "plain" and not tensors and width.isdecimal() and 0 < len(width) < 7
+        return EmbeddingHead(kind, feature, int(width), 0) if plain else None
     out = len(first) if kind == "linear" else 0
     classes = 0 if classifier is None else len(classifier)
     return EmbeddingHead(kind, feature, first.shape[-1], classes, out)

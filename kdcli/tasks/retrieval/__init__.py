@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from kdcli.errors import UsageError
+from kdcli.sections import ViewSection
 from kdcli.tasks.matching import bring_into_order
 from kdcli.tasks.whole import WholePicture
 from kdcli.words import Term
@@ -26,11 +27,12 @@ if TYPE_CHECKING:
     from kdcli.engine.grid import HeadResult, HeadSpec
     from kdcli.engine.inference import Measuring
     from kdcli.models.protocol import Model
-    from kdcli.sections import DataSection, OptimSection, ViewSection
+    from kdcli.sections import DataSection, OptimSection
     from kdcli.tasks import Evaluation
     from kdcli.tasks.settings import EvalOptions, ProbeOptions, Probing, Validation
 
 MARGIN = 0.35  # of the triplet loss, in the units of the features: Lin et al. 2023, arXiv 2303.09230
+_CUT = dict(ViewSection(count="1"))
 SHRINKAGES = (1.0, 0.1, 0.01)  # of the whitened embeddings that a probe tries
 
 
@@ -142,6 +144,9 @@ class Retrieval(WholePicture):
             raise UsageError("--statistics records pictures of one class each; these data are for retrieval.")
         if options.protocol != "cached":
             raise UsageError("--protocol dinov2 trains classifiers; retrieval fits embeddings on a cache.")
+        cut = [key for key, value in options.views if value != _CUT[key]]
+        if cut:
+            raise UsageError(f"views.{cut[0]}: a probe of retrieval sees pictures as they are, once.")
         own = type(options.grid)()
         if given := [key for key, value in options.grid if value != getattr(own, key)]:
             raise UsageError(f"grid.{given[0]}: retrieval fits its embeddings in closed form.")

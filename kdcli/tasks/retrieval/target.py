@@ -189,6 +189,11 @@ class IdentityReader:
                 self._say(int(distractors.sum()), int(own.asks.sum()), what, _DISTRACTOR)
             if searched and (count := int(own.unmatched().sum())):
                 cameras = " from another camera" if (own.cameras != UNLABELLED).any() else ""
+                if count == int(own.asks.sum()):
+                    raise InputError(
+                        f"{source}: none of the {count} {what} has a match{cameras} to be found: there is "
+                        "nothing to measure. Add pictures of their identities, or name the columns."
+                    )
                 self.raw.notes.append(
                     f"{source}: {count} of {int(own.asks.sum())} {what} have no match{cameras} to be found"
                 )
