@@ -166,3 +166,15 @@ def test_a_network_without_an_embedding_has_no_classifier_to_leave_away() -> Non
     made = build("test_resnet", Wanted(["a", "b"]), pretrained=False, size=32)
     with pytest.raises(InputError, match="test_resnet has no embedding apart from its classifier"):
         made.forget_classes()
+
+
+def test_a_plain_embedding_of_several_parts_knows_its_width(tmp_path: Path) -> None:
+    """It has no tensors that say it, and gets a classifier where it becomes a student."""
+    made = build("test_vit", pretrained=False, size=64).eval()
+    made.attach_embedding("last4", {}, "retrieval")
+    path = commit_model(made, tmp_path / "m")
+    student = build(str(path), Wanted(["x", "y", "z"], "retrieval", "bnneck")).eval()
+    assert student.head.feature == "last4"  # type: ignore[union-attr]
+    assert student.linear.weight.shape == (3, 4 * made.body.num_features)  # type: ignore[attr-defined]
+    with torch.no_grad():
+        assert torch.equal(student(views()), made(views()))

@@ -241,6 +241,65 @@ def test_what_is_refused(make: Make, options: dict[str, Any], error: type[Except
         make(**options)
 
 
+def test_pictures_without_a_label_are_left_out_where_no_term_sees_them(make: Make, trained: Path) -> None:
+    few = {**QUICK, "target": "flops=0.7", "data.labels_per_class": 2}
+    plan = make(**few)
+    assert len(plan.material.pool) == plan.compacted.of.pictures == 8
+    taught = make("taught", teacher=[str(trained)], **few)
+    assert len(taught.material.pool) == taught.compacted.of.pictures == 58
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method.kd": 3.0}, r"method\.kd=3\.0 is given, and changes nothing in method resrep"),
+        ({"method.temperature": 9.0}, r"method\.temperature=9\.0 is given, and changes nothing"),
+        ({"optim.clip_grad": 1.0}, r"optim\.clip_grad scales down what makes rows shrink"),
+        ({"optim.hold": 0.1, "optim.warmup": 0.4}, r"optim\.hold=0\.1 ends before the warm-up does"),
+    ],
+)
+def test_what_would_change_nothing_or_what_nobody_can_foretell(
+    make: Make, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        make(**{**QUICK, "target": "flops=0.7", **options})
+
+
+def test_a_target_of_ones_own_stands_above_the_papers(make: Make) -> None:
+    more = {**QUICK, "recipe": "paper", "target": "params=0.8", "threshold": 0.9}
+    more |= {"optim.max_steps": None, "optim.batch_size": None, "method.strength": 1.5}
+    plan = make(**more)
+    assert (plan.arguments["target"], plan.goal) == (0.8, "params")
+
+
+def test_micro_batches_do_not_end_the_warm_up_early(make: Make, trained: Path) -> None:
+    more = {"method.name": "cdd", "teacher": [str(trained)], "student": "same", "method.strength": 0.4}
+    more |= {"threshold": 0.1, "optim.accumulate": 4, "method.warmup": 0.5, "optim.lr": 0.1}
+    (turn,) = make(**more).method.turns
+    (derive,) = (derive for derive in turn.derives if derive.state is not None)
+    assert derive.keywords["warmup"] == 30 * 4
+
+
+def test_the_plan_says_how_fast_rows_shrink(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(Console, "note", lambda self, text: told.append(text))
+    make(target="flops=0.7", **QUICK).describe(QUIET)
+    (line,) = [text for text in told if text.startswith("shrinks")]
+    assert "a row of norm 1 below 0.05 in" in line
+    assert "steps of resetting; the last rows are chosen after step" in line
+
+
+def test_several_labels_are_taught_by_their_own_divergence() -> None:
+    """Softmax over logits that are questions of their own would be another objective."""
+    from kdcli.compression.magnitude import magnitude
+    from kdcli.compression.shrinking import Compaction
+    from kdcli.tasks.multilabel import MultiLabel
+
+    of = Compaction((), (), (), float, 1, 8, 1, 8, taught=True, alike=True, answers=False)
+    terms = {term.name: term.loss.__name__ for term in magnitude(MultiLabel(("a", "b")), of).turns[0].terms}
+    assert terms == {"bce": "binary_cross_entropy", "kl": "binary_kl_divergence"}
+
+
 def test_cdd_refuses_another_architecture(make: Make, trained: Path) -> None:
     with pytest.raises(UsageError, match=r"compares layers .* channel by channel, and these differ"):
         make(

@@ -64,6 +64,7 @@ def test_a_network_as_it_is_in_all_forms(export: Export, teacher: Path, tmp_path
         found["classes"] == facts(teacher)["classes"] == (path / "onnx/labels.txt").read_text().splitlines()
     )
     assert found["calibration"] == facts(teacher)["calibration"]
+    assert found["data"] == facts(teacher)["data"]  # so that eval knows what it was chosen on
     assert build(str(path)).temperature == build(str(teacher)).temperature
     check = found["forms"]["onnx"]["fp32"]["check"]
     assert check["difference"] < 1e-4
@@ -122,6 +123,9 @@ def test_the_graph_may_normalise(export: Export) -> None:
         ({"export": ["torch"], "quantize": "int8"}, "--quantize makes an ONNX file compute in integers"),
         ({"export": [], "inside": True}, "inside: it says what an exported graph takes"),
         ({"data.source": None}, "--data is required"),
+        ({"student": None}, "--method none needs --student: the network that is exported"),
+        ({"data.group_by": "who"}, r"data\.group_by is given, and --method none reads pictures alone"),
+        ({"precision": "bf16"}, "--precision is given, and --method none reads pictures alone"),
         (
             {"method.name": "magnitude", "export": [], "quantize": "weights"},
             "--quantize weights keeps a finished network in fewer bytes: take --method none",

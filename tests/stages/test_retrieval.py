@@ -219,6 +219,9 @@ def test_gates_know_its_figures(teacher: Path, people: Path, tmp_path: Path) -> 
         ({"head": "none", "features": "pooled"}, "--features is given, and --head none takes"),
         ({"grid.lr": [0.1]}, r"grid\.lr: retrieval fits its embeddings in closed form"),
         ({"protocol": "dinov2"}, "--protocol dinov2 trains classifiers"),
+        ({"views.hflip": 1.0}, r"views\.hflip: a probe of retrieval sees pictures as they are"),
+        ({"views.count": "3"}, r"views\.count: a probe of retrieval sees pictures as they are"),
+        ({"data.per_identity": 2}, r"data\.per_identity is given, and a probe draws no batches"),
         ({"statistics.record": True}, "--statistics records pictures of one class each"),
     ],
 )
@@ -231,6 +234,8 @@ def test_what_a_probe_refuses(probed: Plan, more: dict[str, Any], message: str) 
     ("more", "message"),
     [
         ({"optim.batch_size": 18}, r"a batch of 18 in 1 parts .* take a multiple of 4"),
+        ({"optim.batch_size": 4}, r"a batch of 4 holds one identity \(data\.per_identity=4\)"),
+        ({"optim.accumulate": 4}, r"a batch of 4 holds one identity"),
         ({"optim.accumulate": 8}, r"a batch of 16 in 8 parts .* take a multiple of 32"),
         ({"optim.auto_batch": True}, "--auto-batch may part pictures of one identity"),
         ({"optim.mixup": 0.2}, "a mixed picture is of no identity"),
