@@ -350,4 +350,4 @@ def test_two_processes_reset_the_rows_that_one_does(pictures: Path, tmp_path: Pa
     assert facts(found[0])["compression"]["widths"] == facts(found[1])["compression"]["widths"]
     first, second = (load_file(out / "model.safetensors") for out in found)
     for name, tensor in first.items():
-        torch.testing.assert_close(tensor, second[name], rtol=0, atol=1e-4)
+        torch.testing.assert_close(tensor, second[name], rtol=1e-3, atol=1e-3)
