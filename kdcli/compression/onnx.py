@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import importlib.util
 import io
 import logging
 import re
@@ -22,25 +21,18 @@ import torch
 from torch import Tensor
 
 from kdcli.artifacts.files import sync, write_bytes
-from kdcli.errors import EnvironmentFault, InputError, from_os_error, shortened
+from kdcli.errors import InputError, from_os_error, shortened
 from kdcli.models.legacy import first_line
+from kdcli.models.onnx import INPUT, refuse_missing, session
 from kdcli.models.protocol import Model
 from kdcli.tasks import entry
 
-FILE, INPUT = "model.onnx", "pixels"
+FILE = "model.onnx"
 OPSET = 20  # that the exporter of torch 2.14 writes without converting
 BOUND = 1e-3  # of the difference to the network, as a part of its largest answer, or of 1 where that is less
+EXPORT = "--export onnx"
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 _SINGLE = 2**31 - 2**24  # bytes of weights: a protobuf message ends at 2 GiB, and the graph takes a little
-
-
-def refuse_missing() -> None:
-    """Raise EnvironmentFault if what writes and checks ONNX is not installed."""
-    for name in PACKAGES:
-        if importlib.util.find_spec(name) is None:
-            raise EnvironmentFault(
-                f"--export onnx: {name} is not installed. Install it with: pip install 'kdcli[export]'"
-            )
 
 
 def export_onnx(network: Model, folder: Path, *, opset: int = OPSET, inside: bool = False) -> dict[str, Any]:
@@ -63,7 +55,7 @@ def export_onnx(network: Model, folder: Path, *, opset: int = OPSET, inside: boo
         EnvironmentFault: a package is missing, or the disk refuses.
         InputError: the network cannot be traced, or has an operator that ONNX lacks.
     """
-    refuse_missing()
+    refuse_missing(PACKAGES, EXPORT)
     own = plain_copy(network)
     given = example(own, inside)
     output = "embedding" if embeds(own) else "logits"
@@ -191,25 +183,6 @@ def _described(value: Any) -> dict[str, Any]:
 
 
 # -- the proof -----------------------------------------------------------------------------------------------
-
-
-def session(file: Path) -> Any:
-    """An ONNX Runtime session on the CPU, which says nothing but errors.
-
-    Raises:
-        EnvironmentFault: it is not installed.
-        InputError: it cannot load the file.
-    """
-    refuse_missing()
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    try:
-        return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # its errors have no common kind
-        reason = shortened(first_line(error))
-        raise InputError(f"{file}: ONNX Runtime does not load it ({reason}). Update onnxruntime.") from error
 
 
 def check_onnx(

@@ -17,10 +17,11 @@ from typing import Any, Literal
 from torch import Tensor
 
 from kdcli.artifacts.files import sync
-from kdcli.compression.onnx import INPUT, compare, plain_copy, quiet, refuse_missing
+from kdcli.compression.onnx import EXPORT, PACKAGES, compare, plain_copy, quiet
 from kdcli.errors import InputError, from_os_error, shortened
 from kdcli.models.integers import quantised, restored, sizes
 from kdcli.models.legacy import first_line
+from kdcli.models.onnx import INPUT, refuse_missing
 from kdcli.models.protocol import Model
 
 __all__ = ["FILE", "LEAST", "quantise_onnx", "quantised", "restored", "sizes"]
@@ -54,7 +55,7 @@ def quantise_onnx(
             onnxruntime cannot quantise.
         EnvironmentFault: a package is missing, or the disk refuses.
     """
-    refuse_missing()
+    refuse_missing(PACKAGES, EXPORT)
     pictures = sum(map(len, batches))
     if kind == "static" and pictures < LEAST:
         raise InputError(

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from kdcli.artifacts import forms
 from kdcli.artifacts import model as artifacts
 from kdcli.artifacts.manifest import digest, file_hash
 from kdcli.artifacts.model import InputSpec
@@ -96,6 +97,10 @@ def build(
         torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which seeds the GPUs too
         path = Path(name)
         prefixed = name.startswith((*REMOTE, LOCAL))
+        if (root := forms.find(path)) is not None:
+            raise InputError(
+                f"{name} is an exported form, which eval alone takes: give its artifact, {root}."
+            )
         if artifacts.find(path) is not None or (path.is_dir() and not prefixed):
             if weights:
                 raise UsageError(
@@ -109,6 +114,19 @@ def build(
         if wanted is not None:
             _fit(network, wanted)
     return network
+
+
+def open_form(name: str) -> Model:
+    """An exported form of an artifact, ``ARTIFACT/onnx`` or a file in it, as a model that answers.
+
+    Raises:
+        InputError: no such form, or one that ONNX Runtime cannot load.
+        EnvironmentFault: ONNX Runtime is not installed.
+    """
+    from kdcli.models.onnx import OnnxModel
+
+    form = forms.read(name)
+    return OnnxModel(build(str(form.root)), form)
 
 
 # -- the classifier that is wanted ---------------------------------------------------------------------------

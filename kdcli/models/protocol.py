@@ -1,7 +1,8 @@
 """What a model is to all who use one: its input, its call, what heads can read, its classes, its files.
 
-Kinds are timm's networks (:mod:`kdcli.models.timm`), transformers' (:mod:`kdcli.models.transformers`) and
-several teachers as one (:mod:`kdcli.models.ensemble`). Nothing outside this room names what is inside one.
+Kinds are timm's networks (:mod:`kdcli.models.timm`), transformers' (:mod:`kdcli.models.transformers`),
+several teachers as one (:mod:`kdcli.models.ensemble`) and exported files (:mod:`kdcli.models.onnx`). Nothing
+outside this room names what is inside one.
 """
 
 from __future__ import annotations
@@ -113,6 +114,16 @@ class Model(nn.Module, ABC):
     @abstractmethod
     def layout(self) -> str:
         """Who loads its files with the same answers: ``timm``, ``transformers``, or ``kdcli`` alone."""
+
+    @property
+    def counted(self) -> nn.Module:
+        """What its parameters and FLOPs are counted of."""
+        return self
+
+    @property
+    def runs_in(self) -> str:
+        """Another runtime than torch that it answers by, and the device; empty for torch itself."""
+        return ""
 
     @property
     def outputs(self) -> int:

@@ -10,7 +10,7 @@ The report is a plain mapping, so that it can be read back from its JSON file::
                  "teacher"?: {"name", "agreement", "kl", "both_right", "only_student", "only_teacher",
                               "neither_right"},
                  "cost"?: {"parameters", "flops", "latency_ms": {"median", "p10", "p90", "repeats"},
-                           "throughput": {"median", "p10", "p90", "batch"}, "peak_memory_mb", "device",
+                           "throughput": {"median", "p10", "p90", "batch"}, "peak_memory_mb"?, "device",
                            "threads"},
                  "curves": [{"step", "loss", ...}],
                  what else the task measures of one model}],
@@ -140,7 +140,7 @@ def _cost(report: Mapping[str, Any]) -> Panel | None:
             spread(cost["latency_ms"]),
             spread(cost["throughput"]),
             str(cost["throughput"]["batch"]),
-            number(cost["peak_memory_mb"]),
+            number(cost["peak_memory_mb"]) if "peak_memory_mb" in cost else MISSING,
             f"{cost['device']}, {cost['threads']} threads",
         ]
         for name, cost in costs.items()

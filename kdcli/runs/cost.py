@@ -17,11 +17,11 @@ def cost(network: Model, runtime: Runtime, batch_size: int, repeats: int) -> dic
     batch = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(runtime.device)
     with runtime.accelerator.autocast():
         return {
-            "parameters": parameters(network),
-            "flops": flops(network, batch[:1]),
+            "parameters": parameters(network.counted),
+            "flops": flops(network.counted, batch[:1]),
             "latency_ms": latency(network, batch[:1], repeats, 5),
             "throughput": throughput(network, batch, max(3, repeats // 3), 2),
-            "peak_memory_mb": peak_memory(network, batch),
-            "device": runtime.describe()["device"],
+            **({} if network.runs_in else {"peak_memory_mb": peak_memory(network, batch)}),
+            "device": network.runs_in or runtime.describe()["device"],
             "threads": torch.get_num_threads(),
         }

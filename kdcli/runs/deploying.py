@@ -39,9 +39,10 @@ def refuse_forms(config: Any) -> None:
     if config.inside and not config.export:
         raise UsageError("inside: it says what an exported graph takes; give --export.")
     if "onnx" in config.export:
-        from kdcli.compression.onnx import refuse_missing
+        from kdcli.compression.onnx import EXPORT, PACKAGES
+        from kdcli.models.onnx import refuse_missing
 
-        refuse_missing()
+        refuse_missing(PACKAGES, EXPORT)
 
 
 def written(

@@ -7,9 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from kdcli.artifacts import forms, store
 from kdcli.artifacts import manifest as manifests
 from kdcli.artifacts import model as models
-from kdcli.artifacts import store
 from kdcli.config import identity
 from kdcli.errors import InputError, UsageError
 from kdcli.launch import world_size
@@ -157,6 +157,8 @@ def reading(config: RunSection, data: SourceSection) -> dict[str, Any]:
 
 def parent(role: str, name: str, weights: str | None = None) -> dict[str, str]:
     """Where a network came from: an artifact's path and hash, or a model's name and its weights' hash."""
+    if forms.find(name) is not None:
+        return {"role": role, "path": name, "hash": forms.read(name).hash}
     if models.find(name) is not None:
         return dict(models.parent(role, models.read(name)))
     found = {"role": role, "path": name, "hash": ""}
@@ -214,15 +216,21 @@ def teacher(name: str, task: Task, order: Literal["names", "same"]) -> Model:
     return network
 
 
-def opened(name: str, task: Task, order: Literal["names", "same"]) -> Model:
+def opened(name: str, task: Task, order: Literal["names", "same"], *, exported: bool = False) -> Model:
     """A frozen network of a task, whose classes are yet to be matched.
+
+    Args:
+        name: of the network.
+        task: of the data.
+        order: see :class:`kdcli.models.build.Wanted`.
+        exported: whether an exported form of an artifact will do.
 
     Raises:
         InputError: it does another task, or knows no names of its classes.
     """
-    from kdcli.models.build import build
+    from kdcli.models.build import build, open_form
 
-    network = build(name)
+    network = open_form(name) if exported and forms.find(name) is not None else build(name)
     _admit(network, name, task, order)
     return network.requires_grad_(False).eval()
 
@@ -263,5 +271,5 @@ def model_facts(name: str) -> dict[str, Any]:
 
     Its files are not checked: whoever builds the network does that.
     """
-    root = models.find(name)
+    root = models.find(name) or forms.find(name)
     return manifests.read(root).facts if root is not None else {}

@@ -15,6 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kdcli.artifacts import forms
 from kdcli.artifacts import manifest as manifests
 from kdcli.artifacts.manifest import Manifest
 from kdcli.artifacts.reading import LOG_LIMIT, read_object, read_rows
@@ -41,7 +42,9 @@ _CURVE_POINTS = 400
 class Config(RunSection):
     """Measure models on one split: quality, calibration, cost, agreement with a teacher."""
 
-    models: list[str] = option([], "Model artifacts; - reads one from a pipe.", positional=True)
+    models: list[str] = option(
+        [], "Model artifacts, their ARTIFACT/onnx too; - reads one from a pipe.", positional=True
+    )
     teacher: str | None = inputs(None, "Compare with this model.", "--teacher")
     data: DataSection = DataSection()
     split: str = reading("test", "test, validation, train, or any split's name.", "--split")
@@ -161,7 +164,7 @@ def _built(config: Config, task: Task) -> tuple[dict[str, Model], Task, tuple[st
     """All networks by name, in the order of one task's classes; that task; the classes that the data lack."""
     order = config.data.class_order
     names = dict.fromkeys([*config.models, *([config.teacher] if config.teacher else [])])
-    built = {name: frame.opened(name, task, order) for name in names}
+    built = {name: frame.opened(name, task, order, exported=True) for name in names}
     task, absent = covering(task, built, order)
     for name, network in built.items():
         task.match(network, order, name)
@@ -245,9 +248,15 @@ def _answer(path: Path, gates: list[Gate], console: Console) -> Result:
 
 
 def _short(name: str, names: list[str]) -> str:
-    """The last part of a path, as long as that tells the models apart."""
-    last = Path(name).name or name
-    return last if [Path(n).name for n in names].count(last) == 1 else name
+    """The last part of a path (of a form, from its artifact on), as long as that tells the models apart."""
+    lasts = [_last(n) for n in names]
+    last = _last(name)
+    return last if lasts.count(last) == 1 else name
+
+
+def _last(name: str) -> str:
+    root = forms.find(name)
+    return (Path(name).name if root is None else str(Path(name).relative_to(root.parent))) or name
 
 
 # -- measuring -----------------------------------------------------------------------------------------------

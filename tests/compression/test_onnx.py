@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 from kdcli.artifacts.model import InputSpec
 from kdcli.compression import onnx as writing
-from kdcli.compression.onnx import check_onnx, compare, embeds, export_onnx, session, shape_of
+from kdcli.compression.onnx import check_onnx, compare, embeds, export_onnx, shape_of
 from kdcli.data.views import EvaluationCut
 from kdcli.errors import EnvironmentFault, InputError
 from kdcli.models.build import Wanted, build
 from kdcli.models.folding import fold
+from kdcli.models.onnx import session
 from kdcli.models.protocol import Model
 from kdcli.models.timm import TimmModel
 

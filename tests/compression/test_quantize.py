@@ -18,10 +18,11 @@ from torch import Tensor
 from kdcli.artifacts.model import InputSpec
 from kdcli.compression import onnx as writing
 from kdcli.compression.deployment import deploy
-from kdcli.compression.onnx import export_onnx, session
+from kdcli.compression.onnx import export_onnx
 from kdcli.compression.quantize import quantise_onnx
 from kdcli.data.views import EvaluationCut
 from kdcli.errors import InputError
+from kdcli.models.onnx import session
 from kdcli.models.timm import TimmModel
 
 

@@ -15,10 +15,10 @@ from toolbox import QUIET, facts, tiny_picture
 
 from kdcli.artifacts import manifest as manifests
 from kdcli.config import resolve
-from kdcli.errors import UsageError
+from kdcli.errors import InputError, UsageError
 from kdcli.models.build import build
 from kdcli.runs import Result
-from kdcli.stages import compress
+from kdcli.stages import compress, evaluate
 
 pytest.importorskip("onnxruntime")
 
@@ -108,6 +108,59 @@ def test_weights_are_kept_as_integers_and_read_back(export: Export, teacher: Pat
         "again", student=str(path), export=[], quantize="weights"
     )  # rounding once more changes nothing
     assert (again / "model.safetensors").read_bytes() == (path / "model.safetensors").read_bytes()
+
+
+def test_forms_are_measured_beside_the_network(
+    export: Export, teacher: Path, pictures: Path, tmp_path: Path
+) -> None:
+    path = export(quantize="int8")
+    names = [str(teacher), str(path), f"{path}/onnx", f"{path}/onnx/model.onnx"]
+    report = measured(pictures, tmp_path / "report", names, teacher=str(teacher))
+    found = {model["name"]: model for model in report["models"]}
+    assert list(found) == [teacher.name, "o", "o/onnx", "o/onnx/model.onnx"]
+    own, integers, same = found["o"], found["o/onnx"], found["o/onnx/model.onnx"]
+    assert same["metrics"]["nll"] == pytest.approx(own["metrics"]["nll"], abs=1e-4)
+    assert same["metrics"]["top1"] == own["metrics"]["top1"]
+    assert integers["metrics"]["nll"] != same["metrics"]["nll"]
+    assert integers["teacher"]["agreement"] > 0.5
+    for model in (integers, same):
+        assert {key: model["cost"][key] for key in ("parameters", "flops")} == {
+            key: own["cost"][key] for key in ("parameters", "flops")
+        }
+        assert model["cost"]["device"].startswith("cpu, onnxruntime")
+        assert "peak_memory_mb" not in model["cost"]
+        assert model["cost"]["latency_ms"]["median"] > 0
+    identity = facts(tmp_path / "report")["identity"]["parents"]
+    assert len(set(identity.values())) == 3  # the teacher and its copy are one
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert "o/onnx/model.onnx" in page
+
+
+def test_forms_that_there_are_not(export: Export, pictures: Path, tmp_path: Path) -> None:
+    path = export()
+    with pytest.raises(InputError, match=r"names no such form of a model\. There are: model\.onnx\."):
+        measured(pictures, tmp_path / "r", [f"{path}/onnx/model.int8.onnx"])
+    with pytest.raises(
+        InputError, match=r"o/onnx is an exported form, which eval alone takes: give its artifact"
+    ):
+        build(f"{path}/onnx")
+    (path / "onnx" / "model.onnx").write_bytes(b"another graph")
+    with pytest.raises(InputError, match=r"onnx/model\.onnx"):
+        measured(pictures, tmp_path / "r", [f"{path}/onnx"])
+    plain = export("plain", export=["torch"])
+    (plain / "onnx").mkdir()
+    with pytest.raises(InputError, match="names no such form of a model"):
+        measured(pictures, tmp_path / "r", [f"{plain}/onnx"])
+
+
+def measured(pictures: Path, out: Path, models: list[str], **more: Any) -> dict[str, Any]:
+    """The report of ``kdcli eval``."""
+    options = {"models": models, "data.source": str(pictures), "out": str(out), "repeats": 3, **more}
+    plan = evaluate.plan(resolve(evaluate.Config, options=options), QUIET)
+    assert isinstance(plan, evaluate.Plan)
+    plan.describe(QUIET)
+    evaluate.run(plan, QUIET)
+    return json.loads((out / "report.json").read_text())
 
 
 def test_the_graph_may_normalise(export: Export) -> None:
