@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from kdcli.engine.assembly import Assembly
     from kdcli.models.protocol import Model
     from kdcli.words import Derive, Method
+
+_LISTED = 8  # members from which on a list is shortened for people
 
 
 def splits(data: Data) -> str:
@@ -166,6 +169,18 @@ def objective(method: Method, shapes: Mapping[str, tuple[int, ...]], accumulate:
     ]
 
 
+def table(console: Console, title: str, rows: Sequence[Mapping[str, str]]) -> None:
+    """Rows as a table, where there are any; of long lists the first and the last member, and how many."""
+    if rows:
+        console.table(list(rows[0]), [[_shortened(text) for text in row.values()] for row in rows], title)
+
+
+def _shortened(text: str) -> str:
+    parts = re.split(r", (?![^[]*\])", text)  # not within a shape
+    shown = f"{parts[0]}, …, {parts[-1]} ({len(parts)})"
+    return text if len(parts) < _LISTED or len(text) < len(shown) else shown
+
+
 def turns(method: Method, assembly: Assembly) -> list[dict[str, Any]]:
     """What each turn of a method trains, calls and edits, for ``--json``.
 
@@ -238,7 +253,7 @@ def beyond_the_table(console: Console, method: Method, assembly: Assembly) -> No
             console.note(f"edits    {edit.name}: {edit.on} of {edit.party}, {count} parameters, in each step")
     for name, shapes in states(assembly).items():
         kept = ", ".join(f"{tensor} {shape}" for tensor, shape in shapes.items())
-        console.note(f"keeps    {name}: {kept}")
+        console.note(f"keeps    {name}: {_shortened(kept)}")
 
 
 def _tap(reference: str, shapes: Mapping[str, tuple[int, ...]]) -> str:

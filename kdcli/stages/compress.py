@@ -138,8 +138,7 @@ class Plan:
         batch = f"{self.config.optim.batch_size} at {material.view.size} px"
         console.note(f"trains   {material.steps:,} steps of {batch}")
         show.learning(console, self.config.optim, self.method, material.steps)
-        rows = self._objective()
-        console.table(list(rows[0]), [list(row.values()) for row in rows], title="objective")
+        show.table(console, "objective", self._objective())
         show.beyond_the_table(console, self.method, material.assembly)
         show.recipe(console, self.recipe)
         console.note(f"writes   {self.target.path}")

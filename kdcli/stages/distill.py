@@ -129,9 +129,8 @@ class Plan:
             console.note(f"teacher  {material.teacher_forwards:,} forwards ({how})")
             show.temperatures(console, material.temperatures, self.config.teacher_temperature)
             show.answers(console, self._answers())
-        for title, rows in (("objective", self._objective()), ("settings", self._settings())):
-            if rows:
-                console.table(list(rows[0]), [list(row.values()) for row in rows], title=title)
+        show.table(console, "objective", self._objective())
+        show.table(console, "settings", self._settings())
         show.beyond_the_table(console, self.method, self.material.assembly)
         show.recipe(console, self.recipe)
         console.note(f"writes   {self.target.path}")
