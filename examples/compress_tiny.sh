@@ -22,7 +22,7 @@ student=$(kdcli distill --method supervised --student test_resnet --from-scratch
   "${data[@]}" --max-steps 60 --lr 3e-3 --out "$runs/student")
 
 say "2/4 smaller: 70 % of its FLOPs are left, by ResRep and by the norms of its filters"
-steps=(--max-steps 60 --lr 0.1 --views live --target flops=0.7)
+steps=(--max-steps 60 --set evaluate_steps=10 --lr 0.1 --views live --target flops=0.7)
 resrep=$(kdcli compress --student "$student" "${data[@]}" "${steps[@]}" --set method.strength=0.1 \
   --set method.momentum=0.9 --set method.interval=1 --set method.granularity=100 --set method.warmup=0.1 \
   --set threshold=0.05 --export onnx --quantize int8 --out "$runs/resrep")
@@ -30,7 +30,7 @@ magnitude=$(kdcli compress --method magnitude --student "$student" --teacher "$s
   "${steps[@]}" --out "$runs/magnitude")
 
 say "3/4 all three on the test pictures"
-report=$(kdcli eval "$student" "$resrep" "$magnitude" --data example:fashion-mnist --split test \
+report=$(kdcli eval "$student" "$resrep" "$resrep/onnx" "$magnitude" --data example:fashion-mnist --split test \
   --out "$runs/report")
 
 say "4/4 the folder that needs onnxruntime, numpy and pillow alone, asked for a picture"

@@ -16,7 +16,7 @@ runs=${RUNS:-$here/../runs/smaller}
 mkdir -p "$runs"/{wide,narrow}
 runs=$(cd "$runs" && pwd)
 data=${DATA:-$here/../data/fashion-mnist}
-steps=${STEPS:-1400}
+steps=${STEPS:-1000}
 read -ra seeds <<<"${SEEDS:-0 1 2}"
 
 network() { # name, widths of the stages: a folder that timm builds from
@@ -41,7 +41,7 @@ for seed in "${seeds[@]}"; do
   distilled=$(kdcli distill --method kd --teacher "$dense" "${narrow[@]}" --out "$out/narrow-distilled")
   smaller=(--teacher "$dense" --student same --target flops=0.45 --lr 0.03 "${common[@]}" --max-steps "$steps")
   resrep=$(kdcli compress "${smaller[@]}" --set "method.strength=$(python -c "print(8.4 / $steps)")" \
-    --set method.interval=2 --set threshold=1e-4 --out "$out/resrep")
+    --set method.interval=1 --set threshold=1e-4 --out "$out/resrep")
   magnitude=$(kdcli compress --method magnitude "${smaller[@]}" --out "$out/magnitude")
   report=$(kdcli eval "$dense" "$longer" "$resrep" "$magnitude" "$alone" "$distilled" --data "$data" --split test \
     --seed "$seed" --quiet --out "$out/report")

@@ -11,6 +11,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 Count = Annotated[int, Field(ge=0, lt=2**63)]
+Pair = Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=2, max_length=2)]
+Widths = Annotated[list[Count], Field(min_length=2, max_length=2)]
 Shard = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,6}/[0-9]{1,6}$")]
 
 
@@ -49,6 +51,28 @@ class _Answers(_Part):
     warning: str = ""
 
 
+class _Compression(_Part):
+    widths: Annotated[dict[str, Widths], Field(min_length=1)]
+    removed: Count
+    flops: Pair
+    parameters: Pair
+    metrics: dict[str, dict[str, float]]
+
+
+class _OnnxFile(_Part):
+    file: str
+    files: list[str]
+    inside: bool = False
+
+
+class _Onnx(_OnnxFile):
+    fp32: _OnnxFile | None = None
+
+
+class _Forms(_Part):
+    onnx: _Onnx | None = None
+
+
 class _Manifest(_Part):
     kind: str
     stage: str
@@ -58,6 +82,8 @@ class _Manifest(_Part):
     classes: list[str] | None = None
     data: _Data | None = None
     calibration: _Calibration | None = None
+    compression: _Compression | None = None
+    forms: _Forms = _Forms()
     images: Count = 0
     key: str = ""
     licences: dict[str, str] = {}

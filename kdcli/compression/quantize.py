@@ -31,6 +31,15 @@ LEAST = 16  # pictures that calibrate: with fewer, one odd picture decides the r
 Kind = Literal["static", "dynamic"]
 
 
+def refuse_few(pictures: int) -> None:
+    """Raise InputError for fewer than 16 pictures to calibrate on."""
+    if pictures < LEAST:
+        raise InputError(
+            f"--quantize int8: {pictures} pictures to calibrate on, and at least {LEAST} are needed. Use a "
+            "larger training split, or quantise dynamically."
+        )
+
+
 def quantise_onnx(
     network: Model, folder: Path, facts: Mapping[str, Any], batches: Sequence[Tensor], kind: Kind
 ) -> dict[str, Any]:
@@ -57,11 +66,8 @@ def quantise_onnx(
     """
     refuse_missing(PACKAGES, EXPORT)
     pictures = sum(map(len, batches))
-    if kind == "static" and pictures < LEAST:
-        raise InputError(
-            f"--quantize int8: {pictures} pictures to calibrate on, and at least {LEAST} are needed. Use a "
-            "larger training split, or quantise dynamically."
-        )
+    if kind == "static":
+        refuse_few(pictures)
     external = len(facts["files"]) > 1
     with tempfile.TemporaryDirectory(dir=folder) as scratch, quiet():
         try:

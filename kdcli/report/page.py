@@ -13,6 +13,7 @@ The report is a plain mapping, so that it can be read back from its JSON file::
                            "throughput": {"median", "p10", "p90", "batch"}, "peak_memory_mb"?, "device",
                            "threads"},
                  "curves": [{"step", "loss", ...}],
+                 "compression"?: see :mod:`kdcli.report.smaller`,
                  what else the task measures of one model}],
      "notes": [str],
      what the task measures of all models together}
@@ -76,6 +77,8 @@ def render(report: Mapping[str, Any], figures: Sequence[Figure], panels: Sequenc
     """
     import jinja2
 
+    from kdcli.report import smaller
+
     if not report["models"]:
         raise ValueError("a report needs at least one model")
     folder = resources.files("kdcli.report")
@@ -88,6 +91,7 @@ def render(report: Mapping[str, Any], figures: Sequence[Figure], panels: Sequenc
         _models(report),
         _cost(report),
         _following(report),
+        smaller.panel(report, figures),
         *panels,
         _training(report),
         _notes(report),

@@ -313,3 +313,71 @@ def training_curves(models: Sequence[Model]) -> str:
             axes.remove()
         _legend(figure, trained)
         return _svg(figure, "Training curves")
+
+
+def widths(models: Sequence[Model]) -> str:
+    """Channels of each site of a network that was made smaller, before and after, a panel each.
+
+    Args:
+        models: those of the report that have ``compression``.
+
+    Raises:
+        ValueError: none has.
+    """
+    smaller = [model for model in models if model.get("compression")]
+    _refuse_none(smaller, "a compression")
+    most = max(len(model["compression"]["widths"]) for model in smaller)
+    with _style():
+        size = (3.4 * len(smaller) + 0.5, min(0.8 + 0.17 * most, 14))
+        figure = Figure(figsize=size, layout="constrained")
+        panels = figure.subplots(1, len(smaller), squeeze=False)[0]
+        for index, (axes, model) in enumerate(zip(panels, smaller)):
+            sites = model["compression"]["widths"]
+            places = np.arange(len(sites))
+            before, after = np.array(list(sites.values())).T
+            axes.barh(places, before, color=FAINT, height=0.75)
+            axes.barh(places, after, color=PALETTE[index % len(PALETTE)], height=0.75)
+            axes.set_title(short(model["name"]))
+            axes.set_xlabel("channels")
+            axes.set_yticks(places, [short(site, 20) for site in sites], fontsize=7)
+            axes.invert_yaxis()
+            axes.grid(visible=False, axis="y")
+        return _svg(figure, "Channels before and after")
+
+
+def along(models: Sequence[Model], quality: Quality) -> str:
+    """Quality on validation pictures against what is left of a network, from evaluation to evaluation.
+
+    Args:
+        models: those of the report whose curves have ``validation/flops_left`` and the figure.
+        quality: what models of the task are chosen by.
+
+    Raises:
+        ValueError: none has.
+    """
+    found = [(index, model, _course(model, quality)) for index, model in enumerate(models)]
+    found = [(index, model, pairs) for index, model, pairs in found if len(pairs)]
+    _refuse_none(found, "a course")
+    unit = 100 if quality.fraction else 1
+    with _style():
+        figure = Figure(figsize=(4.6, 3.4), layout="constrained")
+        axes = figure.subplots()
+        for index, _, pairs in found:
+            axes.plot(100 * pairs[:, 0], unit * pairs[:, 1], **_looks(index), markersize=3.5)
+        axes.invert_xaxis()
+        axes.set_xlabel("FLOPs left (%)")
+        axes.set_ylabel(quality.axis or quality.label)
+        _legend(figure, [(index, model) for index, model, _ in found])
+        return _svg(figure, "Quality along the course")
+
+
+def has_course(model: Model, quality: Quality) -> bool:
+    """Whether :func:`along` has something to draw of a model."""
+    return len(_course(model, quality)) > 0
+
+
+def _course(model: Model, quality: Quality) -> np.ndarray:
+    """What is left, and a figure, of each evaluation of a training: [E, 2]."""
+    keys = "validation/flops_left", f"validation/{quality.keys[-1]}"
+    rows = [[row[key] for key in keys] for row in model.get("curves") or () if all(k in row for k in keys)]
+    return np.array(rows).reshape(-1, 2)

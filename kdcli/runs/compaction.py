@@ -14,7 +14,7 @@ from kdcli.artifacts.manifest import Manifest
 from kdcli.artifacts.store import Output
 from kdcli.compression.magnitude import chosen
 from kdcli.compression.rows import kept
-from kdcli.compression.shrinking import Compaction
+from kdcli.compression.shrinking import SMALL, Compaction
 from kdcli.console import Console
 from kdcli.engine.inference import Measuring
 from kdcli.engine.job import Outcome
@@ -240,6 +240,27 @@ def _difference(one: TimmModel, other: TimmModel) -> float:
     return float((a - b).abs().max() / a.abs().max().clamp(min=1e-12))
 
 
+def followed(
+    evaluate: Callable[[Any], dict[str, float]], compacted: Compacted
+) -> Callable[[Any], dict[str, float]]:
+    """An evaluation that says too what would be left without the rows that are as good as gone.
+
+    Args:
+        evaluate: figures of a network with compactors.
+        compacted: whose costs count.
+    """
+
+    def figures(network: Any) -> dict[str, float]:
+        own = compactors(network)
+        rows = [row_norms(own[site.name].weight.detach()) >= SMALL for site in compacted.found.sites]
+        widths = [max(1, int(kept.sum())) for kept in rows]
+        costs = {"flops_left": compacted.flops, "parameters_left": compacted.parameters}
+        left = {name: cost(widths) / cost(compacted.of.widths) for name, cost in costs.items()}
+        return {**evaluate(network), **left}
+
+    return figures
+
+
 def _quantiles(weight: Tensor) -> list[float]:
     """Smallest, median and largest norm of a compactor's rows."""
     norms = row_norms(weight.detach()).sort().values
@@ -279,7 +300,7 @@ def export(
     keep = folded.network.save(output.partial)
     figures = {f"validation/{key}": value for key, value in facts["metrics"]["folded"].items()}
     names, forms = deploying.written(
-        folded.network, output.partial, config, validation, console, metrics=figures
+        folded.network, output.partial, config, plan.data.split("train"), console, metrics=figures
     )
     manifest = Manifest("model", "compress", plan.target.identity, plan.target.parents)
     manifest.facts = frame.facts(

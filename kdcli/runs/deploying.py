@@ -45,6 +45,14 @@ def refuse_forms(config: Any) -> None:
         refuse_missing(PACKAGES, EXPORT)
 
 
+def refuse_few(config: Any, samples: Samples) -> None:
+    """Raise InputError for integers that are asked for where too few pictures give their ranges."""
+    if config.quantize == "int8":
+        from kdcli.compression.quantize import refuse_few
+
+        refuse_few(min(len(samples), _CALIBRATED))
+
+
 def written(
     network: Model, folder: Path, config: Any, samples: Samples, console: Console, **card: Any
 ) -> tuple[list[str], dict[str, Any]]:
@@ -190,12 +198,14 @@ def plan(config: Any, unless_complete: bool) -> Plan | Result:
     student = config.student
     frame.require(config.data.source, "--data")
     data = open_train(config.data, partial(places.kept_hashes, config))
+    samples = data.split("train")
+    refuse_few(config, samples)
     parents = [frame.parent("student", student, config.weights)]
     target = frame.target("compress", config, parents, {"data": data.fingerprint})
     if unless_complete and frame.complete(target, config):
         return Result(target.path, frame.summary(target.path))
     network = build(student, weights=config.weights, size=config.image_size).eval()
-    return Plan(config, target, network, data.split("train"))
+    return Plan(config, target, network, samples)
 
 
 def run(plan: Plan, console: Console, *, stop: Stop | None = None, command: str = "") -> Result:

@@ -178,6 +178,7 @@ def plan(
     kind, arguments = _arguments(config)
     data = frame.labelled(config.data, "train", "validation", run=config)
     frame.say(console, data)
+    deploying.refuse_few(config, data.split("train"))
     published = methods.recipes(config.method.name)
     config, choice = recipes.take(config, config.recipe, config.method.name, published)
     kind, arguments = _arguments(config)
@@ -265,7 +266,7 @@ def run(
     from kdcli.engine.loop import train
     from kdcli.engine.runtime import open_runtime, shared_output
     from kdcli.engine.track import tracking
-    from kdcli.runs.compaction import export
+    from kdcli.runs.compaction import export, followed
     from kdcli.runs.training import training_job
     from kdcli.words.analysis import leaves_unused
 
@@ -278,6 +279,8 @@ def run(
         for party in parties.values():
             party.to(runtime.device)
         job = training_job(material, parties, runtime, console, stop)
+        if plan.compacted.kept is None and job.evaluate is not None:
+            job.evaluate = followed(job.evaluate, plan.compacted)
         with tracking(plan.config, path, runtime) as job.track:
             outcome = train(job, output, runtime, console, stop)
         export(plan, parties, outcome, output, runtime, console, command)

@@ -298,6 +298,8 @@ def _model(plan: Plan, name: str, network: Model, found: dict[str, Any], runtime
     row = {"name": name, "path": network.name, **found, "curves": _curves(Path(network.name))}
     if "selection" in facts:
         row["selection"] = facts["selection"]
+    if "compression" in facts and not network.runs_in:  # a form has its network's
+        row["compression"] = facts["compression"]
     if plan.config.cost:
         row["cost"] = cost(network, runtime, plan.config.batch_size, plan.config.repeats)
     return row

@@ -132,6 +132,18 @@ def test_wrong_types(name: str, value: Any) -> None:
         Manifest.from_json(json.dumps({**GOOD, name: value}), Path("kdcli.json"))
 
 
+SMALLER = {"widths": {"a": [2, 1]}, "removed": 1, "flops": [2, 1], "parameters": [2, 1], "metrics": {}}
+
+
+def test_what_compress_writes_is_read() -> None:
+    forms: Any = {
+        "onnx": {"file": "model.onnx", "files": ["model.onnx"], "opset": 20},
+        "torch": {"file": "model.pt2"},
+    }
+    text = json.dumps({**GOOD, "compression": SMALLER, "forms": forms})
+    assert Manifest.from_json(text, Path("kdcli.json")).facts["compression"] == SMALLER
+
+
 @pytest.mark.parametrize(
     ("facts", "where"),
     [
@@ -142,6 +154,15 @@ def test_wrong_types(name: str, value: Any) -> None:
         ({"data": {"splits": []}}, "data is malformed (data.splits: "),
         ({"data": {"splits": {"train": "x"}}}, "data is malformed (data.splits.train: "),
         ({"data": {"splits": {"train": {"hash": 7}}}}, "data is malformed (data.splits.train.hash: "),
+        ({"compression": 7}, "compression is malformed (compression: "),
+        ({"compression": {**SMALLER, "widths": {}}}, "compression is malformed (compression.widths: "),
+        ({"compression": {**SMALLER, "flops": [0, 1]}}, "compression is malformed (compression.flops.0: "),
+        (
+            {"compression": {**SMALLER, "widths": {"a": [1]}}},
+            "compression is malformed (compression.widths.a: ",
+        ),
+        ({"forms": ["onnx"]}, "forms is malformed (forms: "),
+        ({"forms": {"onnx": {"file": 7}}}, "forms is malformed (forms.onnx.file: "),
         ({"images": "7"}, "images is malformed (images: "),
         ({"images": -1}, "images is malformed (images: "),
         ({"key": 7}, "key is malformed (key: "),

@@ -11,6 +11,7 @@ from kdcli.report import plots
 from kdcli.report.figures import Figure
 from kdcli.report.forms import percent
 from kdcli.report.plots import confusion_matrix, quality_against_cost, reliability_curve, training_curves
+from kdcli.tasks import figures
 
 
 def model(name, scale=1.0, cost=True, curves=True):
@@ -158,3 +159,35 @@ def test_many_models_and_wide_costs_are_drawn():
     equal = copy.deepcopy(many[:1])
     equal[0]["cost"]["flops"] = 0
     assert "<svg" in quality_against_cost(equal, TOP1)
+
+
+def smaller(name, **more):
+    found = {"widths": {"layer1.0.act1": [8, 3], "layer2.0.act1": [16, 16]}, "removed": 5}
+    found |= {"flops": [10.0, 4.0], "parameters": [20.0, 5.0], "metrics": {"folded": {"top1": 0.5}}}
+    return {"name": name, "compression": found, "curves": [], **more}
+
+
+def course(*points):
+    return [{"step": i, "validation/flops_left": x, "validation/top1": y} for i, (x, y) in enumerate(points)]
+
+
+def test_widths_before_and_after_are_drawn_of_each_network():
+    svg = plots.widths([smaller("a <b>"), {"name": "dense"}, smaller("c")])
+    assert svg.count("layer1.0.act1") == 2
+    assert "a &lt;b&gt;" in svg
+    assert "dense" not in svg
+    assert svg == plots.widths([smaller("a <b>"), {"name": "dense"}, smaller("c")])
+    with pytest.raises(ValueError, match="no model has a compression to draw"):
+        plots.widths([{"name": "dense"}])
+
+
+def test_a_course_pairs_what_is_left_with_the_quality_of_the_same_evaluation():
+    top1 = next(figure for figure in figures("classification") if figure.axis)
+    shrunk = smaller("a", curves=[{"step": 3, "loss": 1.0}, *course((1.0, 0.25), (0.5, 0.75))])
+    assert plots.has_course(shrunk, top1)
+    assert not plots.has_course(smaller("b"), top1)
+    svg = plots.along([shrunk, smaller("b")], top1)
+    assert "FLOPs left (%)" in svg
+    assert "top-1 accuracy (%)" in svg
+    with pytest.raises(ValueError, match="no model has a course to draw"):
+        plots.along([smaller("b")], top1)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,10 +14,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from toolbox import QUIET, StopAfter, facts, measured, rows, training_plan
+from toolbox import QUIET, Child, StopAfter, facts, measured, rows, training_plan
 
+from kdcli.artifacts import manifest as manifests
 from kdcli.config import resolve
 from kdcli.console import Console
+from kdcli.engine.loop import LOG
 from kdcli.errors import InputError, Preempted, UsageError
 from kdcli.models.build import build
 from kdcli.models.compactors import compactors
@@ -172,6 +176,55 @@ def test_a_stopped_run_goes_on_bit_for_bit(make: Make, trained: Path, method: st
     assert facts(cut)["compression"] == facts(whole)["compression"]
 
 
+def killed_until_done(make: Make, out: str, length: float, rng: random.Random, **more: Any) -> int:
+    """Run it in processes that are killed at random moments, until one ends; returns how many were killed."""
+    kills, plan = 0, make(out, **more)
+    while True:
+        child = Child(lambda report: compress.run(plan, QUIET) and None)
+        code = child.wait(rng.uniform(0, 0.8 * length) if kills < 20 else 600)
+        child.steps()
+        if plan.target.path.exists():
+            manifests.verify(plan.target.path, manifests.read(plan.target.path))
+        if code is not None:
+            assert code == 0, "the rerun failed"
+            return kills
+        kills += 1
+
+
+def kills(make: Make, least: int, **more: Any) -> None:
+    """At least so many kills, over as many runs as that takes; each ends as the one that nobody disturbed."""
+    torch.set_num_threads(1)  # of forked processes
+    more = {**more, "save_steps": 1}
+    began = time.monotonic()
+    whole = compress.run(make("whole", **more), QUIET).path
+    length, done, rng = time.monotonic() - began, 0, random.Random(0)
+    wanted = {name: facts["sha256"] for name, facts in manifests.read(whole).files.items() if name != LOG}
+    while done < least:
+        out = f"killed-{done}"
+        done += killed_until_done(make, out, length, rng, **more)
+        files = manifests.read(whole.with_name(out)).files
+        assert {name: files[name]["sha256"] for name in files if name != LOG} == wanted
+
+
+def test_killed_runs_end_as_others_do(make: Make) -> None:
+    kills(make, 3, **QUICK, target="flops=0.7")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("method", ["resrep", "cdd", "magnitude"])
+def test_kills_of_every_method_and_of_exports(make: Make, trained: Path, method: str) -> None:
+    if method == "resrep":
+        pytest.importorskip("onnxruntime")
+        forms = {"export": ["onnx"], "quantize": "int8-dynamic"}
+        kills(make, 6, **QUICK, target="flops=0.7", **forms)
+    elif method == "cdd":
+        more = {"method.name": "cdd", "teacher": [str(trained)], "student": "same", "method.queue": 32}
+        more |= {"method.strength": 0.15, "method.ratio": 0.9, "threshold": 0.05, "optim.lr": 0.1}
+        kills(make, 30, **more)
+    else:
+        kills(make, 30, **{"method.name": "magnitude", "target": "flops=0.7"})
+
+
 @pytest.mark.parametrize("name", ["test_vit", "test_efficientnet"])
 def test_other_families(make: Make, name: str) -> None:
     plan = make(student=name, from_scratch=True, image_size=32, target="params=0.8", **QUICK)
@@ -219,6 +272,17 @@ def test_the_plan_says_what_can_go(make: Make, monkeypatch: pytest.MonkeyPatch) 
             {"method.name": "kd"},
             UsageError,
             "method kd is one of kdcli distill; kdcli compress has resrep, cdd",
+        ),
+        (
+            {
+                **QUICK,
+                "target": "flops=0.7",
+                "data.validation_fraction": 0.8,
+                "export": ["onnx"],
+                "quantize": "int8",
+            },
+            InputError,
+            r"--quantize int8: 1\d pictures to calibrate on, and at least 16 are needed",
         ),
         ({"method.name": "ressrep"}, UsageError, "unknown method 'ressrep'. Did you mean 'resrep'"),
         ({"student": "same"}, UsageError, "--student same is the teacher's network"),
