@@ -41,9 +41,10 @@ for seed in "${seeds[@]}"; do
   distilled=$(kdcli distill --method kd --teacher "$dense" "${narrow[@]}" --out "$out/narrow-distilled")
   smaller=(--teacher "$dense" --student same --target flops=0.45 --lr 0.03 "${common[@]}" --max-steps "$steps")
   resrep=$(kdcli compress "${smaller[@]}" --set "method.strength=$(python -c "print(8.4 / $steps)")" \
-    --set method.interval=1 --set threshold=1e-4 --out "$out/resrep")
+    --set method.interval=1 --set threshold=0.01 --out "$out/resrep")
   magnitude=$(kdcli compress --method magnitude "${smaller[@]}" --out "$out/magnitude")
-  report=$(kdcli eval "$dense" "$longer" "$resrep" "$magnitude" "$alone" "$distilled" --data "$data" --split test \
+  taylor=$(kdcli compress --method taylor "${smaller[@]}" --out "$out/taylor")
+  report=$(kdcli eval "$dense" "$longer" "$resrep" "$magnitude" "$taylor" "$alone" "$distilled" --data "$data" --split test \
     --seed "$seed" --quiet --out "$out/report")
   reports+=("$report")
   echo "seed $seed: $report" >&2

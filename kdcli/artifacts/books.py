@@ -15,9 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from kdcli.artifacts import marks
 from kdcli.artifacts.files import sync, write_bytes
-from kdcli.artifacts.lock import is_free, mark, take
+from kdcli.artifacts.lock import alone_in
 from kdcli.errors import EnvironmentFault
 from kdcli.reading import read_bytes
 
@@ -96,18 +95,10 @@ def write_book(file: Path, book: Book) -> None:
 @contextmanager
 def _turn(folder: Path) -> Iterator[None]:
     """Hold the lock of a folder of books, which is made if need be; what a killed process left is swept."""
-    os.makedirs(folder, exist_ok=True)
-    if not is_free(set(os.listdir(folder)), marks.lock_text(folder)):
-        raise EnvironmentFault(f"{folder} holds something else")
-    lock = os.open(folder / marks.LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-    try:
-        take(lock, _PAUSE_S, _held)
-        mark(lock)
+    with alone_in(folder, _PAUSE_S, _held):
         for left in folder.glob(f"*{ENDING}{_PARTIAL}"):
             os.unlink(left)
         yield
-    finally:
-        os.close(lock)
 
 
 def _held(tries: int) -> None:

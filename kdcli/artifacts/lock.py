@@ -177,6 +177,31 @@ def take(fd: int, seconds: float, held: Callable[[int], None]) -> None:
         time.sleep(seconds)
 
 
+@contextmanager
+def alone_in(folder: Path, seconds: float, held: Callable[[int], None]) -> Iterator[None]:
+    """Hold the lock of a folder of a cache, which is made if need be.
+
+    Args:
+        folder: with kdcli's mark, or empty.
+        seconds: between two tries.
+        held: see :func:`take`.
+
+    Raises:
+        EnvironmentFault: what lies in the folder is not kdcli's.
+        OSError: nothing can be written there.
+    """
+    os.makedirs(folder, exist_ok=True)
+    if not is_free(set(os.listdir(folder)), marks.lock_text(folder)):
+        raise EnvironmentFault(f"{folder} holds something else")
+    fd = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    try:
+        take(fd, seconds, held)
+        mark(fd)
+        yield
+    finally:
+        os.close(fd)
+
+
 def _take(fd: int, path: Path) -> None:
     deadline = time.monotonic() + _ORPHANS_S
 

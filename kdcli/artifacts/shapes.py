@@ -56,6 +56,7 @@ class _Compression(_Part):
     removed: Count
     flops: Pair
     parameters: Pair
+    latency_ms: Pair | None = None
     metrics: dict[str, dict[str, float]]
 
 

@@ -33,6 +33,19 @@ def magnitude(
     ``target`` is the part of FLOPs (``--target params=…``: of parameters) that is left. A teacher teaches by
     its answers, with weight ``kd``.
     """
+    return learns_on("magnitude", task, of, kd, temperature)
+
+
+def learns_on(name: str, task: Task, of: Compaction, kd: float, temperature: float) -> Method:
+    """A network that is small already learns from labels, and from a teacher's answers where there is one.
+
+    Args:
+        name: of the method.
+        task: of the data.
+        of: what the method is made for.
+        kd: weight of the teacher's answers.
+        temperature: of both answers.
+    """
     turn = Turn(
         "student",
         ("student",),
@@ -40,7 +53,7 @@ def magnitude(
         (*task.supervised("s"), *answers(task, of, kd, temperature)),
     )
     parties = (STUDENT, TEACHER) if of.taught else (STUDENT,)
-    return Method("magnitude", parties, (Phase((turn,)),))
+    return Method(name, parties, (Phase((turn,)),))
 
 
 def chosen(filters: Sequence[Tensor], cost: Callable[[Sequence[int]], float], target: float) -> list[Tensor]:

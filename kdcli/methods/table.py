@@ -24,7 +24,8 @@ class Entry:
         parts: functions that make what ``target`` is given after the task. Their parameters are the method's
             too; ``weight`` where it may be given by name.
         published: function of its recipes, of a method that is made for more than a task.
-        before: whether a method of ``kdcli compress`` removes channels before the training, and not after it.
+        before: of a method of ``kdcli compress`` that removes channels before the training, and not after it:
+            whether by ``weights`` alone, or by ``gradients`` on a few batches.
         which: of a method of ``kdcli compress``, layers of a block that it works on; see
             :func:`kdcli.models.sites.sites`.
     """
@@ -38,7 +39,7 @@ class Entry:
     parts: tuple[str, ...] = ()
     published: str = ""
     which: Literal["cdd", "resrep"] = "resrep"
-    before: bool = False
+    before: Literal["", "weights", "gradients"] = ""
 
 
 def _at(module: str, function: str) -> str:
@@ -219,7 +220,17 @@ COMPRESSORS: dict[str, Entry] = {
         needs="any",
         published="kdcli.compression.magnitude:recipes",
         which="resrep",
-        before=True,
+        before="weights",
+    ),
+    "taylor": Entry(
+        "kdcli.compression.taylor:taylor",
+        "channels that the loss can do without go first, then what is left learns: a baseline",
+        "Molchanov et al. 2019, arXiv 1906.10771",
+        teacher=False,
+        needs="any",
+        published="kdcli.compression.taylor:recipes",
+        which="resrep",
+        before="gradients",
     ),
 }
 """Methods of ``kdcli compress``: functions of a task, and of what the student's layers are."""

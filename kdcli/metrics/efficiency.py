@@ -86,7 +86,7 @@ def _first(example: Tensor) -> Tensor:
     return example[:1]
 
 
-def _synchronize(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
     """Wait for queued kernels: without it a clock reads the time to launch them."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
@@ -99,10 +99,10 @@ def _seconds(module: nn.Module, examples: Tensor, repeats: int, warmup: int) -> 
     seconds = []
     with evaluating(module), torch.inference_mode():
         for i in range(-warmup, repeats):
-            _synchronize(examples.device)
+            synchronize(examples.device)
             start = time.perf_counter()
             module(examples)
-            _synchronize(examples.device)
+            synchronize(examples.device)
             if i >= 0:
                 seconds.append(time.perf_counter() - start)
     return np.array(seconds)

@@ -8,7 +8,7 @@ gives its coefficients. FLOPs are counted as :func:`kdcli.metrics.efficiency.flo
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ Cost = Callable[[Sequence[int]], float]
 Ends = Mapping[str, Mapping[str, tuple[int, int]]]
 
 
-class _Polynomial:
+class Polynomial:
     """A sum of coefficients times up to two widths each: the number of a whole network."""
 
     def __init__(self, count: int) -> None:
@@ -40,7 +40,14 @@ class _Polynomial:
         """Let it be ``value`` at these widths, by what depends on none of them."""
         self.terms[()] += value - int(self(widths))
 
+    def part(self, sites: Collection[int]) -> Polynomial:
+        """What of it depends on the widths of these sites."""
+        own = Polynomial(self.count)
+        own.terms.update({at: factor for at, factor in self.terms.items() if not set(sites).isdisjoint(at)})
+        return own
+
     def __call__(self, widths: Sequence[int]) -> float:
+        """The number at these widths; raises ValueError for another number of widths than of sites."""
         if len(widths) != self.count:
             raise ValueError(f"{self.count} sites have {self.count} widths, not {len(widths)}")
         total = 0
@@ -51,7 +58,7 @@ class _Polynomial:
         return float(total)
 
 
-def cost_of(network: TimmModel, sites: Sequence[Site]) -> Cost:
+def cost_of(network: TimmModel, sites: Sequence[Site]) -> Polynomial:
     """FLOPs of one picture, at widths of the sites in their order, without compactors.
 
     Args:
@@ -90,7 +97,7 @@ def cost_of(network: TimmModel, sites: Sequence[Site]) -> Cost:
     finally:
         for handle in handles:
             handle.remove()
-    cost = _Polynomial(len(sites))
+    cost = Polynomial(len(sites))
     for path in layers:
         _add_layer(cost, modules[path], ends[path], 2 * counted[path])
     for path, site in attentions.items():
@@ -99,7 +106,7 @@ def cost_of(network: TimmModel, sites: Sequence[Site]) -> Cost:
     return cost
 
 
-def parameters_of(network: TimmModel, sites: Sequence[Site]) -> Cost:
+def parameters_of(network: TimmModel, sites: Sequence[Site]) -> Polynomial:
     """Parameters at widths of the sites in their order, without compactors.
 
     Args:
@@ -110,7 +117,7 @@ def parameters_of(network: TimmModel, sites: Sequence[Site]) -> Cost:
         ValueError: (of what is returned) another number of widths than of sites.
     """
     plain = removed(network)
-    number = _Polynomial(len(sites))
+    number = Polynomial(len(sites))
     for path, own in _ends(sites).items():
         module = plain.body.get_submodule(path)
         if isinstance(module, nn.Conv2d | nn.Linear):
@@ -139,7 +146,7 @@ def _widths(layer: Any) -> dict[str, int]:
     return {"in": layer.in_channels, "out": layer.out_channels}
 
 
-def _add_layer(polynomial: _Polynomial, layer: Any, ends: Mapping[str, tuple[int, int]], each: int) -> None:
+def _add_layer(polynomial: Polynomial, layer: Any, ends: Mapping[str, tuple[int, int]], each: int) -> None:
     """Add the numbers of a layer's weight, ``each`` times."""
     names = ["in", "out"]
     if isinstance(layer, nn.Conv2d):

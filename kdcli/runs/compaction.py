@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from kdcli import methods, tasks
 from kdcli.artifacts.manifest import Manifest
 from kdcli.artifacts.store import Output
-from kdcli.compression.magnitude import chosen
+from kdcli.compression import magnitude, taylor
 from kdcli.compression.rows import kept
 from kdcli.compression.shrinking import SMALL, Compaction
 from kdcli.console import Console
@@ -27,10 +27,12 @@ from kdcli.models.costs import cost_of, parameters_of
 from kdcli.models.folding import fold, zeroed
 from kdcli.models.protocol import Model
 from kdcli.models.sites import Found, sites_of
+from kdcli.models.timing import latency_of
 from kdcli.models.timm import TimmModel
-from kdcli.runs import deploying, frame
+from kdcli.runs import deploying, frame, latency
 from kdcli.runs import targets as goals
-from kdcli.runs.material import build_student, planned_steps
+from kdcli.runs.gates import gates
+from kdcli.runs.material import Lesson, build_student, planned_steps
 
 if TYPE_CHECKING:
     from kdcli.data.samples import Data
@@ -53,8 +55,8 @@ class Compacted:
         networks: ``student``, and ``teacher`` where there is one.
         found: where compactors stand, and where none can.
         of: what a method is made for.
-        flops: of one picture, at widths of the sites.
-        parameters: of the network, at widths of the sites.
+        costs: by what the manifest calls them, at widths of the sites: FLOPs of one picture, parameters, and
+            where a target is of it the milliseconds that a table of blocks foretells.
         kept: channels that stay, by site, of a network that has lost the others already; None of one that has
             compactors instead.
     """
@@ -62,8 +64,7 @@ class Compacted:
     networks: Mapping[str, Model]
     found: Found
     of: Compaction
-    flops: Callable[[Sequence[int]], float]
-    parameters: Callable[[Sequence[int]], float]
+    costs: Mapping[str, Callable[[Sequence[int]], float]]
     kept: Mapping[str, Tensor] | None = None
 
     def rehearse_export(self, config: Any) -> None:
@@ -78,8 +79,7 @@ class Compacted:
         return {
             "channels": {site.name: site.width for site in self.found.sites},
             "refused": self.found.refused,
-            "flops": self.flops(self.of.widths),
-            "parameters": self.parameters(self.of.widths),
+            **{name: cost(self.of.widths) for name, cost in self.costs.items()},
             "least": self.least,
         }
 
@@ -87,7 +87,7 @@ class Compacted:
     def least(self) -> dict[str, float]:
         """What is left, as parts, where each site keeps one channel."""
         ones = [1] * len(self.of.widths)
-        costs = {"flops": self.flops, "params": self.parameters}
+        costs = {kind: self.costs[name] for kind, name in goals.FACTS.items() if name in self.costs}
         return {kind: round(cost(ones) / cost(self.of.widths), 4) for kind, cost in costs.items()}
 
     def widths_left(self, masks: Mapping[str, Tensor]) -> list[int]:
@@ -97,11 +97,10 @@ class Compacted:
     def facts(self, masks: Mapping[str, Tensor]) -> dict[str, Any]:
         """Widths and costs before and after, for the manifest."""
         widths, before = self.widths_left(masks), self.of.widths
-        costs = {"flops": self.flops, "parameters": self.parameters}
         return {
             "widths": {site.name: [site.width, w] for site, w in zip(self.found.sites, widths)},
             "removed": sum(before) - sum(widths),
-            **{name: [cost(before), cost(widths)] for name, cost in costs.items()},
+            **{name: [cost(before), cost(widths)] for name, cost in self.costs.items()},
         }
 
     def describe(self, console: Console) -> None:
@@ -114,28 +113,28 @@ class Compacted:
             console.note(f"keeps    {path}: {why}")
         if (more := len(self.found.refused) - _LISTED) > 0:
             console.note(f"keeps    {more} more layers (--json lists them)")
-        least = self.least
-        console.note(
-            f"removes  up to {1 - least['flops']:.0%} of {self.flops(self.of.widths) / 1e9:.3f} GFLOPs and "
-            f"{1 - least['params']:.0%} of {self.parameters(self.of.widths) / 1e6:.2f} M parameters, where "
-            "each site keeps one channel"
-        )
+        amounts = [
+            f"{1 - part:.0%} of {goals.amount(kind, self.costs[goals.FACTS[kind]](self.of.widths))}"
+            for kind, part in self.least.items()
+        ]
+        console.note(f"removes  up to {', '.join(amounts)}, where each site keeps one channel")
 
 
 def compact(
-    config: Any, student: str, task: Task, data: Data, kind: str, arguments: Mapping[str, Any]
+    config: Any, student: str, task: Task, data: Data, goal: goals.Goal, console: Console
 ) -> Compacted:
-    """Build the networks, and put compactors into the student, or remove channels by its weights.
+    """Build the networks, and put compactors into the student.
 
     Args:
         config: of ``compress``.
         student: the name of what is made smaller.
         task: of the data.
         data: with its training split.
-        kind: of cost: ``flops`` or ``params``.
-        arguments: of the method.
+        goal: whose kind of cost counts.
+        console: says what takes a while.
 
     Raises:
+        EnvironmentFault: times cannot be kept.
         InputError: a network that cannot be built, is none of timm's, or has nothing that can be removed.
     """
     entry = methods.entry(config.method.name)
@@ -152,12 +151,16 @@ def compact(
         single = "class" in row.provides or row.embeds
         answers = single and bool(own.classes) and own.classes == teacher.classes
     pictures = len(data.split("train"))
-    flops, parameters = cost_of(own, found.sites), parameters_of(own, found.sites)
+    flops = cost_of(own, found.sites)
+    costs: dict[str, Any] = {"flops": flops, "parameters": parameters_of(own, found.sites)}
+    if goal.kind == "latency":
+        times = latency.table(config, own, found.sites, console)
+        costs[goals.FACTS["latency"]] = latency_of(times, found.sites, flops)
     of = Compaction(
         sites=tuple(site.name for site in found.sites),
         widths=tuple(site.width for site in found.sites),
         each=tuple(site.each for site in found.sites),
-        cost=flops if kind == "flops" else parameters,
+        cost=costs[goals.FACTS[goal.kind]],
         steps=planned_steps(config.optim, pictures),
         batch=config.optim.batch_size,
         accumulate=config.optim.accumulate,
@@ -166,13 +169,26 @@ def compact(
         alike=alike,
         answers=answers,
     )
-    if not entry.before:
-        return Compacted(networks, found, of, flops, parameters)
-    goals.refuse_unreachable(arguments["target"], kind, of.widths, of.cost)
-    masks = chosen(filters(own, found.sites), of.cost, arguments["target"])
+    return Compacted(networks, found, of, costs)
+
+
+def narrowed(compacted: Compacted, lesson: Lesson, arguments: Mapping[str, Any]) -> Compacted:
+    """Without the channels that a target leaves out, by the network's own weights or by gradients.
+
+    Args:
+        compacted: with compactors, which are the identity.
+        lesson: what the network is to learn.
+        arguments: of the method.
+    """
+    student, of, target = compacted.networks["student"], compacted.of, arguments["target"]
+    assert isinstance(student, TimmModel)
+    if methods.entry(lesson.method.name).before == "weights":
+        masks = magnitude.chosen(filters(student, compacted.found.sites), of.cost, target)
+    else:
+        scores = taylor.importance(gates(student, of.sites, lesson, arguments["pictures"]))
+        masks = taylor.chosen(scores, of.cost, target)
     kept = dict(zip(of.sites, masks))
-    networks["student"] = fold(insert(own, found.sites), kept)
-    return Compacted(networks, found, of, flops, parameters, kept)
+    return replace(compacted, networks={**compacted.networks, "student": fold(student, kept)}, kept=kept)
 
 
 def _channels(network: Model, which: Any) -> dict[str, int]:
@@ -254,8 +270,9 @@ def followed(
         own = compactors(network)
         rows = [row_norms(own[site.name].weight.detach()) >= SMALL for site in compacted.found.sites]
         widths = [max(1, int(kept.sum())) for kept in rows]
-        costs = {"flops_left": compacted.flops, "parameters_left": compacted.parameters}
-        left = {name: cost(widths) / cost(compacted.of.widths) for name, cost in costs.items()}
+        full = compacted.of.widths
+        costs = {name.removesuffix("_ms"): cost for name, cost in compacted.costs.items()}
+        left = {f"{name}_left": cost(widths) / cost(full) for name, cost in costs.items()}
         return {**evaluate(network), **left}
 
     return figures
@@ -339,7 +356,7 @@ def _tell(plan: Any, facts: Mapping[str, Any], console: Console) -> None:
         f"{parts['parameters']:.1%} of the parameters are left"
     )
     console.note(f"validation {selection} {', '.join(said.values())}")
-    wanted, kind = plan.arguments.get("target"), plan.goal
+    wanted, kind = plan.arguments.get("target"), plan.goal.kind
     left = facts[goals.FACTS[kind]]
     if wanted is not None and left[1] > 1.001 * wanted * left[0] and facts["removed"]:
         console.warn(

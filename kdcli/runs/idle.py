@@ -155,7 +155,7 @@ def of_compress(config: Any) -> Iterator[Rule]:
     """``compress``: one teacher at most, labelled pictures, no average of weights."""
     yield from of_pictures(config)
     name = config.method.name
-    yield "threshold", methods.entry(name).before, f"method {name} removes channels before the training"
+    yield "threshold", bool(methods.entry(name).before), f"method {name} removes channels before the training"
     yield "teacher_mean", True, "there is one teacher at most"
     yield "teacher_temperature", not config.teacher, "there is no teacher"
     yield "weights", config.from_scratch, "--from-scratch begins with random weights: give one"

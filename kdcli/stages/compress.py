@@ -44,7 +44,7 @@ class MethodSection(Section):
 
     model_config = ConfigDict(extra="allow", protected_namespaces=())
     principal = "name"
-    name: str = method_option("resrep", "resrep, cdd, magnitude, none; see --help --method NAME.", "--method")
+    name: str = method_option("resrep", "resrep, cdd, magnitude, taylor, none.", "--method")
 
 
 class ShrinkSection(OptimSection):
@@ -79,7 +79,7 @@ class Config(StudentSection):
     from_scratch: bool = option(False, "Random weights for the student.")
     method: MethodSection = MethodSection()
     target: str | None = method_option(
-        None, "What is left: flops=0.45 or params=0.5 (methods that have a target).", "--target"
+        None, "What is left: flops=0.45, params=3M, latency=8ms, … (a part, or so many).", "--target"
     )
     data: LabelledData = LabelledData()
     optim: ShrinkSection = ShrinkSection()
@@ -107,7 +107,7 @@ class Plan:
     recipe: recipes.Choice
     compacted: Compacted
     material: Material
-    goal: str
+    goal: goals.Goal
 
     def to_json(self) -> dict[str, Any]:
         """What ``--dry-run --json`` prints."""
@@ -175,13 +175,13 @@ def plan(
         raise UsageError("--student same is the teacher's network: give --teacher, or --student.")
     if len(config.teacher) > 1:
         raise UsageError("kdcli compress takes one teacher.")
-    kind, arguments = _arguments(config)
+    _arguments(config)
     data = frame.labelled(config.data, "train", "validation", run=config)
     frame.say(console, data)
     deploying.refuse_few(config, data.split("train"))
     published = methods.recipes(config.method.name)
     config, choice = recipes.take(config, config.recipe, config.method.name, published)
-    kind, arguments = _arguments(config)
+    goal, arguments = _arguments(config)
     idle.refuse_idle(config, idle.of_training(config.optim, config.views))
     frame.refuse_uneven(config.optim, config.processes)
     student = config.teacher[0] if config.student == SAME else str(config.student)
@@ -192,7 +192,7 @@ def plan(
     frame.refuse_absent(config)
 
     from kdcli.runs import course
-    from kdcli.runs.compaction import compact
+    from kdcli.runs.compaction import compact, narrowed
     from kdcli.runs.material import Lesson, gather
     from kdcli.runs.refusals import warn_of_milestones
     from kdcli.tasks import task_of
@@ -202,9 +202,13 @@ def plan(
     for name in dict.fromkeys([*config.teacher, student]):
         frame.warn_of_other_validation(name, data, console)
     task = task_of(data, config.data, config.optim, config.views)
-    compacted = compact(config, student, task, data, kind, arguments)
+    compacted = compact(config, student, task, data, goal, console)
+    arguments = goal.settled(arguments, compacted.of.widths, compacted.of.cost)
+    goals.refuse_unreachable(arguments.get("target"), goal, compacted.of.widths, compacted.of.cost)
     method, compacted = _method(config, task, data, compacted, arguments)
     lesson = Lesson(config, data, (), task, method)
+    if methods.entry(config.method.name).before:
+        compacted = narrowed(compacted, lesson, arguments)
     material = gather(lesson, console, dict(compacted.networks))
     idle.refuse_idle(config, idle.of_material(material))
     idle.warn_of_idle(config, console)
@@ -212,9 +216,8 @@ def plan(
     if config.export:
         compacted.rehearse_export(config)
     if compacted.kept is None:
-        goals.refuse_unreachable(arguments.get("target"), kind, compacted.of.widths, compacted.of.cost)
         course.refuse_short(config, arguments, material, compacted.of)
-    return Plan(config, target, data, task, material.method, arguments, choice, compacted, material, kind)
+    return Plan(config, target, data, task, material.method, arguments, choice, compacted, material, goal)
 
 
 def _method(
@@ -235,21 +238,21 @@ def _method(
     of = replace(compacted.of, pictures=pictures, steps=planned_steps(config.optim, pictures))
     make = partial(methods.function(name), task, of)
     method = make(**arguments)
-    heeded = ("target",) if methods.entry(name).before else ()
+    heeded = ("target", "pictures") if methods.entry(name).before else ()
     idle.refuse_idle_parameters(config, make, method, arguments, heeded)
     method = without_zero_terms(method)
     refuse_weights(method)
     return method, replace(compacted, of=of)
 
 
-def _arguments(config: Config) -> tuple[str, dict[str, Any]]:
-    """The kind of cost that a target is of, and all parameters of the method."""
+def _arguments(config: Config) -> tuple[goals.Goal, dict[str, Any]]:
+    """What a target is of, and all parameters of the method."""
     name = config.method.name
     given = config.method.model_dump(exclude={"name"}, exclude_none=True)
     if config.target is not None and "method.target" not in origins(config):
         given.pop("target", None)  # a recipe's, which gives way
-    kind, given = goals.given(name, config.target, given)
-    return kind, methods.arguments(name, given)
+    goal, given = goals.given(name, config.target, given)
+    return goal, methods.arguments(name, given)
 
 
 def run(
@@ -267,6 +270,7 @@ def run(
     from kdcli.engine.runtime import open_runtime, shared_output
     from kdcli.engine.track import tracking
     from kdcli.runs.compaction import export, followed
+    from kdcli.runs.latency import refuse_unlike
     from kdcli.runs.training import training_job
     from kdcli.words.analysis import leaves_unused
 
@@ -275,6 +279,8 @@ def run(
     with shared_output(path, plan.target.identity, plan.config.overwrite, runtime) as output:
         if output is None:
             return Result(path, frame.summary(path))
+        if plan.goal.kind == "latency":
+            refuse_unlike(plan.compacted.of.cost, plan.compacted.of.widths, runtime)
         parties = copy.deepcopy(material.assembly.parties)
         for party in parties.values():
             party.to(runtime.device)

@@ -140,14 +140,14 @@ def test_the_quantiles_are_those_of_the_measured_times(monkeypatch):
 
 def test_the_device_is_waited_for_before_each_reading_of_the_clock(monkeypatch):
     events = []
-    monkeypatch.setattr(efficiency, "_synchronize", lambda device: events.append(device.type))
+    monkeypatch.setattr(efficiency, "synchronize", lambda device: events.append(device.type))
     latency(nn.Identity(), torch.zeros(1, 2), repeats=3, warmup=1)
     assert events == ["cpu"] * 8
     waited = []
     monkeypatch.undo()
     monkeypatch.setattr(torch.accelerator, "synchronize", waited.append)
-    efficiency._synchronize(torch.device("cpu"))
-    efficiency._synchronize(torch.device("cuda", 0))
+    efficiency.synchronize(torch.device("cpu"))
+    efficiency.synchronize(torch.device("cuda", 0))
     assert waited == [torch.device("cuda", 0)]
 
 
