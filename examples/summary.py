@@ -321,8 +321,8 @@ def smaller(folders: list[Path]) -> str:
             "# Smaller in several ways, at one cost",
             "",
             f"Top-1 in per cent on the {reports[0]['data']['samples']:,} test pictures of Fashion-MNIST, "
-            f"mean ± standard deviation over {len(folders)} seeds; FLOPs, latency of one picture and time of a "
-            "batch are parts of those of `dense`, a ResNet-18 of half width. `resrep`, `magnitude` and "
+            f"mean ± standard deviation over {len(folders)} seeds; FLOPs, latency of one picture and time of "
+            "a batch are parts of those of `dense`, a ResNet-18 of half width. `resrep`, `magnitude` and "
             "`taylor` are made of it to a target of 45 % of its FLOPs, and learn from labels and from its "
             "answers; `narrow-alone` and `narrow-distilled` are a ResNet-18 of that cost from random weights."
             " `dense` has trained for half as many steps as all others.",

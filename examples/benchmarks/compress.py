@@ -9,7 +9,7 @@ Networks of real size with random weights lose channels by magnitude until a par
 onnxruntime (fp32) and in ONNX in integers (static, per channel), of one number of threads, in random order.
 
 * `time` is the pruned network's over the dense one's, in the same form, as a median over rounds;
-* `saved` is the part of the time that is saved over the part of the FLOPs that is saved: 1 where both are equal;
+* `saved` is the part of the time that is saved over that of the FLOPs: 1 where both are equal;
 * `against torch` is the time of a form over that of torch, for the same network.
 """
 
