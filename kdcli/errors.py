@@ -33,6 +33,10 @@ class BadImageError(InputError):
     """One picture cannot be decoded safely."""
 
 
+class NotFinite(InputError, ValueError):
+    """A network answers pictures with NaN or Inf, which no figure can be made of."""
+
+
 class EnvironmentFault(KdcliError):
     """The machine lacks something: an extra, a GPU, memory, disk, a lock, a process."""
 

@@ -145,9 +145,7 @@ def open_output(
     try:
         while True:
             if not overwrite and complete(path, identity):
-                if leftovers.are_left(path):
-                    with suppress(EnvironmentFault, InputError, OSError), locked(path, partial):
-                        leftovers.sweep(path, partial)
+                sweep(path)
                 yield None
                 return
             _make_folder(path.parent)
@@ -196,6 +194,15 @@ def complete(path: Path, identity: Mapping[str, Any], *, overwrite: bool = False
         return False
     _refuse_other(manifest.identity, identity, path)
     return True
+
+
+def sweep(path: Path | str) -> None:
+    """Delete what a killed process left beside and in a finished artifact, unless another one works there."""
+    path = named(path)
+    partial = path.with_name(path.name + ".partial")
+    if leftovers.are_left(path):
+        with suppress(EnvironmentFault, InputError, OSError), locked(path, partial):
+            leftovers.sweep(path, partial)
 
 
 def refuse_foreign(path: Path, *, overwrite: bool = False) -> Manifest | None:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -263,6 +263,7 @@ class Data:
         skipped: ids (hex) of corrupt pictures left out.
         task: what its labels are for, a key of :data:`kdcli.tasks.TASKS`; empty where none are read.
         notes: what the user should know of how they were read.
+        held: [N] hashes of the pictures that a training is selected and measured by, by split.
     """
 
     source: str
@@ -272,6 +273,7 @@ class Data:
     skipped: tuple[str, ...] = ()
     task: str = ""
     notes: tuple[str, ...] = ()
+    held: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def split(self, name: str) -> Samples:
         """The split ``name``; raises InputError listing those that exist."""

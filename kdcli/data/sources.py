@@ -14,6 +14,7 @@ import numpy as np
 
 from kdcli.data import splits as splits_of
 from kdcli.data.columns import image_column, named_column, undecoded
+from kdcli.data.division import divide
 from kdcli.data.duplicates import settle
 from kdcli.data.hashes import cell_hashes
 from kdcli.data.images import decode, glance, upright_size
@@ -48,8 +49,9 @@ def open_data(
     samples, skipped = source.splits(wanted.values())
     classes = reader.classes(samples, source.split)
     splits = {role: samples[name] for role, name in wanted.items()}
+    held: dict[str, np.ndarray] = {}
     if "train" in wanted:
-        splits = _settled(splits, raw, config, wanted)
+        splits, held = _settled(splits, raw, config, wanted)
     if carving and classes is not None:
         whole = splits["train" if "train" in wanted else "validation"]
         train, validation = carve(whole, config.validation_fraction, config.split_seed)
@@ -61,8 +63,9 @@ def open_data(
         if config.labels_per_class:
             splits["train"] = hide_labels(splits["train"], config.labels_per_class, config.split_seed)
     splits = {role: replace(s, name=role) for role, s in splits.items()}
+    held |= {role: s.pictures for role, s in splits.items() if role != "train"}
     notes = tuple(raw.notes)
-    return Data(config.source or "", classes, splits, raw.licence, skipped, reader.task, notes)
+    return Data(config.source or "", classes, splits, raw.licence, skipped, reader.task, notes, held)
 
 
 def _unheeded(config: DataSection) -> Iterator[str]:
@@ -116,6 +119,7 @@ def refuse_small(samples: Samples, min_side: int, max_pixels: int) -> None:
 def _load(source: str | None, kept: Kept | None) -> Raw:
     raw = load(source or "")
     raw.kept = kept
+    divide(raw, source or "")
     return raw
 
 
@@ -128,8 +132,8 @@ def _unlabelled(raw: Raw, names: dict[str, str], config: SourceSection) -> Data:
 
 def _settled(
     splits: dict[str, Samples], raw: Raw, config: DataSection, wanted: dict[str, str]
-) -> dict[str, Samples]:
-    """The splits in use after ``data.duplicates``; those that the run does not use are looked at too."""
+) -> tuple[dict[str, Samples], dict[str, np.ndarray]]:
+    """The splits in use after ``data.duplicates``, and the hashes of those that the run does not use."""
     held = {}
     for name in splits_of.held_out(raw.tables, config):
         if name not in wanted.values():
@@ -140,7 +144,7 @@ def _settled(
     apart = {role: s for role, s in splits.items() if role == "train" or wanted[role] != wanted["train"]}
     apart, said = settle(apart, held, config.duplicates, config.source or "")
     raw.notes += said
-    return {role: apart.get(role, apart["train"]) for role in splits}
+    return {role: apart.get(role, apart["train"]) for role in splits}, held
 
 
 # -- splits --------------------------------------------------------------------------------------------------

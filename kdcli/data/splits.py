@@ -13,21 +13,30 @@ from kdcli.errors import InputError
 from kdcli.sections import DataSection, SourceSection
 
 WORDS = {
-    "train": ("train", "training", "trainval"),
+    "train": ("train", "training", "trainval", "trn"),
     "validation": ("validation", "validate", "valid", "val", "dev", "development"),
-    "test": ("test", "testing", "eval", "evaluation"),
+    "test": ("test", "testing", "tst", "eval", "evaluation"),
 }
 _ROLES = {word: role for role, words in WORDS.items() for word in words}
 SIDES = {"query": ("query", "queries"), "gallery": ("gallery",)}
 """The two halves of a test by search. A class may be called so too, so these words alone name no split."""
 _SIDES = {word: side for side, words in SIDES.items() for word in words}
 _BOX = re.compile(r"bounding[\W_]*box(?:es)?", re.IGNORECASE)  # pictures cut by a detector, of any split
-_BESIDE = "set|sets|data|dataset|split|part|shard|image|images|img|imgs|picture|pictures|photos|jpg|jpeg|png"
+_BESIDE = (
+    "set|sets|data|dataset|split|part|shard|image|images|img|imgs|picture|pictures|photos|jpg|jpeg|png|"
+    "s?daten|s?bilder|s?menge"
+)
 _WORD = re.compile(rf"({'|'.join(_ROLES)})(?:{_BESIDE})?")
 _BEGINS = re.compile(rf"({'|'.join(_ROLES)})(?:[-._ 0-9].*)?", re.DOTALL)
-_NO_CLASS = frozenset(("test", "testing", "val", "validation", "evaluation"))
-_APART = re.compile(r"hold[\W_]*(?:out|back)|held[\W_]*out|unlabell?ed")
-_UNCLEAR = re.compile(rf"{_APART.pattern}|(?:^|[\W\d_])(?:fold|split)s?(?:[\W\d_]|$)")
+_NO_CLASS = frozenset(("test", "testing", "tst", "val", "validation", "evaluation"))
+_APART = re.compile(r"hold[\W_]*(?:out|back)|held[\W_]*out|unlabell?ed|(?:^|[\W\d_])unseen(?:[\W\d_]|$)")
+_SHORT = {"tr": "train", "va": "validation", "te": "test"}
+"""What these mean where there are no other folders beside two of them: alone they may name a class."""
+_OTHERS = "entra[iî]nement|apprentissage|entrenamiento|prueba|addestramento|treino|treinamento|teste"
+"""Train and test in other languages: near enough to be refused, not to be taken for a split."""
+_UNCLEAR = re.compile(
+    rf"{_APART.pattern}|(?:^|[\W\d_])(?:fold|split)s?(?:[\W\d_]|$)|(?:^|[\W\d_])(?:{_OTHERS})s?(?:[\W\d_]|$)"
+)
 
 
 def role(name: str) -> str | None:
@@ -75,10 +84,14 @@ def side(name: str) -> tuple[str, str] | None:
 def folder_splits(folders: Collection[str]) -> dict[str, str]:
     """The splits that folders side by side stand for, by their names; those that stand for none are left out.
 
-    A class may be called ``query`` or ``gallery``. Such a folder is a split beside those of other splits (a
-    gallery: of a query, or of train where there is no test), or where there are these two and no other.
+    ``tr`` and ``te`` do where they stand for themselves. A class may be called ``query`` or ``gallery``. Such
+    a folder is a split beside those of other splits (a gallery: of a query, or of train where there is no
+    test), or where there are these two and no other.
     """
     plain = {name: role(name) for name in sorted(folders)}
+    short = {name: _SHORT.get(name.casefold()) for name in plain}
+    if len(short) > 1 and all(short.values()) and len(set(short.values())) == len(short):
+        return {name: own for name, own in short.items() if own}
     halves = {name: own for name, own in plain.items() if own in SIDES}
     found = {name: own for name, own in plain.items() if own and name not in halves}
     others = set(found.values())
@@ -99,9 +112,13 @@ def hint(name: str) -> str | None:
 
 
 def names_no_class(name: str) -> bool:
-    """Whether a name says nothing but test or validation; classes are called ``train`` and ``valid`` too."""
+    """Whether a name says nothing but test or validation, or that its pictures were kept for one.
+
+    Classes are called ``train`` and ``valid`` too.
+    """
     found, others = _words(name)
-    return bool(found) and not others and _NO_CLASS.issuperset(found)
+    plain = bool(found) and not others and _NO_CLASS.issuperset(found)
+    return plain or bool(_APART.search(name.casefold()))
 
 
 def stands_apart(name: str) -> bool:

@@ -119,6 +119,7 @@ def read_saved(path: Path) -> dict[str, Any]:
     """
     import datasets
 
+    refuse_chain(path)
     for state in sorted([*path.glob("state.json"), *path.glob("*/state.json")]):
         refuse_special(state)
         try:
@@ -131,6 +132,15 @@ def read_saved(path: Path) -> dict[str, Any]:
             refuse_special(state.parent / name)
     loaded = datasets.load_from_disk(str(path))
     return dict(loaded) if isinstance(loaded, dict) else {"train": loaded}
+
+
+def refuse_chain(path: Path) -> None:
+    """Raise InputError for a path that the datasets library takes for one in another: it splits at ``::``."""
+    if "::" in str(path):
+        raise InputError(
+            f"{path}: a saved dataset is not read below a path with '::', which stands for a file inside of "
+            "another there. Rename the folder."
+        )
 
 
 def _batches(file: Path | str, limit: int) -> Iterator[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dis
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,10 +20,10 @@ from kdcli.models.taps import Layers
 from kdcli.words import Term, Turn
 
 # What torch says of tensors that do not fit together; its other errors are faults of the code.
+_SHAPES = re.compile(r"\b(\w*sizes?|shapes?|dims?|dimensions?|dimensional|channels|elements|\dD)\b", re.I)
 _ABOUT_SHAPES = {
-    RuntimeError: re.compile(
-        r"\b(sizes?|shapes?|dims?|dimensions?|dimensional|channels|elements|\dD)\b", re.I
-    ),
+    RuntimeError: _SHAPES,
+    ValueError: _SHAPES,
     IndexError: re.compile(r"Dimension out of range|Dimension specified as|too many indices for tensor"),
 }
 
@@ -87,7 +88,7 @@ def _bad_input(where: str, read: Sequence[str], values: Mapping[str, Any]) -> It
         yield
     except (ValueError, RuntimeError, IndexError) as error:
         words = _ABOUT_SHAPES.get(type(error))
-        if isinstance(error, ValueError) or (words is not None and words.search(str(error))):
+        if _is_said(error) or (words is not None and words.search(str(error))):
             raise InputError(f"{where}: {error}.") from error
         raise
     except (TypeError, AttributeError) as error:
@@ -96,6 +97,19 @@ def _bad_input(where: str, read: Sequence[str], values: Mapping[str, Any]) -> It
             if "." in key and key in values and not _may_be_read(values[key]):
                 raise InputError(f"{where}: '{reference}' is {kind_of(values[key])}.") from error
         raise
+
+
+def _is_said(error: Exception) -> bool:
+    """Whether it is a ValueError that some code raises on purpose, unlike that of a function in C.
+
+    ``math.log(0)`` and ``bytes.decode`` raise ValueErrors too, which say nothing of tensors.
+    """
+    if type(error) is not ValueError or (traceback := error.__traceback__) is None:
+        return False
+    while traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    code = traceback.tb_frame.f_code.co_code
+    return dis.opname[code[traceback.tb_lasti]] == "RAISE_VARARGS"
 
 
 def _may_be_read(tap: Any) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from kdcli.artifacts.store import Output
 from kdcli.engine.optim import make_step
 from kdcli.engine.runtime import Runtime
-from kdcli.errors import Diverged
+from kdcli.errors import Diverged, NotFinite
 
 
 class Guard:
@@ -81,6 +81,8 @@ class Guard:
         hook = network.register_forward_hook(look)
         try:
             yield
+        except NotFinite as error:
+            raise self.error(f"by step {step} {error}") from error
         finally:
             hook.remove()
 

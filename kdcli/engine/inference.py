@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdcli.data.batches import evaluation_loader
 from kdcli.data.order import in_order
 from kdcli.data.samples import Samples
 from kdcli.engine.runtime import Runtime
+from kdcli.errors import NotFinite
 from kdcli.metrics.efficiency import evaluating
 from kdcli.models.exits import WithExits
 from kdcli.models.protocol import Model
@@ -33,6 +36,25 @@ class Measuring:
     runtime: Runtime
     batch_size: int
     reading: dict[str, Any]
+
+
+@contextmanager
+def answering(networks: Mapping[str, nn.Module]) -> Iterator[None]:
+    """A block that raises NotFinite, with its name, for a network that answers with NaN or Inf."""
+
+    def look(name: str, module: nn.Module, inputs: Any, answer: Any) -> None:
+        if isinstance(answer, Tensor) and not bool(answer.isfinite().all()):
+            raise NotFinite(
+                f"{name} answers pictures with NaN or Inf: some of its weights are damaged, or too large. "
+                "Measure another."
+            )
+
+    hooks = [net.register_forward_hook(partial(look, name)) for name, net in networks.items()]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def outputs(

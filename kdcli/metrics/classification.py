@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kdcli.errors import NotFinite
+
 
 def check_logits(logits: Tensor, name: str = "logits") -> None:
     """Refuse what no metric can be computed from.
@@ -21,7 +23,8 @@ def check_logits(logits: Tensor, name: str = "logits") -> None:
         name: what to call them in the message.
 
     Raises:
-        ValueError: not two-dimensional, no samples, no classes, or NaN or Inf in them.
+        ValueError: not two-dimensional, no samples, no classes.
+        NotFinite: (a ValueError) NaN or Inf in them.
     """
     if logits.ndim != 2 or logits.shape[1] == 0:
         raise ValueError(f"{name} must have the shape [samples, classes], not {list(logits.shape)}")
@@ -29,7 +32,7 @@ def check_logits(logits: Tensor, name: str = "logits") -> None:
         raise ValueError(f"{name} hold no samples: a metric of an empty set is undefined")
     bad = int((~torch.isfinite(logits).all(dim=1)).sum())
     if bad:
-        raise ValueError(f"{name} of {bad} of {logits.shape[0]} samples are not finite (NaN or Inf)")
+        raise NotFinite(f"{name} of {bad} of {logits.shape[0]} samples are not finite (NaN or Inf)")
 
 
 def check_pair(student_logits: Tensor, teacher_logits: Tensor) -> None:

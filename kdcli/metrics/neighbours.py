@@ -8,6 +8,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from kdcli.errors import NotFinite
 from kdcli.losses.products import product, unit
 
 LARGE = 1_000_000
@@ -31,7 +32,7 @@ def check_pair(query: Tensor, gallery: Tensor) -> None:
             raise ValueError(f"the {name} holds no pictures: there is nothing to search")
         bad = int((~features.float().isfinite().all(dim=1)).sum())
         if bad:
-            raise ValueError(
+            raise NotFinite(
                 f"features of {bad} of {len(features)} pictures of the {name} are not finite (NaN or Inf)"
             )
     if query.shape[1] != gallery.shape[1]:

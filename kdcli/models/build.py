@@ -184,6 +184,8 @@ def _from_name(name: str, options: _Options) -> TimmModel:
     with explained(name, load, hub=remote or (load and not local)):
         made = creator(timm_name, options.drop_path)
         body = sized(made, name, options.size or keywords.get("img_size"), load)
+    if load:
+        checkpoints.refuse_spoilt(body.state_dict(), name)
     notes: tuple[str, ...] = ()
     classified, source = load, digest(_fingerprint(body)) if load else ""
     if options.weights is not None:

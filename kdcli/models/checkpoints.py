@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from kdcli.errors import InputError
-from kdcli.models.legacy import first_line
+from kdcli.models.legacy import first_line, refuse_unlike
 from kdcli.models.timm import reset_classifier
 
 _ANCHORS = 3  # own names by which a prefix is found
@@ -64,6 +64,7 @@ def load(body: Any, tensors: dict[str, Tensor], where: str) -> Loaded:
     Raises:
         InputError: tensors that do not fit, or that hold NaN or Inf.
     """
+    refuse_unlike(tensors, where)
     classifier = _classifier_names(body)
     plain = _match(body, tensors, classifier)
     prefix, match = "", plain
@@ -72,9 +73,7 @@ def load(body: Any, tensors: dict[str, Tensor], where: str) -> Loaded:
         prefix, match = next(((p, m) for p, m in tried if not m.reason), ("", plain))
     if match.reason:
         raise InputError(f"{where} does not fit {type(body).__name__}: {match.reason}.")
-    odd = [n for n, t in match.tensors.items() if t.is_floating_point() and not torch.isfinite(t).all()]
-    if odd:
-        raise InputError(f"{where} holds NaN or Inf in {odd[0]}.")
+    refuse_spoilt(match.tensors, where)
     if match.outputs is not None:
         reset_classifier(body, match.outputs)
     body.load_state_dict(match.tensors, strict=False)  # all names were matched; the classifier may be missing
@@ -84,6 +83,14 @@ def load(body: Any, tensors: dict[str, Tensor], where: str) -> Loaded:
     if match.left:
         notes.append(f"{where}: left out, as parts of its pretraining: {_shown(match.left)}")
     return Loaded(classifier <= set(match.tensors), tuple(notes))
+
+
+def refuse_spoilt(tensors: Mapping[str, Tensor], where: str) -> None:
+    """Raise InputError for NaN or Inf in a tensor, as float32 has it."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all():
+            far = " beyond float32" if torch.isfinite(tensor).all() else ""
+            raise InputError(f"{where} holds {'numbers' + far if far else 'NaN or Inf'} in {name}.")
 
 
 def _match(body: Any, tensors: dict[str, Tensor], classifier: set[str]) -> _Match:

@@ -30,6 +30,7 @@ _SMALLEST_LIMIT = 1 << 26
 _MAPS_ONLY = ("features_only", "out_indices", "feature_cfg")  # of timm: no classifier, another class
 _RUN = 10**8, 1024  # parameters, and pixels of a side, above which a trial is of shapes only
 _CHANNELS = (1, 3)
+_LEAST_STD = torch.finfo(torch.float32).tiny  # pictures are divided by it
 _INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos", "random")
 _CROP_MODES = ("center", "squash", "border")
 
@@ -142,8 +143,10 @@ def input_spec(body: Any, where: str = "its configuration") -> InputSpec:
         mean, std = (sum(mean) / len(mean),), (sum(std) / len(std),)
     if len(mean) != channels or not all(math.isfinite(v) for v in mean):
         raise InputError(f"{where}: the mean {mean} is none of {channels} channels.")
-    if len(std) != channels or not all(math.isfinite(v) and v > 0 for v in std):
-        raise InputError(f"{where}: the deviations {std} are none of {channels} channels, above 0.")
+    if len(std) != channels or not all(math.isfinite(v) and v >= _LEAST_STD for v in std):
+        raise InputError(
+            f"{where}: the deviations {std} are none of {channels} channels, above 0 in float32."
+        )
     if not 1 <= min(height, width) <= max(height, width) <= LARGEST_SIDE or not (
         math.isfinite(crop) and crop > 0
     ):

@@ -24,6 +24,10 @@ _ENTRIES = (
     *("state_dict", "model", "model_state_dict", "student", "net", "network", "module", "weights", "params"),
     *("encoder", "target_encoder"),
 )
+_TYPES = (
+    *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.bool),
+    *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8),
+)  # that torch computes with on a CPU
 _DEPTH = 4  # of entries within entries
 _SHOWN = 8  # names in a message
 
@@ -152,9 +156,20 @@ def _stripped(tensors: Mapping[Any, Tensor], path: Path) -> dict[str, Tensor]:
     found.pop("n_averaged", None)
     while found and all(name.startswith("module.") for name in found):
         found = {name.removeprefix("module."): tensor for name, tensor in found.items()}
-    if odd := [n for n, t in found.items() if t.is_quantized or t.is_complex() or t.layout != torch.strided]:
-        raise InputError(f"{path} holds {odd[0]} in a form that is no plain tensor (quantised, sparse, …).")
+    refuse_unlike(found, str(path))
     return found
+
+
+def refuse_unlike(tensors: Mapping[str, Tensor], where: str) -> None:
+    """Raise InputError for a tensor without numbers, or of a kind that torch does not compute with here."""
+    for name, tensor in tensors.items():
+        nested = tensor.is_meta or tensor.is_nested or tensor.is_quantized
+        if nested or tensor.dtype not in _TYPES or tensor.layout != torch.strided:
+            what = "meta" if tensor.is_meta else "nested" if tensor.is_nested else str(tensor.dtype)
+            raise InputError(
+                f"{where} holds {name} in a form that is no plain tensor ({what.removeprefix('torch.')}: "
+                "quantised, sparse, without numbers, …)."
+            )
 
 
 def first_line(error: Exception) -> str:

@@ -40,15 +40,15 @@ class Table:
 
     Attributes:
         whole: milliseconds of a forward of one picture, at each part of :data:`PARTS`.
-        blocks: of each block too, by its path.
+        inner: of each block too, by its path.
     """
 
     whole: tuple[float, ...]
-    blocks: Mapping[str, tuple[float, ...]]
+    inner: Mapping[str, tuple[float, ...]]
 
     def to_json(self) -> dict[str, Any]:
         """As :meth:`from_json` reads it."""
-        return {"parts": list(PARTS), "whole": list(self.whole), "blocks": dict(self.blocks)}
+        return {"parts": list(PARTS), "whole": list(self.whole), "inner": dict(self.inner)}
 
     @classmethod
     def from_json(cls, found: Any) -> Table:
@@ -56,7 +56,7 @@ class Table:
         try:
             if found["parts"] != list(PARTS):
                 raise ValueError("other parts of the widths")
-            rows = {str(name): _times(row) for name, row in found["blocks"].items()}
+            rows = {str(name): _times(row) for name, row in found["inner"].items()}
             return cls(_times(found["whole"]), rows)
         except (TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"no table of times ({error})") from error
@@ -126,7 +126,7 @@ def latency_of(table: Table, sites: Sequence[Site], flops: Polynomial) -> Callab
     for path, numbers in groups.items():
         own = flops.part(numbers)
         knots: dict[float, list[float]] = defaultdict(list)
-        for widths, milliseconds in zip(points, table.blocks[path]):
+        for widths, milliseconds in zip(points, table.inner[path]):
             knots[own(widths)].append(milliseconds)
         ordered = sorted(knots)
         curves.append((own, ordered, _rising([float(np.mean(knots[at])) for at in ordered])))

@@ -330,6 +330,7 @@ def export(
         **({"forms": forms} if forms else {}),
         selection=selection,
         compression=facts,
+        **frame.decisions(material.networks),
         data=plan.data.describe(),
         method={"name": plan.method.name, **plan.arguments},
         recipe=plan.recipe.to_json(),

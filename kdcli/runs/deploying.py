@@ -221,6 +221,7 @@ def run(plan: Plan, console: Console, *, stop: Stop | None = None, command: str 
     runtime = open_runtime(config)
     with shared_output(path, plan.target.identity, config.overwrite, runtime) as output:
         if output is not None and runtime.main:
+            show.decisions(console, {"student": plan.network})
             network, known = copy.deepcopy(plan.network), frame.model_facts(str(config.student))
             tensors = None
             if config.quantize == _WEIGHTS:
@@ -243,6 +244,7 @@ def run(plan: Plan, console: Console, *, stop: Stop | None = None, command: str 
                 **({} if tensors is None else {"weights": sizes(tensors)}),
                 **kept,
                 forms=forms,
+                **frame.decisions({"student": plan.network}),
                 **runtime.describe(),
             )
             output.commit(manifest, [*keep, *names])

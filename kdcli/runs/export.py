@@ -52,6 +52,7 @@ def export(
         metrics_last={f"validation/{k}": v for k, v in progress.last.items()},
         selection=outcome.selection,
         **_lessons(material, outcome),
+        **frame.decisions(material.networks),
         data=plan.data.describe(),
         method={"name": plan.method.name, **plan.arguments},
         recipe=plan.recipe.to_json(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -65,12 +66,16 @@ def target(stage: str, config: RunSection, parents: list[dict[str, str]], data: 
 def complete(target: Target, config: RunSection) -> bool:
     """Whether the artifact stands already, so that the rest of the plan need not be made.
 
-    The processes of a job do not ask: they would have to agree, and do so when they open the output.
+    What a killed process left of writing it is deleted then. The processes of a job do not ask: they would
+    have to agree, and do so when they open the output.
 
     Raises:
         InputError: something else stands there.
     """
-    return world_size() == 1 and store.complete(target.path, target.identity, overwrite=config.overwrite)
+    done = world_size() == 1 and store.complete(target.path, target.identity, overwrite=config.overwrite)
+    if done:
+        store.sweep(target.path)
+    return done
 
 
 def refuse_absent(config: RunSection) -> None:
@@ -182,6 +187,12 @@ def facts(config: RunSection, command: str, **more: Any) -> dict[str, Any]:
         "versions": manifests.versions(),
         **more,
     }
+
+
+def decisions(networks: Mapping[str, Model]) -> dict[str, dict[str, list[str]]]:
+    """What was decided about networks while they were built, by role, for the manifest; empty for nothing."""
+    found = {role: list(network.notes) for role, network in networks.items() if network.notes}
+    return {"decisions": found} if found else {}
 
 
 def summary(path: Path) -> dict[str, Any]:

@@ -121,6 +121,8 @@ class Plan(PicturePlan):
         from kdcli.artifacts.store import write_tensors
         from kdcli.runs import descent as engine
 
+        if runtime.main:
+            show.decisions(console, self.networks)
         networks = {role: network.to(runtime.device) for role, network in self.networks.items()}
         descent = engine.Descent(self.method, networks, self.section, runtime, console, stop)
         if self.generates:

@@ -87,8 +87,7 @@ def _key(network: TimmModel, sites: Sequence[Site], device: torch.device, thread
     """Of what times depend on: the layers, the size of pictures, and the machine."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     what: list[Any] = [
-        type(network.body).__name__,
-        [(key, list(tensor.shape)) for key, tensor in network.body.state_dict().items()],
+        [(key, list(tensor.shape)) for key, tensor in network.state_dict().items()],
         [site.name for site in sites],
         list(network.spec.size),
         [name, threads, _processor(), torch.__version__],

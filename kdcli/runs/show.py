@@ -43,6 +43,13 @@ def network(console: Console, role: str, net: Model) -> None:
     notes(console, net)
 
 
+def decisions(console: Console, networks: Mapping[str, Model]) -> None:
+    """What was decided about networks while they were built, as a run says it that shows no plan."""
+    for role, net in networks.items():
+        for note in net.notes:
+            console.note(f"{role}: {note}")
+
+
 def notes(console: Console, net: Model) -> None:
     """What was decided about a network while it was built, a line each."""
     for note in net.notes:

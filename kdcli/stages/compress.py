@@ -284,6 +284,8 @@ def run(
         parties = copy.deepcopy(material.assembly.parties)
         for party in parties.values():
             party.to(runtime.device)
+        if runtime.main:
+            show.decisions(console, material.networks)
         job = training_job(material, parties, runtime, console, stop)
         if plan.compacted.kept is None and job.evaluate is not None:
             job.evaluate = followed(job.evaluate, plan.compacted)

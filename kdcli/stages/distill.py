@@ -228,6 +228,7 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
         UsageError: an option or parameter that does not exist or does not fit the method.
         InputError: data, artifacts or a combination of them that cannot be used.
     """
+    from kdcli.data.duplicates import settle_extra
     from kdcli.data.sources import open_unlabelled
 
     frame.require(config.student, "--student")
@@ -241,10 +242,11 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
         return _chain(config, console, unless_complete)
     taught = objectives.taught(config, bool(parts), console)
     data = frame.labelled(config.data, "train", "validation", run=config)
-    extra = [
+    opened = (
         open_unlabelled(source, config.data, partial(places.kept_hashes, config))
         for source in config.data.extra
-    ]
+    )
+    extra = [settle_extra(more, data, config.data.duplicates) for more in opened]
     frame.say(console, data, *extra)
     config, task, method, choice = objectives.objective(config, data, parts)
     idle.refuse_idle(config, idle.of_training(config.optim, config.views))
@@ -294,6 +296,8 @@ def run(plan: Plan | Chain, console: Console, *, stop: Stop | None = None, comma
         parties = copy.deepcopy(material.assembly.parties)
         for party in parties.values():
             party.to(runtime.device)
+        if runtime.main:
+            show.decisions(console, material.networks)
         job = training_job(material, parties, runtime, console, stop)
         with tracking(plan.config, path, runtime) as job.track:
             outcome = train(job, output, runtime, console, stop)

@@ -216,6 +216,8 @@ def run(plan: Plan, console: Console, *, stop: Stop | None = None, command: str 
     path = plan.target.path
     with shared_output(path, plan.target.identity, plan.config.overwrite, runtime) as output:
         if output is not None:
+            if runtime.main:
+                show.decisions(console, plan.networks)
             report, shown = _report(plan, runtime, console)
             if runtime.main:
                 page = render(report, figures(plan.data.task), plan.evaluation.panels(report, shown))
@@ -264,12 +266,13 @@ def _last(name: str) -> str:
 
 def _report(plan: Plan, runtime: Runtime, console: Console) -> tuple[dict[str, Any], Any]:
     """The report, and what else its task shows on the page."""
-    from kdcli.engine.inference import Measuring
+    from kdcli.engine.inference import Measuring, answering
 
     config = plan.config
     reading = frame.reading(config, config.data)
     measuring = Measuring(plan.samples, runtime, config.batch_size, reading)
-    found = plan.evaluation.measure(measuring, plan.networks, plan.teacher, console)
+    with answering({**plan.networks, **({"--teacher": plan.teacher} if plan.teacher is not None else {})}):
+        found = plan.evaluation.measure(measuring, plan.networks, plan.teacher, console)
     models = [_model(plan, name, net, found.models[name], runtime) for name, net in plan.networks.items()]
     report = {
         "title": f"{plan.config.split} split of {plan.config.data.source}",
@@ -329,6 +332,8 @@ def _notes(plan: Plan) -> list[str]:
         answers = facts.get("teacher_answers") or {}
         if said := answers.get("warning") or answers.get("said"):
             notes.append(f"{name}, in training: {said.rstrip('.')}.")
+    for name, network in plan.networks.items():
+        notes += [f"{name}: {note}." for note in network.notes]
     return notes
 
 

@@ -245,6 +245,8 @@ def run(plan: Plan, console: Console, *, stop: Stop | None = None, command: str 
     with shared_output(path, plan.target.identity, config.overwrite, runtime) as output:
         if output is None:
             return Result(path, frame.summary(path))
+        if runtime.main:
+            show.decisions(console, {"teacher": plan.network})
         network = copy.deepcopy(plan.network).to(runtime.device)
         results: list[HeadResult] = []
         outcome: Outcome | None = None
@@ -336,6 +338,7 @@ def _export(
         **chosen,
         data=plan.data.describe() if plan.data else None,
         cost=cost,
+        **frame.decisions({"teacher": plan.network}),
         **runtime.describe(),
     )
     output.commit(manifest, keep)

@@ -85,7 +85,12 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
         UsageError: an option that does not exist or does not fit the mixer.
         InputError: data, weights, a teacher or shards that cannot be used.
     """
+    from pathlib import Path
+
+    from kdcli.data.tables import refuse_chain
+
     refuse_idle(config, of_synthesize(config))
+    refuse_chain(Path(config.out or ""))
     if config.merge:
         if config.processes > 1:
             raise UsageError("--merge joins finished shards on one process: leave out -n.")

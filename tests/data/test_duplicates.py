@@ -100,3 +100,26 @@ def test_a_test_split_that_cannot_be_read_stops_no_training(tmp_path: Path) -> N
     (tmp_path / "test" / "a" / "z.png").symlink_to("/etc/hostname")
     (note,) = opened(tmp_path).notes[1:]
     assert note.startswith("pictures of train are not looked for in test: test row 2: ")
+
+
+def test_extra_pictures_that_are_measured_on_are_said_and_left_out(leaking: Path, tmp_path: Path) -> None:
+    from kdcli.data.duplicates import settle_extra
+    from kdcli.data.sources import open_unlabelled
+
+    data = opened(leaking)
+    class_folders(tmp_path / "more", {".": 0})
+    for number in (0, 60, 50, 90, 91):
+        (tmp_path / "more" / f"{number}.png").write_bytes(tiny_picture(number))
+    extra = open_unlabelled(str(tmp_path / "more"), DataSection())
+    kept = settle_extra(extra, data, "keep")
+    (name,) = kept.splits
+    assert len(kept.splits[name]) == 5
+    assert [note.partition(": ")[2] for note in kept.notes] == [
+        f"2 of 5 pictures are also in test of {leaking}. Leave them out: --set data.duplicates=drop",
+        f"2 of 5 pictures are also in validation of {leaking}. Leave them out: --set data.duplicates=drop",
+    ]
+    dropped = settle_extra(extra, data, "drop")
+    left = {dropped.splits[name].data(i) for i in range(len(dropped.splits[name]))}
+    assert left == {tiny_picture(90), tiny_picture(91)}
+    with pytest.raises(InputError, match=r"2 of 5 pictures are also in test .*\(data\.duplicates=stop\)"):
+        settle_extra(extra, data, "stop")

@@ -32,9 +32,15 @@ def sizes(source: Path, *need: str, **options: str) -> dict[str, int]:
 @pytest.mark.parametrize(
     ("names", "expected"),
     [
-        ("train Train TRAIN training TrainSet train2017 train_1 train-images trainval train.old", "train"),
+        (
+            "train Train TRAIN training TrainSet train2017 train_1 train-images trainval train.old",
+            "train",
+        ),
         ("validation valid Val VAL dev val-small Validation_2 validate development", "validation"),
-        ("test Test TESTING test_set TestImages eval2017 evaluation test-b", "test"),
+        (
+            "test Test TESTING test_set TestImages eval2017 evaluation test-b",
+            "test",
+        ),
         ("cat holdout hold-out fold1 train_test test-val bullet_train latest protest trainees invalid", None),
         ("unlabeled train_unlabelled été 2017 cars_test", None),
         ("bounding_box_train BoundingBoxTrain bounding-boxes-train", "train"),
@@ -49,9 +55,10 @@ def test_what_a_name_plainly_means(names: str, expected: str | None) -> None:
 
 
 def test_names_that_speak_of_splits_are_known_from_others() -> None:
-    speaking = "Holdout hold_out held-out fold1 fold_2 split3 train_test bullet_train cars_test unlabeled"
+    speaking = "unseen unseen_2 entrainement prueba Teste treino "
+    speaking += "Holdout hold_out held-out fold1 fold_2 split3 train_test bullet_train cars_test unlabeled"
     assert [name for name in speaking.split() if not resembles(name)] == []
-    others = "cat scaffold folder latest splitter protest trainees household"
+    others = "tester testament unseenly cat scaffold folder latest splitter protest trainees household"
     assert [name for name in others.split() if resembles(name)] == []
     assert (word("Train_2"), word("train_val"), word("eval"), word("cat")) == (
         "train",
@@ -335,3 +342,30 @@ def test_what_lies_beside_split_folders_is_said(tmp_path: Path) -> None:
     data = open_task_data(DataSection(source=str(tmp_path)), "train")
     assert data.classes == ["a", "b"]
     assert data.notes == (f"{tmp_path}: 4 pictures beside the split folders are not read, first preview.png",)
+
+
+def test_short_names_are_splits_where_they_stand_for_themselves(tmp_path: Path) -> None:
+    assert folder_splits(["tr", "te"]) == {"tr": "train", "te": "test"}
+    assert folder_splits(["TR", "va", "te"]) == {"TR": "train", "te": "test", "va": "validation"}
+    assert (
+        folder_splits(["tr", "te", "de", "fr"]) == folder_splits(["tr"]) == folder_splits(["tr", "TR"]) == {}
+    )
+    class_folders(tmp_path, {f"{split}/{name}": 5 for split in ("tr", "te") for name in "ab"})
+    assert sizes(tmp_path, "test") == {"test": 10}
+
+
+@pytest.mark.parametrize(
+    "inner", [("train", "holdout"), ("a", "unseen"), ("training_images", "heldout_images"), ("x", "TST")]
+)
+def test_pictures_held_out_inside_of_classes_are_not_trained_on(
+    tmp_path: Path, inner: tuple[str, str]
+) -> None:
+    class_folders(tmp_path, {f"cat/{inner[0]}": 4, f"cat/{inner[1]}": 4, "dog": 4})
+    with pytest.raises(InputError, match=f"{inner[1]}: a split folder inside of cat"):
+        sizes(tmp_path, "train")
+
+
+def test_tst_alone_is_no_training_set(tmp_path: Path) -> None:
+    class_folders(tmp_path, {"tst/a": 4, "tst/b": 4})
+    with pytest.raises(InputError, match="train"):
+        sizes(tmp_path, "train")

@@ -206,3 +206,15 @@ def test_the_hash_of_the_file_is_not_what_a_table_is_called(tmp_path: Path) -> N
     assert one._fingerprint != two._fingerprint  # nothing cached by the library is ever found again
     sha = hashlib.sha256(b"".join(stored(tmp_path / "a.parquet"))).hexdigest()
     assert sha == hashlib.sha256(b"".join(tiny_picture(i) for i in range(20))).hexdigest()
+
+
+def test_a_saved_dataset_whose_path_means_two_to_the_library_is_refused(tmp_path: Path) -> None:
+    import datasets
+
+    datasets.Dataset.from_dict({"image": [tiny_picture(0)]}).save_to_disk(str(tmp_path / "plain"))
+    (tmp_path / "a::b").mkdir()
+    os.rename(tmp_path / "plain", tmp_path / "a::b" / "saved")
+    with pytest.raises(
+        InputError, match=r"a::b/saved: a saved dataset is not read below a path with '::'.* Rename"
+    ):
+        load(str(tmp_path / "a::b" / "saved"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -70,6 +71,23 @@ def test_a_fault_of_our_own_stays_one(error: Exception) -> None:
     with pytest.raises(type(error)) as caught:
         put_together(turn(Term("broken", raising(error), ("s.out",))))
     assert caught.value is error
+
+
+@pytest.mark.parametrize(
+    ("loss", "error"),
+    [
+        (lambda s: s * math.log(-1.0), ValueError),
+        (lambda s: s * len(b"\xff".decode()), UnicodeDecodeError),
+        (lambda s: s * int("seven"), ValueError),
+        (raising(UnicodeError("no text")), UnicodeError),
+    ],
+)
+def test_a_fault_that_python_finds_in_our_code_stays_ours(
+    loss: Callable[..., Tensor], error: type[Exception]
+) -> None:
+    """It is a ValueError too, and nobody says by it that tensors do not fit."""
+    with pytest.raises(error):
+        put_together(turn(Term("broken", loss, ("s.out",))))
 
 
 @pytest.mark.parametrize(

@@ -200,12 +200,30 @@ def test_tensors_keyed_by_numbers_are_refused(tmp_path: Path) -> None:
         lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.qint8),
         lambda t: t.to(torch.complex64),
         Tensor.to_sparse,
+        lambda t: t.to(torch.float8_e4m3fn),
+        lambda t: t.to("meta"),
+        lambda t: torch.nested.nested_tensor([t, t]),
     ],
-    ids=["quantised", "complex", "sparse"],
+    ids=["quantised", "complex", "sparse", "float8", "meta", "nested"],
 )
 def test_tensors_that_no_network_has_are_refused(odd: Callable[[Tensor], Tensor], tmp_path: Path) -> None:
     content = {**tensors(), "head.bias": odd(torch.ones(4))}
     with pytest.raises(InputError, match=r"holds head\.bias in a form that is no plain tensor"):
+        build(VIT, weights=saved(tmp_path / "w.pth", content))
+
+
+def test_float8_of_safetensors_is_refused_too(tmp_path: Path) -> None:
+    content = {**tensors(), "head.bias": torch.ones(4).to(torch.float8_e4m3fn)}
+    save_file(content, tmp_path / "w.safetensors")
+    with pytest.raises(
+        InputError, match=r"holds head\.bias in a form that is no plain tensor \(float8_e4m3fn"
+    ):
+        build(VIT, weights=str(tmp_path / "w.safetensors"))
+
+
+def test_numbers_that_float32_has_not_are_refused(tmp_path: Path) -> None:
+    content = {**tensors(), "head.bias": torch.full((4,), 1e300, dtype=torch.float64)}
+    with pytest.raises(InputError, match=r"holds numbers beyond float32 in head\.bias"):
         build(VIT, weights=saved(tmp_path / "w.pth", content))
 
 

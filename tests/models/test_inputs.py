@@ -155,6 +155,8 @@ def test_other_numbers_of_channels_are_refused_by_name(channels: int, tmp_path: 
             r"the deviations \(0\.0, 0\.5, 0\.5\) are none of 3 channels, above 0",
         ),
         ({"pretrained_cfg.std": [-1.0] * 3}, "the deviations .* above 0"),
+        ({"pretrained_cfg.std": [0.5, 1e-39, 0.5]}, "the deviations .* above 0 in float32"),
+        ({"pretrained_cfg.std": [1e-300] * 3}, "the deviations .* above 0 in float32"),
         ({"pretrained_cfg.mean": [0.5, 0.5]}, r"the mean \(0\.5, 0\.5\) is none of 3 channels"),
         ({"pretrained_cfg.mean": "abc"}, "describes no input"),
         ({"pretrained_cfg.crop_pct": "much"}, "describes no input"),

@@ -20,7 +20,7 @@ def toy(name: str = "test_resnet") -> TimmModel:
 
 
 @pytest.mark.parametrize(
-    ("name", "blocks"),
+    ("name", "inner"),
     [
         ("test_resnet", {"layer1.0", "layer2.0", "layer3.0", "layer4.0"}),
         ("test_vit", {f"blocks.{i}.{part}" for i in range(6) for part in ("attn", "mlp")}),
@@ -90,9 +90,9 @@ def test_measuring_leaves_the_network_as_it_is(monkeypatch: pytest.MonkeyPatch) 
     sites = sites_of(network, "resrep").sites
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     table = measure(network, sites, torch.device("cpu"))
-    assert set(table.blocks) == {block_of(site) for site in sites}
-    assert all(time > 0 for row in (table.whole, *table.blocks.values()) for time in row)
-    assert table.whole[0] > max(row[0] for row in table.blocks.values())
+    assert set(table.inner) == {block_of(site) for site in sites}
+    assert all(time > 0 for row in (table.whole, *table.inner.values()) for time in row)
+    assert table.whole[0] > max(row[0] for row in table.inner.values())
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
     assert not [hook for module in network.modules() for hook in module._forward_hooks]
     assert Table.from_json(table.to_json()) == table
@@ -101,10 +101,10 @@ def test_measuring_leaves_the_network_as_it_is(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize(
     "found",
     [
-        None, [], {}, {"parts": [1.0], "whole": [1.0], "blocks": {}},
-        {"parts": list(PARTS), "whole": [1.0], "blocks": {}},
-        {"parts": list(PARTS), "whole": [float("nan")] * len(PARTS), "blocks": {}},
-        {"parts": list(PARTS), "whole": [1.0] * len(PARTS), "blocks": {"a": ["x"] * len(PARTS)}},
+        None, [], {}, {"parts": [1.0], "whole": [1.0], "inner": {}},
+        {"parts": list(PARTS), "whole": [1.0], "inner": {}},
+        {"parts": list(PARTS), "whole": [float("nan")] * len(PARTS), "inner": {}},
+        {"parts": list(PARTS), "whole": [1.0] * len(PARTS), "inner": {"a": ["x"] * len(PARTS)}},
     ],
 )  # fmt: skip
 def test_what_is_no_table_is_refused(found: object) -> None:

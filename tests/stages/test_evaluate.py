@@ -6,11 +6,11 @@ import shutil
 
 import pytest
 import torch
-from toolbox import QUIET, facts, flip
+from toolbox import QUIET, commit_model, facts, flip
 
 from kdcli.artifacts import manifest as manifests
 from kdcli.config import resolve
-from kdcli.errors import InputError, UsageError
+from kdcli.errors import InputError, NotFinite, UsageError
 from kdcli.models.build import build
 from kdcli.stages import evaluate
 
@@ -222,3 +222,31 @@ def test_refusals(models, run, more, error, message):
 def test_no_model_is_refused(run):
     with pytest.raises(UsageError, match="a model"):
         run([])
+
+
+def test_what_a_kill_left_of_a_finished_report_goes_when_the_command_runs_again(models, run, pictures):
+    from kdcli.artifacts.marks import MARK, trash_name
+
+    path = run(models[:1]).path
+    (path / ".lock").write_bytes(MARK + b"process 1 on here")
+    shutil.copytree(path, trash_name(path))
+    options = {"models": models[:1], "data.source": str(pictures), "out": str(path), "cost": False}
+    config = resolve(evaluate.Config, options=options)
+    evaluate.plan(config, QUIET)  # of a dry run, which deletes nothing
+    assert (path / ".lock").exists()
+    assert evaluate.plan(config, QUIET, unless_complete=True).path == path
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+    assert not (path / ".lock").exists()
+
+
+@pytest.mark.parametrize("as_teacher", [False, True])
+def test_a_network_that_answers_with_nan_is_named(models, run, tmp_path, as_teacher):
+    network = build(models[1])
+    with torch.no_grad():
+        for weight in network.parameters():
+            weight.mul_(1e30)
+    spoilt = str(commit_model(network, tmp_path / "spoilt"))
+    where = "--teacher" if as_teacher else "spoilt"
+    with pytest.raises(NotFinite, match=f"{where} answers pictures with NaN or Inf") as caught:
+        run([models[0]] if as_teacher else [spoilt], teacher=spoilt if as_teacher else None)
+    assert caught.value.exit_code == 3

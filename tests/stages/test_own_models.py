@@ -1,5 +1,6 @@
 """Users' own checkpoints and structures in the stages: names, what is kept, what is said."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,21 @@ def test_a_student_keeps_the_classifier_of_its_file_where_the_order_is_said_to_b
     assert "the classifier of test_vit for 4 classes is kept: its order is said to be the data's" in told
     before, after = load_file(own), load_file(distill.run(made, QUIET).path / "model.safetensors")
     assert all((before[name] - tensor).abs().max() < 1e-6 for name, tensor in after.items())
+
+
+def test_a_run_says_what_was_decided_about_its_networks_and_puts_it_down(
+    learn: Any, own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Who runs a command without --dry-run reads no plan."""
+    tensors = load_file(own)
+    torch.save({"state_dict": tensors, "state_dict_ema": tensors}, tmp_path / "w.pth")
+    made = learn(student="test_vit", image_size=32, weights=str(tmp_path / "w.pth"))
+    path = distill.run(made, Console()).path
+    told = " ".join(capsys.readouterr().err.split())
+    decided = json.loads((path / "kdcli.json").read_text())["decisions"]["student"]
+    assert any("state_dict_ema, an average over its training, is read" in note for note in decided)
+    assert any("4 classes gives way to a fresh one for 4" in note for note in decided)
+    assert all(f"student: {' '.join(note.split())}" in told for note in decided)
 
 
 def test_the_chosen_entry_of_a_checkpoint_is_a_parent(learn: Any, own: Path, tmp_path: Path) -> None:

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from toolbox import QUIET, StopAfter, facts, heads_plan, measured, rows, training_plan
+from toolbox import QUIET, StopAfter, commit_model, facts, heads_plan, measured, rows, training_plan
 
-from kdcli.errors import Diverged, InputError, Preempted, UsageError
+from kdcli.errors import Diverged, InputError, NotFinite, Preempted, UsageError
 from kdcli.models.build import build
 from kdcli.models.heads.decoders import DECODERS
 from kdcli.models.heads.dense import DenseHead
@@ -370,3 +370,14 @@ def test_classification_has_no_choice_of_heads(
             train(tmp_path / "o", **more)
     with pytest.raises(UsageError, match="head"):
         train(tmp_path / "o", **{"method.name": "supervised", "head": "fcn"})
+
+
+def test_a_network_that_answers_with_nan_is_named(alone: Path, masks_data: Path, tmp_path: Path) -> None:
+    """Its argmax would be a class like any other."""
+    network = build(str(alone))
+    with torch.no_grad():
+        for weight in network.parameters():
+            weight.mul_(1e30)
+    spoilt = commit_model(network, tmp_path / "spoilt")
+    with pytest.raises(NotFinite, match="spoilt answers pictures with NaN or Inf: some of its weights"):
+        measured([spoilt], masks_data, tmp_path / "r")

@@ -22,6 +22,7 @@ from kdcli.data.order import Pool, in_order
 from kdcli.data.views import WholeCut
 from kdcli.engine.inference import Measuring
 from kdcli.engine.runtime import Runtime
+from kdcli.errors import NotFinite
 from kdcli.metrics.efficiency import evaluating
 from kdcli.metrics.segmentation import FOLLOWS, pixel_agreement, pixel_confusion
 from kdcli.models.protocol import Model
@@ -91,6 +92,8 @@ def tallies(
         truth = samples.beside(index, (width, height), measuring.reading["max_pixels"])
         mask = truth.as_subclass(Tensor).to(runtime.device)
         for name, tally in found.items():
+            if not bool(logits[name].isfinite().all()):
+                raise NotFinite(f"{name}: {samples.where(index)} is answered with NaN or Inf")
             prediction = logits[name].argmax(0)
             tally.confusion += pixel_confusion(prediction, mask, classes).cpu()
             if teacher is not None:
