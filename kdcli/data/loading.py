@@ -18,6 +18,7 @@ from kdcli.hub import cache_fault, reachable_hub
 __all__ = ["Raw", "load", "reason"]
 
 _HERE = Path(__file__).resolve()
+_FILES = (".parquet", ".csv", ".tsv", ".json", ".jsonl", ".zip", ".tar", ".gz", ".arrow", ".h5")
 _EXAMPLES = (_HERE.parent / "example", _HERE.parents[2] / "examples" / "data")
 
 
@@ -83,8 +84,13 @@ def _example(name: str) -> Path:
 
 
 def _looks_local(source: str) -> bool:
+    """Whether it is written like a path; no hub id is called like a file of data."""
     return (
-        source.startswith((".", "/", "~")) or source.endswith("/") or source.count("/") > 1 or "\\" in source
+        source.startswith((".", "/", "~"))
+        or source.endswith("/")
+        or source.count("/") > 1
+        or "\\" in source
+        or Path(source).suffix.lower() in _FILES
     )
 
 

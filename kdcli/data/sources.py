@@ -174,7 +174,8 @@ class _Source:
         kept, skipped, named = _without_corrupt(samples, self.config)
         if named:
             more = f" and {len(named) - 5} more" if len(named) > 5 else ""
-            said = f"{len(named)} corrupt pictures are left out: {', '.join(named[:5])}{more}"
+            what = "1 corrupt picture is" if len(named) == 1 else f"{len(named)} corrupt pictures are"
+            said = f"{what} left out: {', '.join(named[:5])}{more}"
             self.raw.notes.append(f"{self.config.source}: {said}")
         return kept, skipped
 

@@ -84,7 +84,8 @@ def read_weights(weights: Path | str) -> Checkpoint:
     """
     path, key = split_weights(weights)
     if not path.is_file():
-        raise InputError(f"--weights {path} does not exist.")
+        there = "is no regular file" if path.exists() else "does not exist"
+        raise InputError(f"--weights {path} {there}.")
     loaded = read_tensors(path) if path.suffix == ".safetensors" else _unpickled(path)
     notes: list[str] = []
     if key and isinstance(loaded, Mapping):
@@ -130,6 +131,8 @@ def _entry(loaded: Mapping[Any, Any], key: str, path: Path) -> Any:
     """The entry of that name, or the tensors whose names begin with it."""
     if key in loaded:
         return loaded[key]
+    if key.isdecimal() and int(key) in loaded:
+        return loaded[int(key)]
     inside = next((loaded[n] for n in _ENTRIES if isinstance(loaded.get(n), Mapping)), loaded)
     found = {n[len(key) + 1 :]: t for n, t in inside.items() if str(n).startswith(f"{key}.")}
     if not found:

@@ -137,7 +137,7 @@ def _downloaded(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
     repository, _, revision = name.partition("@")
-    if repository.count("/") != 1 or name.startswith((".", "/", "~")):
+    if repository.count("/") != 1 or name.startswith((".", "/", "~")) or name.endswith("/"):
         raise InputError(f"--weights {name} does not exist. {_WAYS}")
     patterns = ["model_index.json", "README.md", "scheduler/*.json"]
     patterns += [f"{part}/{kind}" for part in PARTS for kind in ("*.json", "*.safetensors")]

@@ -369,3 +369,16 @@ def test_tst_alone_is_no_training_set(tmp_path: Path) -> None:
     class_folders(tmp_path, {"tst/a": 4, "tst/b": 4})
     with pytest.raises(InputError, match="train"):
         sizes(tmp_path, "train")
+
+
+def test_a_folder_around_the_pictures_of_a_split_is_said_to_be_none(tmp_path: Path) -> None:
+    """Tiny ImageNet as it is published: train/n01/images, val/images, test/images."""
+    class_folders(tmp_path, {"train/n01/images": 6, "train/n02/images": 6, "val/images": 4, "test/images": 4})
+    with pytest.raises(InputError, match=r"'images' is a folder around a split's pictures \(test/images\)"):
+        sizes(tmp_path, "train", "validation")
+
+
+@pytest.mark.parametrize("source", ["nowhere.parquet", "some/where.parquet", "data.csv", "x.tar.gz"])
+def test_names_of_files_are_asked_of_no_hub(source: str) -> None:
+    with pytest.raises(InputError, match=f"{source} does not exist"):
+        load(source)

@@ -186,6 +186,12 @@ def test_what_a_lightning_module_has_beside_its_network_is_left_out_and_said(tmp
     assert reads(f"{file}:ema_model", tensors(seed=5)) == ()
 
 
+def test_an_entry_may_be_called_by_its_number(tmp_path: Path) -> None:
+    file = saved(tmp_path / "w.pth", {0: tensors(seed=1), 1: tensors(seed=2)})
+    found = build(VIT, weights=f"{file}:1")
+    assert torch.equal(found.tensor("head.bias"), tensors(seed=2)["head.bias"])
+
+
 def test_tensors_keyed_by_numbers_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="names its tensors 0 and so on: names of parameters are wanted"):
         build(VIT, weights=saved(tmp_path / "w.pth", {0: torch.ones(2), 1: torch.ones(3)}))

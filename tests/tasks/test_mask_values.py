@@ -91,6 +91,20 @@ def test_one_other_value_makes_255_void(tmp_path: Path) -> None:
     assert mask_of(data, "test") == [0, VOID] * 3
 
 
+def test_masks_of_a_test_that_count_otherwise_are_refused(tmp_path: Path) -> None:
+    """Of 0 and 255 beside a train of 0 and 1: all pixels of the object would be void, and nobody told."""
+    source = saved(
+        tmp_path / "d", train=split(square(0, 1), square(1)), test=split(square(0, 255), square(0))
+    )
+    message = (
+        r"the masks of test have the values 0 and 255 only, and those of train 0 and 1: .*'1' would have no"
+    )
+    with pytest.raises(InputError, match=message):
+        opened(source, "train", "test")
+    with pytest.raises(InputError, match=message):
+        opened(source, "test")
+
+
 def test_three_names_leave_255_void(tmp_path: Path) -> None:
     source = saved(tmp_path / "d", train=split(square(0, 255)))
     with pytest.raises(

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _LABEL_NAMES = ("label", "labels", "class", "category", "target", "fine_label", "y")
 _MOST_CLASSES = 1_000_000
+_COVERS = ("images", "image", "imgs", "img", "pictures", "photos", "jpegimages", "data", "all")
 
 
 class LabelReader:
@@ -54,8 +55,13 @@ class LabelReader:
         empty = [classes[i] for i in np.flatnonzero(counts == 0)]
         if empty and counts.any():
             more = f" and {len(empty) - 1} more" if len(empty) > 1 else ""
+            around = (
+                f" Where '{empty[0]}' is a folder around a split's pictures (test/{empty[0]}), it is taken for "
+                "a class beside those of train: put that split into class folders, or leave it out."
+            )
             raise InputError(
                 f"class '{empty[0]}'{more} has no labelled picture in train. Remove the class or add some."
+                f"{around if empty[0].casefold() in _COVERS else ''}"
             )
 
 

@@ -179,6 +179,7 @@ class MaskReader:
         if len(names) > VOID:
             raise InputError(f"{len(names)} classes: a mask of 8 bits has at most {VOID} beside void.")
         for name, samples in splits.items():
+            self._refuse_other_values(name, names)
             masks = cast(Masks, samples.targets)
             outside = self._present[name][masks.rows, len(names) :]
             wrong = np.flatnonzero(outside.any(axis=1))
@@ -216,11 +217,29 @@ class MaskReader:
         )
         return Values(config.void, two=True)
 
+    def _refuse_other_values(self, split: str, names: list[str]) -> None:
+        """Raise InputError for masks of 0 and 255 where those of train have 0 and 1: 255 would be void."""
+        usual = not self.values.two and self.values.void == VOID and len(names) == 2
+        if split == self._train or not usual or self._present[split][:, 1].any():
+            return
+        train = self._train and self.raw.tables[self._train]
+        if self._has_two_values(self.raw.tables[split]) and train and not self._seen(train)[VOID]:
+            raise InputError(
+                f"the masks of {split} have the values 0 and {VOID} only, and those of train 0 and 1: {VOID} "
+                f"is void there, so that '{names[1]}' would have no pixel. Give all masks the same values."
+            )
+
     def _has_two_values(self, table: Any) -> bool:
         """Whether its masks have pixels of 0 and of 255, and no others; the first other one ends the look."""
+        seen = self._seen(table, others=False)
+        return bool(seen[0] and seen[VOID] and not seen[1:VOID].any())
+
+    def _seen(self, table: Any, others: bool = True) -> np.ndarray:
+        """[VALUES] which values its masks have; without ``others`` up to the first that is not 0 or 255."""
+        seen = np.zeros(VALUES, bool)
         if self.column not in table.column_names:
-            return False
-        cells, seen = undecoded(table, self.column), np.zeros(VALUES, bool)
+            return seen
+        cells = undecoded(table, self.column)
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             for start in range(0, len(cells), _AT_ONCE):
                 some = [
@@ -230,9 +249,9 @@ class MaskReader:
                 ]
                 for present in pool.map(self._values_of, some):
                     seen |= present
-                if seen[1:VOID].any():
-                    return False
-        return bool(seen[0] and seen[VOID])
+                if seen[1:VOID].any() and not others:
+                    return seen
+        return seen
 
     def _values_of(self, cell: Any) -> np.ndarray:
         """[VALUES] which values a mask has; none of one that cannot be read: it is met again by its row."""
