@@ -56,8 +56,8 @@ class LabelReader:
         if empty and counts.any():
             more = f" and {len(empty) - 1} more" if len(empty) > 1 else ""
             around = (
-                f" Where '{empty[0]}' is a folder around a split's pictures (test/{empty[0]}), it is taken for "
-                "a class beside those of train: put that split into class folders, or leave it out."
+                f" Where '{empty[0]}' is a folder around a split's pictures (test/{empty[0]}), it is taken "
+                "for a class beside those of train: put that split into class folders, or leave it out."
             )
             raise InputError(
                 f"class '{empty[0]}'{more} has no labelled picture in train. Remove the class or add some."
