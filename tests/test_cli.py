@@ -327,6 +327,7 @@ def test_the_table_of_exit_codes() -> None:
         "KdcliError": 1,
         "UsageError": 2,
         "InputError": 3,
+        "NotFinite": 3,
         "BadImageError": 3,
         "EnvironmentFault": 4,
         "GateFailed": 5,

@@ -20,7 +20,7 @@ def toy(name: str = "test_resnet") -> TimmModel:
 
 
 @pytest.mark.parametrize(
-    ("name", "inner"),
+    ("name", "blocks"),
     [
         ("test_resnet", {"layer1.0", "layer2.0", "layer3.0", "layer4.0"}),
         ("test_vit", {f"blocks.{i}.{part}" for i in range(6) for part in ("attn", "mlp")}),
