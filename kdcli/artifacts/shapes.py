@@ -57,6 +57,7 @@ class _Compression(_Part):
     flops: Pair
     parameters: Pair
     latency_ms: Pair | None = None
+    cut: Count = 0
     metrics: dict[str, dict[str, float]]
 
 

@@ -9,7 +9,7 @@ m_l[i] is 1 at first, and 0 for good once channel i contributes little to every 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Annotated, Literal
 
@@ -43,6 +43,7 @@ def cdd(
     kd: float = 1.0,
     temperature: Positive = 2.0,
     hint: float = 0.5,
+    target: Annotated[float, Field(gt=0, lt=1)] | None = None,
 ) -> Method:
     """Compactors between the layers of a student that begins as large as its teacher.
 
@@ -51,8 +52,9 @@ def cdd(
     features are kept for each layer (as many whole batches as there are, no more than there are pictures).
     Until ``warmup`` of the training nothing is reset. The teacher has the student's layers: it is the same
     architecture. The paper has no target of cost: λ, ``ratio`` and the length of the training decide the
-    size. A masked row shrinks by about lr·λ/(1 − momentum) a step, so a short training prunes nothing unless
-    λ is larger; the plan says by how much.
+    size. With a ``target``, which is ours, no more rows are reset once those that are meet it, and what is
+    missing at the end goes by the least norm. A masked row shrinks by about lr·λ/(1 − momentum) a step, so a
+    short training prunes nothing unless λ is larger; the plan says by how much.
     """
     if not of.taught:
         raise UsageError("method cdd needs --teacher.")
@@ -71,6 +73,7 @@ def cdd(
         "distance": distance,
         "each": of.each,
         "warmup": round(warmup * of.steps) * of.accumulate,
+        "enough": None if target is None else partial(_enough, of.cost, of.widths, target),
     }
     turn = Turn(
         "student",
@@ -106,18 +109,30 @@ def cdd(
 
 
 def observed(
-    state: Mapping[str, Tensor], *pooled: Tensor, warmup: int, **keywords: object
+    state: Mapping[str, Tensor],
+    *pooled: Tensor,
+    warmup: int,
+    enough: Callable[[Sequence[int]], bool] | None = None,
+    **keywords: object,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """:func:`kdcli.compression.rggr.observe`, whose masks stay as they are for the first ``warmup`` batches.
 
-    Queues fill from the first batch on.
+    Queues fill from the first batch on. Masks stay too once ``enough`` holds of the widths that they leave.
     """
     value, changes = rggr.observe(state, *pooled, **keywords)  # type: ignore[arg-type]
     changes["seen"] = state["seen"] + 1
-    if int(state["seen"]) < warmup:
+    masks = [tensor for name, tensor in state.items() if name.startswith("mask")]
+    left = [max(int(mask.sum()), 1) for mask in masks]
+    if int(state["seen"]) < warmup or (enough is not None and enough(left)):
         changes = {name: tensor for name, tensor in changes.items() if not name.startswith("mask")}
-        value = torch.zeros_like(value)
+        value = torch.stack([(~mask).sum() for mask in masks]).sum().to(value)
     return value, changes
+
+
+def _enough(
+    cost: Callable[[Sequence[int]], float], full: Sequence[int], target: float, left: Sequence[int]
+) -> bool:
+    return cost(left) <= target * cost(full)
 
 
 def _empty(*rows: tuple[int, ...], size: int, each: Sequence[int]) -> dict[str, Tensor]:

@@ -26,6 +26,8 @@ class Entry:
         published: function of its recipes, of a method that is made for more than a task.
         before: of a method of ``kdcli compress`` that removes channels before the training, and not after it:
             whether by ``weights`` alone, or by ``gradients`` on a few batches.
+        cuts: of a method of ``kdcli compress``, whether rows of the least norm go at the end too, until a
+            target is met.
         which: of a method of ``kdcli compress``, layers of a block that it works on; see
             :func:`kdcli.models.sites.sites`.
     """
@@ -40,6 +42,7 @@ class Entry:
     published: str = ""
     which: Literal["cdd", "resrep"] = "resrep"
     before: Literal["", "weights", "gradients"] = ""
+    cuts: bool = False
 
 
 def _at(module: str, function: str) -> str:
@@ -211,6 +214,7 @@ COMPRESSORS: dict[str, Entry] = {
         needs="any",
         published="kdcli.compression.cdd:recipes",
         which="cdd",
+        cuts=True,
     ),
     "magnitude": Entry(
         "kdcli.compression.magnitude:magnitude",

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from kdcli import methods, tasks
 from kdcli.artifacts.manifest import Manifest
 from kdcli.artifacts.store import Output
-from kdcli.compression import magnitude, taylor
+from kdcli.compression import budget, magnitude, taylor
 from kdcli.compression.rows import kept
 from kdcli.compression.shrinking import SMALL, Compaction
 from kdcli.console import Console
@@ -22,7 +22,7 @@ from kdcli.engine.loop import LOG
 from kdcli.engine.runtime import Runtime
 from kdcli.losses.compaction import row_norms
 from kdcli.metrics.efficiency import evaluating
-from kdcli.models.compactors import compactors, filters, insert
+from kdcli.models.compactors import Compactor, compactors, filters, insert
 from kdcli.models.costs import cost_of, parameters_of
 from kdcli.models.folding import fold, zeroed
 from kdcli.models.protocol import Model
@@ -227,6 +227,7 @@ def shrunk(student: TimmModel, threshold: float, plan: Any, measuring: Measuring
     """
     own = compactors(student)
     masks = {name: kept(compactor.weight, threshold) for name, compactor in own.items()}
+    masks, cut = _met(plan, own, masks)
     task = plan.task
     zero, smaller = zeroed(student, masks), fold(student, masks)
     device = next(student.parameters()).device
@@ -238,11 +239,27 @@ def shrunk(student: TimmModel, threshold: float, plan: Any, measuring: Measuring
     }
     facts = {
         **plan.compacted.facts(masks),
+        **({"cut": cut} if cut else {}),
         "metrics": measured,
         "fold_difference": _difference(zero, smaller),
         "norms": {name: _quantiles(compactor.weight) for name, compactor in own.items()},
     }
     return Folded(smaller, facts)
+
+
+def _met(
+    plan: Any, own: Mapping[str, Compactor], masks: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], int]:
+    """The rows that stay where a target is to be met at the end, and how many large ones go for that."""
+    target, of = plan.arguments.get("target"), plan.compacted.of
+    whole, found = of.cost(of.widths), dict(masks)
+    left = of.cost(plan.compacted.widths_left(found))
+    if target is None or left <= target * whole or not methods.entry(plan.method.name).cuts:
+        return found, 0
+    norms = [row_norms(own[name].weight.detach()).masked_fill(~found[name], 0.0) for name in of.sites]
+    chosen = budget.select(norms, of.cost, target=target, granularity=0, deactivated=None)
+    met = {name: mask & found[name] for name, mask in zip(of.sites, chosen)}
+    return met, sum(int(found[name].sum() - met[name].sum()) for name in met)
 
 
 @torch.no_grad()
@@ -364,6 +381,11 @@ def _tell(plan: Any, facts: Mapping[str, Any], console: Console) -> None:
             f"{left[1] / left[0]:.1%} of the {goals.KINDS[kind]} are left, more than the target of "
             f"{wanted:.1%}: rows that were chosen are not below the threshold. Train longer, or raise "
             "method.strength."
+        )
+    if cut := facts.get("cut"):
+        console.warn(
+            f"{cut:,} rows above threshold={plan.config.threshold:g} were removed too, those of the least "
+            "norm, to meet the target. Train longer, or raise method.strength."
         )
     if not facts["removed"]:
         console.warn(

@@ -91,7 +91,7 @@ def course_of(config: Any, arguments: Mapping[str, Any], material: Material, of:
         "weight_decay": 0.0 if own else optim.weight_decay,
     }
     last = round(arguments["warmup"] * of.steps)
-    if "target" in arguments:
+    if "granularity" in arguments:
         last = _last_choice(arguments, of, last, steps)
     if last >= steps:
         raise UsageError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -281,3 +282,28 @@ def test_shapes_and_neighbours_that_do_not_fit_are_refused() -> None:
         candidates(rows[:, :2], rows, rows)
     with pytest.raises(ValueError, match="2 layers need student's and teacher's rows of each, got 3"):
         observe(empty((3,), (3,), size=4), rows, rows, rows)
+
+
+def test_no_more_rows_are_reset_once_those_that_are_meet_a_target() -> None:
+    """By the widths that the masks in force leave, of which each is one at least."""
+    from kdcli.compression.cdd import observed
+
+    draw = torch.Generator().manual_seed(0)
+    state = {**empty((6,), (4,), size=8), "seen": torch.zeros((), dtype=torch.int64)}
+    asked: list[list[int]] = []
+
+    def enough(widths: Sequence[int]) -> bool:
+        asked.append(list(widths))
+        return sum(widths) <= 8
+
+    counts = []
+    for _ in range(6):
+        pooled = [torch.rand(1, width, generator=draw) for width in (6, 6, 4, 4)]
+        value, changes = observed(state, *pooled, warmup=0, ratio=0.5, neighbours=1, enough=enough)
+        state |= changes
+        counts.append(int(value))
+    assert asked[0] == [6, 4]
+    assert counts[0] == 5  # half of six, half of four
+    assert counts == [5] * 6
+    assert int(state["seen"]) == int(state["filled"]) == 6  # queues go on
+    assert asked[1:] == [[3, 2]] * 5

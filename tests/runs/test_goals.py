@@ -67,3 +67,10 @@ def test_amounts_in_words() -> None:
     assert amount("flops", 1.234e9) == "1.234 G FLOPs"
     assert amount("params", 999) == "999 parameters"
     assert amount("latency", 8.25) == "8.25 ms"
+
+
+def test_a_method_without_a_target() -> None:
+    with pytest.raises(
+        UsageError, match="--target: method kd has none; its parameters and the training decide"
+    ):
+        given("kd", "flops=0.5", {})

@@ -140,6 +140,25 @@ def test_cdd_begins_with_the_teacher_itself(make: Make, trained: Path) -> None:
     assert reset[-1] > 0
 
 
+@pytest.mark.parametrize("ratio", [0.9, 0.0])
+def test_a_target_of_cdd_is_met_by_the_least_norms_at_the_end(
+    make: Make, trained: Path, ratio: float
+) -> None:
+    more = {"method.name": "cdd", "teacher": [str(trained)], "student": "same", "method.queue": 32}
+    more |= {
+        "method.strength": 0.08,
+        "method.hint": 20.0,
+        "threshold": 0.05,
+        "optim.lr": 0.1,
+        "target": "flops=0.55",
+    }
+    found = facts(compress.run(make(**more, **{"method.ratio": ratio}), QUIET).path)["compression"]
+    assert found["flops"][1] <= 0.55 * found["flops"][0]
+    assert found["flops"][1] > 0.5 * found["flops"][0]
+    assert found["cut"] > 0
+    assert found["metrics"]["folded"] == pytest.approx(found["metrics"]["rows_zeroed"], rel=1e-4)
+
+
 def test_taylor_removes_what_the_loss_misses_least(make: Make, trained: Path) -> None:
     """A gate's derivative is that of the activation's input, times the input, summed."""
     from torch.nn import functional as F
@@ -358,7 +377,6 @@ def test_the_plan_says_what_can_go(make: Make, monkeypatch: pytest.MonkeyPatch) 
         ({**QUICK, "target": "flops=2"}, UsageError, r"between 0 and 1"),
         ({**QUICK, "target": "flops=x"}, UsageError, r"'x' is no number"),
         ({**QUICK, "target": "flops=0.7", "method.target": 0.5}, UsageError, "say the same: give one"),
-        ({"method.name": "cdd", "target": "flops=0.7"}, UsageError, r"--target: method cdd has none"),
         ({"method.name": "cdd"}, UsageError, "method cdd needs --teacher"),
         (
             {"method.name": "kd"},
