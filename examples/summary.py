@@ -287,8 +287,10 @@ def pairs(folders: list[Path]) -> str:
             f"Twemoji does, none of them in training; {seeds}. `frozen` is `tf_efficientnet_lite0` with "
             "ImageNet weights at 64 px, `teacher` the best whitened embedding of it; `test_resnet` learns "
             "from random weights, `alone` or `distilled` from the teacher. The rest is made of `distilled`, "
-            "which teaches it: `resrep` and `magnitude` to a target of 70 % of its FLOPs, `cdd` by its own "
-            "choice, `lasso` by the same without resetting. No course was tuned. In per cent.",
+            "which teaches it, to a target of 70 % of its FLOPs: `cdd` and `resrep` while it learns, `lasso` "
+            "as cdd without resetting, `magnitude` and `taylor` before it learns on. `narrow` is a "
+            "`test_resnet` of that cost, distilled for as many steps as both trainings of the others have. "
+            "No course was tuned. In per cent.",
             "",
             "| model | mAP | CMC@1 | CMC@5 | parameters (k) | MFLOPs | latency (ms) | steps |",
             "|---" * 8 + "|",
