@@ -28,6 +28,9 @@ _OTHER_PICTURES = frozenset(_NOT_DECODED.split())
 """Suffixes of pictures, scans and films of kinds that are not decoded."""
 
 _METADATA = frozenset(("metadata.jsonl", "metadata.csv", "metadata.parquet"))
+_DOCUMENTS = frozenset(
+    ("license", "licence", "copying", "notice", "readme", "citation", "authors", "changelog")
+)
 _LEFT_BY_SYSTEMS = frozenset(("thumbs.db", "desktop.ini", "icon\r"))
 
 
@@ -135,11 +138,16 @@ def refuse_mostly_unread(
         )
 
 
+def _is_document(path: str) -> bool:
+    """Whether a file speaks of the others, as its name says, so that nobody misses it: LICENSE, README.md."""
+    return os.path.splitext(os.path.basename(path))[0].casefold() in _DOCUMENTS
+
+
 def notes(found: Found) -> list[str]:
     """What a user should know was not read."""
     said = []
-    if found.others:
-        said.append(f"{found.root}: files that are not read: {kinds(found.others)}")
+    if unread := [path for path in found.others if not _is_document(path)]:
+        said.append(f"{found.root}: files that are not read: {kinds(unread)}")
     if found.dangling:
         count, first = len(found.dangling), found.short(found.dangling[0])
         said.append(

@@ -31,6 +31,7 @@ from kdcli.models.timing import latency_of
 from kdcli.models.timm import TimmModel
 from kdcli.runs import deploying, frame, latency
 from kdcli.runs import targets as goals
+from kdcli.runs.card import write_card
 from kdcli.runs.gates import gates
 from kdcli.runs.material import Lesson, build_student, planned_steps
 
@@ -361,6 +362,7 @@ def export(
         cost={"student_steps": outcome.progress.step, "forwards": material.forwards},
         **runtime.describe(),
     )
+    keep.append(write_card(folded.network, manifest, output.partial))
     output.commit(manifest, [*keep, *names, LOG])
 
 

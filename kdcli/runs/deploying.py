@@ -216,6 +216,7 @@ def run(plan: Plan, console: Console, *, stop: Stop | None = None, command: str 
     """
     from kdcli.engine.runtime import open_runtime, shared_output
     from kdcli.models.integers import quantised, restored, sizes
+    from kdcli.runs.card import write_card
 
     config, path = plan.config, plan.target.path
     runtime = open_runtime(config)
@@ -247,6 +248,7 @@ def run(plan: Plan, console: Console, *, stop: Stop | None = None, command: str 
                 **frame.decisions({"student": plan.network}),
                 **runtime.describe(),
             )
+            keep.append(write_card(network, manifest, output.partial))
             output.commit(manifest, [*keep, *names])
             console.note(f"{path}: {', '.join(names)}")
         runtime.barrier()

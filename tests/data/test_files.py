@@ -27,6 +27,15 @@ def test_kinds_are_counted_by_suffix() -> None:
     assert kinds([f"{i}.{'abcdefg'[i]}" for i in range(7)]).endswith("1 .e and 2 of other kinds")
 
 
+def test_documents_beside_pictures_are_passed_over(tmp_path: Path) -> None:
+    class_folders(tmp_path, {"cat": 10, "dog": 10})
+    for name in ("LICENSE", "README.md", "licence.txt", "CITATION.cff"):
+        (tmp_path / name).write_text("words")
+    assert opened(tmp_path).notes == ()
+    (tmp_path / "labels").write_text("words")
+    assert opened(tmp_path).notes == (f"{tmp_path}: files that are not read: 1 without a suffix",)
+
+
 def test_paths_by_folder() -> None:
     paths = ["/d/a/1", "/d/a/b/2", "/d/3", "/dx/4"]
     assert by_folder("/d", paths) == (["/d/3"], {"a": ["/d/a/1", "/d/a/b/2"]})
