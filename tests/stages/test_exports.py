@@ -44,6 +44,7 @@ def test_a_network_as_it_is_in_all_forms(export: Export, teacher: Path, tmp_path
     path = export(export=["onnx", "torch", "onnx"], quantize="int8")
     found = facts(path)
     assert sorted(p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file()) == [
+        "README.md",
         "config.json",
         "head.safetensors",
         "kdcli.json",
