@@ -26,6 +26,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], Any, int]] = {
     "convnext": ("test_convnext", {}, "cdd", 32),
     "convolutional mlp": ("test_convnext", {"conv_mlp": True}, "cdd", 32),
     "vit": ("test_vit", {"img_size": 64}, "cdd", 64),
+    "vit channels": ("test_vit", {"img_size": 64}, "resrep", 64),
+    "vit of one head": ("test_vit", {"img_size": 64, "num_heads": 1, "qkv_bias": False}, "resrep", 64),
 }
 
 

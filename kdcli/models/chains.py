@@ -36,7 +36,7 @@ CHAINS: dict[str, tuple[str, ...]] = {
     "timm.layers.mlp.ConvMlp": ("fc1", "norm", "act", "drop", "fc2"),
     "timm.layers.mlp.GlobalResponseNormMlp": ("fc1", "act", "drop1", "grn", "fc2"),
 }
-ATTENTION = "timm.layers.attention.Attention"
+ATTENTIONS = ("timm.layers.attention.Attention", "kdcli.models.attention.NarrowAttention")
 # Squeeze-and-excitation: what takes the channels, and what gives a factor for each of them.
 GATES = {
     "timm.models._efficientnet_blocks.SqueezeExcite": ("conv_reduce", "conv_expand"),

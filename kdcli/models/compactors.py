@@ -38,10 +38,10 @@ class Compactor(nn.Module):
         self.weight = nn.Parameter(start.to(like))
 
     def forward(self, x: Tensor) -> Tensor:
-        """C x for maps [B, p, H, W], or [..., p] where channels are last; heads' outputs [..., heads · d]."""
+        """C x for maps [B, p, H, W], or [..., p] where channels are last; of attentions [..., heads · d]."""
         weight, site = self.weight, self.site
         if site.diagonal:
-            scale = weight.to(x.dtype).repeat_interleave(site.each)
+            scale = weight.to(x.dtype).repeat_interleave(site.each).repeat(site.times)
             return x * (scale if site.last else scale.view(-1, 1, 1))
         return F.linear(x, weight) if site.last else F.conv2d(x, weight[:, :, None, None])
 
@@ -85,7 +85,7 @@ def compactors(network: TimmModel) -> dict[str, Compactor]:
 def removed(network: TimmModel) -> TimmModel:
     """A copy without compactors, as if each were the identity."""
     plain = copy.deepcopy(network)
-    for name in compactors(plain):
+    for name in reversed(compactors(plain)):  # of two, one behind the other, the inner one first
         plain.body.set_submodule(name, plain.body.get_submodule(f"{name}.{ACTIVATION}"))
     return plain
 
@@ -95,6 +95,12 @@ def filters(network: TimmModel, sites: Sequence[Site]) -> list[Tensor]:
     found = []
     for site in sites:
         weight = network.body.get_submodule(site.producer).get_parameter("weight").detach()
-        rows = weight[-site.width * site.each :]  # of an attention the values, behind queries and keys
+        if site.attention is None:
+            found.append(weight.reshape(site.width, -1))
+            continue
+        heads, keys, values = site.attention
+        rows = weight[: 2 * heads * keys] if site.kind == "keys" else weight[-heads * values :]
+        if site.kind != "heads":  # the same channel of all heads
+            rows = rows.unflatten(0, (-1, site.width)).transpose(0, 1)
         found.append(rows.reshape(site.width, -1))
     return found

@@ -72,7 +72,7 @@ def cost_of(network: TimmModel, sites: Sequence[Site]) -> Polynomial:
     spec = plain.spec
     counted: Counter[str] = Counter()
     ends = _ends(sites)
-    attentions = {site.name.rpartition(".")[0]: i for i, site in enumerate(sites) if site.kind == "heads"}
+    attentions = _attentions(sites)
 
     def outputs(path: str) -> Callable[..., None]:
         def hook(layer: Any, _: Any, output: torch.Tensor) -> None:
@@ -83,7 +83,8 @@ def cost_of(network: TimmModel, sites: Sequence[Site]) -> Polynomial:
     def products(path: str) -> Callable[..., None]:
         def hook(layer: Any, inputs: Any, _: Any) -> None:
             pictures, tokens = inputs[0].shape[:2]
-            counted[path] += pictures * tokens**2 * layer.head_dim
+            counted[path] += pictures * tokens**2
+            counted[f"{path}.tokens"] += pictures * tokens
 
         return hook
 
@@ -100,8 +101,10 @@ def cost_of(network: TimmModel, sites: Sequence[Site]) -> Polynomial:
     cost = Polynomial(len(sites))
     for path in layers:
         _add_layer(cost, modules[path], ends[path], 2 * counted[path])
-    for path, site in attentions.items():
-        cost.add(4 * counted[path], (site, 1))  # two products: of queries with keys, and of these with values
+    for path, own in attentions.items():
+        own.add_layers(cost, plain.body.get_submodule(path), 2 * counted[f"{path}.tokens"])
+        for end in ("keys", "values"):  # two products: of queries with keys, and of these with values
+            own.add(cost, 2 * counted[path], "heads", end)
     cost.complete([site.width for site in sites], total)
     return cost
 
@@ -127,15 +130,55 @@ def parameters_of(network: TimmModel, sites: Sequence[Site]) -> Polynomial:
             vectors = 2  # a batch norm's weight and bias
         if "out" in own:
             number.add(vectors, own["out"])
+    for path, attention in _attentions(sites).items():
+        layers: Any = plain.body.get_submodule(path)
+        attention.add_layers(number, layers, 1)
+        if layers.qkv.bias is not None:
+            attention.add(number, 2, "heads", "keys")
+            attention.add(number, 1, "heads", "values")
     number.complete([site.width for site in sites], parameters(plain))
     return number
+
+
+class _Attention:
+    """What heads, and channels of their keys and values, an attention has: fixed numbers, or those of sites.
+
+    Args:
+        dimensions: of it, at full width.
+    """
+
+    def __init__(self, dimensions: tuple[int, int, int]) -> None:
+        self.fixed = dict(zip(("heads", "keys", "values"), dimensions))
+        self.sites: dict[str, int] = {}
+
+    def add(self, polynomial: Polynomial, factor: int, *kinds: str) -> None:
+        """Add ``factor`` times the product of these."""
+        for kind in kinds:
+            factor *= 1 if kind in self.sites else self.fixed[kind]
+        polynomial.add(factor, *((self.sites[kind], 1) for kind in kinds if kind in self.sites))
+
+    def add_layers(self, polynomial: Polynomial, attention: Any, each: int) -> None:
+        """Add the numbers of the weights of its two layers, ``each`` times."""
+        self.add(polynomial, 2 * each * attention.qkv.in_features, "heads", "keys")
+        self.add(polynomial, each * attention.qkv.in_features, "heads", "values")
+        self.add(polynomial, each * attention.proj.out_features, "heads", "values")
+
+
+def _attentions(sites: Sequence[Site]) -> dict[str, _Attention]:
+    """The attentions that have a site, by path."""
+    found: dict[str, _Attention] = {}
+    for number, site in enumerate(sites):
+        if site.attention is not None:
+            path = site.producer.rpartition(".")[0]
+            found.setdefault(path, _Attention(site.attention)).sites[site.kind] = number
+    return found
 
 
 def _ends(sites: Sequence[Site]) -> Ends:
     """For each module the site that its inputs and outputs depend on, and channels of one of its units."""
     found: dict[str, dict[str, tuple[int, int]]] = {}
     for number, site in enumerate(sites):
-        for (path, end), each in site.ends.items():
+        for (path, end), each in site.ends.items() if site.attention is None else ():
             found.setdefault(path, {})[end] = (number, each)
     return found
 

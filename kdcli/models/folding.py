@@ -14,14 +14,15 @@ correlate, so that in train mode, where the batch's own variance takes its place
 it was (exactly, if C_K is diagonal) and the network can be trained on. A batch norm set to the identity
 (σ'² = 1 - ε, γ' = 1) would lose all scales there.
 
-A diagonal compactor scales the weight and bias of what stands in front of it, one of heads the rows of the
-values. A linear layer becomes W' = C_K W, b' = C_K b. All is computed in float64.
+A diagonal compactor scales the weight and bias of what stands in front of it; one of heads, or of channels of
+values, the rows of the values, and one of channels of keys those of the queries. A linear layer becomes
+W' = C_K W, b' = C_K b. All is computed in float64.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -78,8 +79,10 @@ def fold(network: TimmModel, kept: Mapping[str, Tensor]) -> TimmModel:
     modules: dict[str, dict[str, int]] = {}
     for name, compactor in found.items():
         tensors.update(_folded(folded.body, tensors, compactor, rows[name]))
-        if len(rows[name]) < compactor.site.width:
+        if len(rows[name]) < compactor.site.width and compactor.site.attention is None:
             _widths(modules, compactor.site, len(rows[name]))
+    for own in _attentions(found):
+        tensors.update(_narrowed(tensors, own, rows, modules))
     if modules:
         operation = {"op": "remove channels", "modules": modules}
         folded.body = surgery.remove_channels(folded.body, operation).to(memory_format=torch.channels_last)
@@ -106,8 +109,46 @@ def _widths(modules: dict[str, dict[str, int]], site: Site, width: int) -> None:
     """Add what a site leaves of its modules; a module may stand between two sites."""
     for (path, end), each in site.ends.items():
         modules.setdefault(path, {})[end] = each * width
-    if site.kind == "heads":
-        modules.setdefault(site.name.rpartition(".")[0], {})["heads"] = width
+
+
+def _attentions(found: Mapping[str, Compactor]) -> list[list[Site]]:
+    """The sites of each attention, together."""
+    by: dict[str, list[Site]] = {}
+    for compactor in found.values():
+        if compactor.site.attention is not None:
+            by.setdefault(compactor.site.producer, []).append(compactor.site)
+    return list(by.values())
+
+
+def _narrowed(
+    tensors: Tensors, sites: Sequence[Site], rows: Mapping[str, Tensor], modules: dict[str, dict[str, int]]
+) -> Tensors:
+    """Tensors of an attention's layers with the heads and channels that are kept; adds what it leaves."""
+    first = sites[0]
+    assert first.attention is not None
+    full = dict(zip(("heads", "keys", "values"), first.attention))
+    kept = {kind: torch.arange(width) for kind, width in full.items()}
+    kept |= {site.kind: rows[site.name] for site in sites}
+    left = {kind: len(numbers) for kind, numbers in kept.items() if len(numbers) < full[kind]}
+    if not left:
+        return {}
+    keys, values = (
+        (kept["heads"][:, None] * full[kind] + kept[kind]).flatten() for kind in ("keys", "values")
+    )
+    half = full["heads"] * full["keys"]
+    outputs = torch.cat([keys, keys + half, values + 2 * half])
+    path = first.producer.rpartition(".")[0]
+    modules[path] = left
+    modules[first.producer] = {"out": len(outputs)}
+    found = {
+        name: tensors[name].index_select(0, outputs)
+        for name in (f"{first.producer}.weight", f"{first.producer}.bias")
+        if name in tensors
+    }
+    if left.keys() & {"heads", "values"}:
+        modules[f"{path}.proj"] = {"in": len(values)}
+        found[f"{path}.proj.weight"] = tensors[f"{path}.proj.weight"].index_select(1, values)
+    return found
 
 
 def _folded(body: Any, tensors: Tensors, compactor: Compactor, rows: Tensor) -> Tensors:
@@ -122,9 +163,10 @@ def _folded(body: Any, tensors: Tensors, compactor: Compactor, rows: Tensor) -> 
         if key in tensors
     }
     done: tuple[str, ...] = ()
-    if site.kind == "heads":
-        _scale_values(own, site, weight)
-    elif site.diagonal:
+    if site.attention is not None:
+        _scale_attention(own, site, weight)
+        return own
+    if site.diagonal:
         _scale(own, site.front, weight)
     elif site.norms:
         _mix_normalised(own, site, weight[rows], body.get_submodule(site.norms[0]).eps)
@@ -136,19 +178,12 @@ def _folded(body: Any, tensors: Tensors, compactor: Compactor, rows: Tensor) -> 
         if end == "in" and path in site.through:  # a depthwise convolution has one input for each output
             continue
         if end == "in":
-            own[f"{path}.weight"] = own[f"{path}.weight"].index_select(1, _channels(site, rows))
+            own[f"{path}.weight"] = own[f"{path}.weight"].index_select(1, rows)
         elif path not in done:
-            index = _channels(site, rows, parts=3 if site.kind == "heads" else 1)
             for key in (f"{path}.{name}" for name in _OF_CHANNELS):
                 if key in own:
-                    own[key] = own[key].index_select(0, index)
+                    own[key] = own[key].index_select(0, rows)
     return own
-
-
-def _channels(site: Site, rows: Tensor, parts: int = 1) -> Tensor:
-    """Numbers of the channels of units kept, in a layer that has all ``parts`` times in a row."""
-    units = torch.cat([rows + part * site.width for part in range(parts)])
-    return (units[:, None] * site.each + torch.arange(site.each)).flatten()
 
 
 def _mix(own: Tensors, producer: str, weight: Tensor) -> None:
@@ -174,6 +209,14 @@ def _scale(own: Tensors, front: str, weight: Tensor) -> None:
             own[key] = own[key] * weight.view(-1, *[1] * (own[key].ndim - 1))
 
 
-def _scale_values(own: Tensors, site: Site, weight: Tensor) -> None:
-    ones = torch.ones(2 * site.width * site.each, dtype=weight.dtype)  # queries and keys
-    _scale(own, site.producer, torch.cat([ones, weight.repeat_interleave(site.each)]))
+def _scale_attention(own: Tensors, site: Site, weight: Tensor) -> None:
+    """Scale the rows of queries by a compactor of keys, those of values by the others."""
+    assert site.attention is not None
+    heads, keys, values = site.attention
+    ones = weight.new_ones(heads * keys)
+    if site.kind == "keys":
+        scales = torch.cat([weight.repeat(heads), ones, weight.new_ones(heads * values)])
+    else:
+        each = weight.repeat_interleave(values) if site.kind == "heads" else weight.repeat(heads)
+        scales = torch.cat([ones, ones, each])
+    _scale(own, site.producer, scales)

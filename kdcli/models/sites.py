@@ -10,8 +10,9 @@ Between two plain layers of a block the chain may be
     producer -> norm -> ACTIVATION -> squeeze-and-excitation -> consumer      a full compactor, [p, p]
     producer -> norm -> act -> depthwise -> norm -> ACTIVATION -> … -> consumer      a diagonal one, [p]
 
-A full compactor cannot be folded through a depthwise convolution, which mixes no channels. Heads of an
-attention are sites too: a number for each head scales its output in front of the projection.
+A full compactor cannot be folded through a depthwise convolution, which mixes no channels. An attention has
+diagonal ones: a number for each head, and one for each channel of a head's values, scale its output in front
+of the projection; one for each channel of queries scales these, and with it goes the channel of the keys.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ from typing import Any, Literal
 from torch import nn
 
 from kdcli.errors import InputError
+from kdcli.models.attention import dimensions
 from kdcli.models.chains import (
-    ATTENTION,
+    ATTENTIONS,
     CHAINS,
     GATES,
     IDLE,
@@ -52,7 +54,8 @@ class Site:
     """A set of channels inside a block, or the heads of an attention.
 
     Attributes:
-        name: path of the activation that the compactor stands in front of; of an attention its ``norm``.
+        name: path of the activation that the compactor stands in front of; of an attention its ``norm``, or
+            its ``q_norm`` for ``keys``. Where heads have a compactor, that of ``values`` stands behind it.
         width: number of channels, or of heads.
         producer: the layer whose outputs they are.
         norms: batch norms between the producer and the activation.
@@ -62,8 +65,10 @@ class Site:
         front: what stands right in front of the compactor, which a diagonal one is folded into.
         diagonal: whether the compactor has a number for each channel and not a row.
         last: whether channels are the last dimension: linear layers.
-        kind: ``convolution``, ``depthwise``, ``mlp`` or ``heads``.
-        each: channels of one unit: the dimension of a head, else 1.
+        kind: ``convolution``, ``depthwise``, ``mlp``, or of an attention ``heads``, ``keys`` or ``values``.
+        each: channels of one unit: of a head those of its values, else 1.
+        times: how often the units stand in a row: channels of values, once for each head.
+        attention: of the last three, heads, channels of a head's keys and of its values.
     """
 
     name: str
@@ -78,16 +83,22 @@ class Site:
     last: bool
     kind: str
     each: int = 1
+    times: int = 1
+    attention: tuple[int, int, int] | None = None
 
     @property
     def ends(self) -> dict[tuple[str, str], int]:
         """Ends of modules that lose channels, (path, ``in`` or ``out``), and how many for one unit."""
         outputs = (self.producer, *self.norms, *self.through, *(expand for _, expand in self.gates))
         inputs = (*self.through, *(reduce for reduce, _ in self.gates), *self.consumers)
-        found = {(path, "out"): self.each for path in outputs} | {(path, "in"): self.each for path in inputs}
-        if self.kind == "heads":
-            found[self.producer, "out"] = 3 * self.each  # query, key and value
-        return found
+        if self.attention is None:
+            found = {(path, "out"): self.each for path in outputs}
+            return found | {(path, "in"): self.each for path in inputs}
+        heads, keys, values = self.attention
+        rows = {"heads": 2 * keys + values, "keys": 2 * heads, "values": heads}[self.kind]
+        columns = {"heads": values, "values": heads}
+        taken = {(path, "in"): columns[self.kind] for path in self.consumers}
+        return {(self.producer, "out"): rows, **taken}
 
 
 @dataclass(frozen=True)
@@ -122,9 +133,9 @@ def sites(body: nn.Module, which: Which = "cdd") -> Found:
     known: list[str] = []
     for path, module in body.named_modules():
         kind = kind_of(module)
-        if kind == ATTENTION:
+        if kind in ATTENTIONS:
             known.append(path)
-            _settle(partial(_heads, module, path), path, found, refused)
+            _attention(module, path, which, found, refused)
         elif kind in CHAINS:
             known.append(path)
             _search(module, path, which, found, refused)
@@ -219,29 +230,72 @@ def _between(parts: Parts, mlp: bool) -> Site:
     )
 
 
+def _attention(attention: Any, path: str, which: Which, found: list[Site], refused: dict[str, str]) -> None:
+    """Add the sites of an attention, in the order of its parts, and the reasons where there is none."""
+    if which == "resrep":
+        _settle(partial(_keys, attention, path), f"{path}.q_norm", found, refused)
+    before = len(found)
+    _settle(partial(_heads, attention, path), path, found, refused)
+    if which == "resrep":
+        name = f"{path}.norm.act" if len(found) > before else f"{path}.norm"
+        _settle(partial(_values, attention, path, name), f"{path}.norm", found, refused)
+
+
 def _heads(attention: Any, path: str) -> Site:
     """The heads of an attention. Raises ValueError, with the reason, where they cannot be removed."""
+    _refuse_behind(attention, path)
+    if attention.num_heads == 1:
+        raise ValueError("it has one head")
+    heads, _, values = dimensions(attention)
+    return _of_attention(attention, path, f"{path}.norm", "heads", heads, each=values)
+
+
+def _values(attention: Any, path: str, name: str) -> Site:
+    """Channels of the values of all heads. Raises ValueError, with the reason, where they cannot go."""
+    _refuse_behind(attention, path)
+    heads, _, values = dimensions(attention)
+    if values == 1:
+        raise ValueError("its values have one channel")
+    return _of_attention(attention, path, name, "values", values, times=heads)
+
+
+def _keys(attention: Any, path: str) -> Site:
+    """Channels of queries and keys of all heads. Raises ValueError, with the reason, where they cannot go."""
+    refuse_layer(f"{path}.qkv", attention.qkv)
+    for name in ("q_norm", "k_norm"):
+        if kind_of(norm := getattr(attention, name)) not in IDLE:
+            raise ValueError(f"{path}.{name} is a {type(norm).__name__}, which normalises over its channels")
+    _, keys, _ = dimensions(attention)
+    if keys == 1:
+        raise ValueError("its keys have one channel")
+    return _of_attention(attention, path, f"{path}.q_norm", "keys", keys, consumers=())
+
+
+def _refuse_behind(attention: Any, path: str) -> None:
+    """Raise ValueError for what stands behind the values and sees all channels at once."""
     for name in ("qkv", "proj"):
         refuse_layer(f"{path}.{name}", getattr(attention, name))
     if kind_of(attention.norm) not in IDLE:
         raise ValueError(f"{path}.norm is a {type(attention.norm).__name__}, which normalises over the heads")
     if attention.gate is not None:
         raise ValueError(f"{path}.gate scales all heads by a layer of its own")
-    if attention.num_heads == 1:
-        raise ValueError("it has one head")
+
+
+def _of_attention(attention: Any, path: str, name: str, kind: str, width: int, **more: Any) -> Site:
     return Site(
-        name=f"{path}.norm",
-        width=attention.num_heads,
+        name=name,
+        width=width,
         producer=f"{path}.qkv",
         norms=(),
         through=(),
         gates=(),
-        consumers=(f"{path}.proj",),
+        consumers=more.pop("consumers", (f"{path}.proj",)),
         front=f"{path}.qkv",
         diagonal=True,
         last=True,
-        kind="heads",
-        each=attention.head_dim,
+        kind=kind,
+        attention=dimensions(attention),
+        **more,
     )
 
 

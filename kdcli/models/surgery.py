@@ -8,15 +8,16 @@
 Widths are what is left, never more than the architecture has. Convolutions (also grouped and depthwise),
 linear layers and the parts of squeeze-and-excitation, which are such, take ``in`` and ``out``; batch, layer
 and group norms ``out``; a parameter by its path (``pos_embed``, ``blocks.0.ls1.gamma``) the ``out`` of its
-last dimension; an attention ``heads``. ``groups`` says how many groups are left where it is not as many as
-before. A depthwise convolution has one for each of its inputs.
+last dimension; an attention ``heads``, and timm's own ``keys`` and ``values`` too, channels of each head.
+``groups`` says how many groups are left where it is not as many as before. A depthwise convolution has one
+for each of its inputs.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,13 +25,15 @@ from torch import Tensor, nn
 from kdcli.artifacts.model import InputSpec
 from kdcli.errors import InputError, nearest
 from kdcli.metrics.efficiency import evaluating
+from kdcli.models.attention import NarrowAttention, dimensions
+from kdcli.models.chains import ATTENTIONS, IDLE, kind_of
 from kdcli.models.legacy import first_line
 from kdcli.models.taps import as_map
 
 FIELD, HEAD_FIELD = "kdcli_operations", "kdcli_head"  # the second of artifacts of 0.1
 REPLACE_HEAD = "replace head"
 _MOST = 100  # operations of an artifact
-_WIDTHS = ("in", "out", "groups", "heads")
+_WIDTHS = ("in", "out", "groups", "heads", "keys", "values")
 
 Widths = Mapping[str, int]
 
@@ -203,6 +206,9 @@ def _narrow(body: nn.Module, path: str, widths: Widths) -> None:
         if isinstance(module, kind):
             narrow(path, module, widths)
             return
+    if kind_of(module) in ATTENTIONS and set(widths) <= {"heads", "keys", "values"}:
+        body.set_submodule(path, _narrow_attention(path, module, widths))
+        return
     if hasattr(module, "num_heads") and set(widths) == {"heads"}:
         _attention(path, module, widths)
         return
@@ -253,6 +259,19 @@ def _group_norm(path: str, norm: nn.GroupNorm, widths: Widths) -> None:
         raise ValueError(f"{path}: {norm.num_channels} channels do not divide into {norm.num_groups} groups")
     for name in ("weight", "bias"):
         _replace(norm, name, (norm.num_channels,))
+
+
+def _narrow_attention(path: str, attention: Any, widths: Widths) -> nn.Module:
+    """timm's attention with fewer heads as it is; with fewer channels of keys or values one of ours."""
+    own = dict(zip(("heads", "keys", "values"), dimensions(attention)))
+    heads, keys, values = (_width(path, name, width, widths.get(name)) for name, width in own.items())
+    if keys == values == attention.head_dim and not isinstance(attention, NarrowAttention):
+        _attention(path, attention, {"heads": heads})
+        return cast(nn.Module, attention)
+    idle = (attention.q_norm, attention.k_norm, attention.norm)
+    if attention.gate is not None or not all(kind_of(norm) in IDLE for norm in idle):
+        raise ValueError(f"{path} normalises or scales its channels, which are not removed then")
+    return NarrowAttention(attention, heads, keys, values)
 
 
 def _attention(path: str, attention: Any, widths: Widths) -> None:

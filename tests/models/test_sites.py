@@ -85,10 +85,27 @@ def test_a_vit_has_heads_and_hidden_channels() -> None:
     assert (hidden.kind, hidden.width, hidden.last, hidden.diagonal) == ("mlp", 192, True, False)
 
 
+def test_a_vit_has_channels_of_keys_and_values_too() -> None:
+    network = network_of("vit channels")
+    made = {site.name: site for site in sites_of("vit channels", network)}
+    parts = ("attn.q_norm", "attn.norm", "attn.norm.act", "mlp.act")
+    assert list(made) == [f"blocks.{i}.{part}" for i in range(6) for part in parts]
+    keys, heads, values = (made[f"blocks.1.{part}"] for part in parts[:3])
+    assert [(s.kind, s.width, s.each, s.times) for s in (keys, heads, values)] == [
+        ("keys", 32, 1, 1), ("heads", 2, 32, 1), ("values", 32, 1, 2),
+    ]  # fmt: skip
+    qkv, proj = ("blocks.1.attn.qkv", "out"), ("blocks.1.attn.proj", "in")
+    assert [s.ends for s in (keys, heads, values)] == [{qkv: 4}, {qkv: 96, proj: 32}, {qkv: 2, proj: 2}]
+    alone = [site.name for site in sites_of("vit of one head", network_of("vit of one head"))]
+    assert alone[:3] == ["blocks.0.attn.q_norm", "blocks.0.attn.norm", "blocks.0.mlp.act"]
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_widths_and_activations_are_the_networks_own(family: str) -> None:
     network = network_of(family)
     for site in sites_of(family, network):
+        if site.kind in ("keys", "values"):
+            continue  # a part of what the layer gives
         layer: Any = network.body.get_submodule(site.producer)
         outputs = layer.out_features if site.last else layer.out_channels
         assert outputs == site.width * site.each * (3 if site.kind == "heads" else 1)
@@ -225,3 +242,22 @@ def test_a_network_without_any_site_is_refused_with_layers_and_reasons() -> None
 def test_another_which_is_refused() -> None:
     with pytest.raises(ValueError, match="which is cdd or resrep, not 'both'"):
         sites(nn.Identity(), "both")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("options", "path", "reason"),
+    [
+        (
+            {"qk_norm": True},
+            "blocks.0.attn.q_norm",
+            "q_norm is a LayerNorm, which normalises over its channels",
+        ),
+        ({"scale_attn_norm": True}, "blocks.0.attn.norm", "attn.norm is a LayerNorm, which normalises"),
+        ({"num_heads": 64}, "blocks.0.attn.q_norm", "its keys have one channel"),
+        ({"num_heads": 64}, "blocks.0.attn.norm", "its values have one channel"),
+    ],
+)
+def test_channels_of_an_attention_that_stay(options: dict[str, Any], path: str, reason: str) -> None:
+    found = sites(timm.create_model("test_vit", **options), "resrep")
+    assert reason in found.refused[path]
+    assert path not in [site.name for site in found.sites if site.kind != "heads"]

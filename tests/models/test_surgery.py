@@ -314,3 +314,19 @@ def test_a_head_as_0_1_wrote_it_is_read(tmp_path: Path) -> None:
     x = views(network)
     with torch.no_grad():
         assert torch.equal(again(x), network.eval()(x))
+
+
+@pytest.mark.parametrize(
+    ("options", "widths", "message"),
+    [
+        ({}, {"keys": 40}, "blocks.0.attn: keys is 32 in the architecture, not 40"),
+        ({}, {"values": 3, "out": 4}, "blocks.0.attn is a Attention, whose channels cannot be removed"),
+        ({"qk_norm": True}, {"keys": 3}, "blocks.0.attn normalises or scales its channels"),
+    ],
+)
+def test_channels_that_an_attention_cannot_lose(
+    options: dict[str, Any], widths: dict[str, int], message: str
+) -> None:
+    body = timm.create_model("test_vit", **options)
+    with pytest.raises(ValueError, match=message):
+        surgery.remove_channels(body, {"modules": {"blocks.0.attn": widths}})
