@@ -41,6 +41,11 @@ def folded() -> TimmModel:
     return fold(made, masks(made)).eval()
 
 
+def narrowed() -> TimmModel:
+    made = compacted("vit channels", network_of("vit channels"))
+    return fold(made, masks(made)).eval()
+
+
 def transformer() -> Model:
     return small("test_vit")
 
@@ -69,6 +74,7 @@ def answers_alone(file: Path, given: Tensor) -> Tensor:
     ("make", "inside"),
     [
         *((small, False), (small, True), (transformer, True), (folded, False), (segmenter, False)),
+        (narrowed, False),
         *((searcher, False), (searcher, True)),
     ],
 )
