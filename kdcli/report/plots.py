@@ -315,23 +315,24 @@ def training_curves(models: Sequence[Model]) -> str:
         return _svg(figure, "Training curves")
 
 
-def widths(models: Sequence[Model]) -> str:
+def widths(models: Sequence[Model], most_drawn: int = 6) -> str:
     """Channels of each site of a network that was made smaller, before and after, a panel each.
 
     Args:
-        models: those of the report that have ``compression``.
+        models: all of the report, in whose order colours go; those that have ``compression`` are drawn.
+        most_drawn: of them, the first.
 
     Raises:
         ValueError: none has.
     """
-    smaller = [model for model in models if model.get("compression")]
+    smaller = [(i, model) for i, model in enumerate(models) if model.get("compression")][:most_drawn]
     _refuse_none(smaller, "a compression")
-    most = max(len(model["compression"]["widths"]) for model in smaller)
+    most = max(len(model["compression"]["widths"]) for _, model in smaller)
     with _style():
         size = (3.4 * len(smaller) + 0.5, min(0.8 + 0.17 * most, 14))
         figure = Figure(figsize=size, layout="constrained")
         panels = figure.subplots(1, len(smaller), squeeze=False)[0]
-        for index, (axes, model) in enumerate(zip(panels, smaller)):
+        for axes, (index, model) in zip(panels, smaller):
             sites = model["compression"]["widths"]
             places = np.arange(len(sites))
             before, after = np.array(list(sites.values())).T

@@ -58,7 +58,7 @@ def panel(report: Mapping[str, Any], figures: Sequence[Figure]) -> Panel | None:
             "removal itself changed.",
             faint=True,
         ),
-        Drawing(plots.widths(smaller[:_SHOWN]), panels=True),
+        Drawing(plots.widths(report["models"], _SHOWN), panels=True),
     ]
     if quality is not None and any(plots.has_course(model, quality) for model in report["models"]):
         blocks.append(Drawing(plots.along(report["models"], quality)))
