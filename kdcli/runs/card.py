@@ -80,7 +80,9 @@ def _made(manifest: Manifest) -> list[str]:
     facts = manifest.facts
     lines = [f"* Made by `kdcli {manifest.stage}` {(facts.get('versions') or {}).get('kdcli', '')}".rstrip()]
     if method := facts.get("method"):
-        given = ", ".join(f"{key}={value}" for key, value in method.items() if key != "name")
+        given = ", ".join(
+            f"{key}={value}" for key, value in method.items() if key != "name" and value is not None
+        )
         lines[0] += f", method {method['name']}" + (f" ({given})" if given else "")
     for parent in manifest.parents:
         lines.append(f"* {parent['role'].capitalize()}: {_line(parent['path'])}{_hash(parent['hash'])}")

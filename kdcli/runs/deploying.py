@@ -32,6 +32,11 @@ def refuse_forms(config: Any) -> None:
     """Raise UsageError or EnvironmentFault for forms that there are not, or that lack their packages."""
     if odd := [form for form in config.export if form not in FORMS]:
         raise UsageError(f"--export {odd[0]}: there are {' and '.join(FORMS)}.")
+    if config.quantize == "int4":
+        raise UsageError(
+            "--quantize int4: torchao's formats of 4 bits have kernels for CUDA, and none that ran on CPUs "
+            "here: what was not measured is not written. --quantize weights keeps 8 bits."
+        )
     if config.quantize == _WEIGHTS and config.method.name != "none":
         raise UsageError("--quantize weights keeps a finished network in fewer bytes: take --method none.")
     if config.quantize not in (None, _WEIGHTS) and "onnx" not in config.export:

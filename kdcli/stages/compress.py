@@ -85,7 +85,7 @@ class Config(StudentSection):
     optim: ShrinkSection = ShrinkSection()
     threshold: float = option(1e-5, "Rows of a smaller norm are removed.", gt=0, le=1)
     export: list[str] = outputs([], "onnx or torch beside the model (repeatable).", "--export")
-    quantize: Literal["int8", "int8-dynamic", "weights"] | None = outputs(
+    quantize: Literal["int8", "int8-dynamic", "weights", "int4"] | None = outputs(
         None, "Integers: in the ONNX file, or how weights are kept.", "--quantize"
     )
     inside: bool = option(False, "Exported graphs normalise pictures (uint8) themselves.")

@@ -181,6 +181,10 @@ def test_the_graph_may_normalise(export: Export) -> None:
         ({"data.group_by": "who"}, r"data\.group_by is given, and --method none reads pictures alone"),
         ({"precision": "bf16"}, "--precision is given, and --method none reads pictures alone"),
         (
+            {"quantize": "int4"},
+            "--quantize int4: torchao's formats of 4 bits have kernels for CUDA, and none",
+        ),
+        (
             {"method.name": "magnitude", "export": [], "quantize": "weights"},
             "--quantize weights keeps a finished network in fewer bytes: take --method none",
         ),
