@@ -74,6 +74,43 @@ def ft(features: Tensor, teacher_features: Tensor) -> Tensor:
     return F.l1_loss(attention_map(student), attention_map(teacher))
 
 
+def vid(mean: Tensor, teacher_features: Tensor, scale: Tensor, *, eps: float = 1e-5) -> Tensor:
+    """Variational information distillation: Ahn et al. 2019, arXiv 1904.05835, equation 6.
+
+    Mean over rows, channels and positions of ½·((t − μ)²/σ² + log σ²), the negative log-likelihood of the
+    teacher's map under a normal distribution around what is regressed from the student's, without its
+    constant; σ²_c = softplus(α_c) + ε.
+
+    Args:
+        mean: μ, [B, C, H, W].
+        teacher_features: t, [B, C, H', W']; averaged where its grid is the larger one.
+        scale: α, [C].
+        eps: ε, of the authors' code.
+
+    Raises:
+        ValueError: not maps, or of two widths or another grid than μ's.
+    """
+    student, teacher = same_grid(mean, teacher_features)
+    same_shape(student, teacher)
+    variance = (F.softplus(scale.float()) + eps).view(-1, 1, 1)
+    return 0.5 * ((student - teacher).square() / variance + variance.log()).mean()
+
+
+def mgd(generated: Tensor, teacher_features: Tensor) -> Tensor:
+    """Masked generative distillation: Yang et al. 2022, arXiv 2205.01529, equation 5.
+
+    Squared difference, summed over channels and positions; mean over rows, as in the authors' code.
+
+    Args:
+        generated: what is made of the student's masked map, [B, C, H, W].
+        teacher_features: [B, C, H, W].
+
+    Raises:
+        ValueError: two shapes.
+    """
+    return teacher_features[0].numel() * hint(generated, teacher_features)
+
+
 def nst(features: Tensor, teacher_features: Tensor) -> Tensor:
     """Neuron selectivity transfer: Huang & Wang 2017, arXiv 1707.01219, with k(x, y) = <x, y>².
 

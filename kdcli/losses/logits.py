@@ -99,6 +99,37 @@ def dkd(
     return temperature**2 * (alpha * target + beta * kl_divergence(others, teacher_others))
 
 
+def nkd(
+    logits: Tensor, teacher_logits: Tensor, y: Tensor, *, gamma: float = 1.5, temperature: float = 1.0
+) -> Tensor:
+    """Normalised knowledge distillation: Yang et al. 2023, arXiv 2303.13005, equation 7.
+
+    −t_y·log s_y, of the true class at T 1, and γ·T² times the cross-entropy between the distributions over
+    the other classes at T, each of sum 1; mean over rows. Both are cross-entropies, as in the authors' code:
+    a student that is its teacher has a loss above zero, and the second no gradient.
+
+    Args:
+        logits: student's [B, C].
+        teacher_logits: [B, C].
+        y: [B] class numbers.
+        gamma: γ.
+        temperature: T.
+
+    Raises:
+        ValueError: fewer than three classes, where no distribution over the others is left.
+    """
+    if logits.shape[1] < 3:
+        raise ValueError(
+            f"NKD needs at least 3 classes, got {logits.shape[1]}: beside the true class there must be a "
+            "distribution left to match"
+        )
+    true = teacher_logits.float().softmax(dim=1).gather(1, y[:, None])
+    target = -(true * logits.float().log_softmax(dim=1).gather(1, y[:, None])).mean()
+    _, others = split(logits.float() / temperature, y)
+    _, teacher_others = split(teacher_logits.float() / temperature, y)
+    return target + gamma * temperature**2 * cross_entropy(others, teacher_others.softmax(dim=1))
+
+
 def _binary(true: Tensor, others: Tensor) -> Tensor:
     """Logits [B, 2] of "the true class" against "any other"."""
     return torch.stack([true, others.logsumexp(dim=1)], dim=1)

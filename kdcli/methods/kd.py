@@ -10,7 +10,7 @@ from dataclasses import replace
 from kdcli.losses.logits import kl_divergence
 from kdcli.methods.parts import Part, Positive, labels, one_turn
 from kdcli.methods.trainings import keys, tables_cifar_100, tables_imagenet
-from kdcli.tasks import Task, entry
+from kdcli.tasks import Task
 from kdcli.words import Method, Term
 
 
@@ -22,16 +22,14 @@ def part(
     return Part((Term(name, kl_divergence, ("s.logits", "~t.logits"), weight, keywords),))
 
 
-def kd(task: Task, taught: Part, *, ce: float | None = None, kd: float | None = None) -> Method:
+def kd(task: Task, taught: Part, *, ce: float = 0.1, kd: float = 0.9) -> Method:
     """Softened teacher logits beside labels.
 
-    ``ce`` and ``kd`` are 0.1 and 0.9, and T is 4, as in RepDistiller and mdistiller; for retrieval, where
-    answers are similarities and labels teach far more, 1 and 0.1. The paper gives no weights; it asks for T²
-    so that the two gradients keep their relation when T changes. Unlabelled pictures enter the teacher term
+    Defaults are those of RepDistiller and mdistiller (ce 0.1, kd 0.9, T 4); for retrieval, where answers are
+    similarities and labels teach far more, ce 1 and kd 0.1. The paper gives no weights; it asks for T² so
+    that the two gradients keep their relation when T changes. Unlabelled pictures enter the teacher term
     only.
     """
-    usual = entry(task.name).kd
-    ce, kd = (own if given is None else given for given, own in zip((ce, kd), usual))
     own = task.taught("s", "t", **taught.terms[0].keywords)  # the task's own KL: of pixels, for masks
     terms = (*labels(task, ce), replace(own, weight=kd))
     recipes = (

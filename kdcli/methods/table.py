@@ -132,6 +132,33 @@ METHODS: dict[str, Entry] = {
         needs="picture",
         parts=(_at("rkd", "part"),),
     ),
+    "darkrank": Entry(
+        _at("darkrank", "darkrank"),
+        "the order of each picture's nearest others",
+        "Chen et al. 2018, arXiv 1707.01220",
+        needs="picture",
+        parts=(_at("darkrank", "part"),),
+    ),
+    "vid": Entry(
+        _at("vid", "vid"),
+        "the teacher's maps likely under what is regressed from the student's",
+        "Ahn et al. 2019, arXiv 1904.05835",
+        needs="picture",
+        parts=(_at("vid", "part"),),
+    ),
+    "mgd": Entry(
+        _at("mgd", "mgd"),
+        "the teacher's map made anew of the student's masked one",
+        "Yang et al. 2022, arXiv 2205.01529",
+        needs="picture",
+        parts=(_at("mgd", "part"),),
+    ),
+    "nkd": Entry(
+        _at("nkd", "nkd"),
+        "the true class by the teacher's certainty, the others as one distribution",
+        "Yang et al. 2023, arXiv 2303.13005",
+        parts=(_at("nkd", "part"),),
+    ),
     "sp": Entry(
         _at("sp", "sp"),
         "similarities between pictures",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -71,6 +72,81 @@ class Regressor(nn.Module):
                 else F.interpolate(x, self.grid, mode="bilinear")
             )
         return self.layers(x)
+
+
+class VariationalMean(nn.Module):
+    """The mean of a normal distribution over the teacher's map, regressed from the student's, for VID.
+
+    Three convolutions of kernel 1 with ReLUs between them, as wide as the teacher's map and without biases,
+    as in the authors' code; a student's larger map is averaged to the teacher's grid before.
+
+    Args:
+        student: shape [C, H, W].
+        teacher: shape [C', H', W'].
+        variance: of each channel at the start.
+
+    Attributes:
+        scale: [C'], the softplus of which is the variance.
+
+    Raises:
+        ValueError: not maps.
+    """
+
+    def __init__(self, student: tuple[int, ...], teacher: tuple[int, ...], *, variance: float = 5.0) -> None:
+        super().__init__()
+        if len(student) != 3 or len(teacher) != 3:
+            raise ValueError(f"a regressor joins maps [C, H, W], not {list(student)} and {list(teacher)}")
+        width, (h, w), (h2, w2) = teacher[0], student[1:], teacher[1:]
+        self.grid = (min(h, h2), min(w, w2))
+        self.layers = nn.Sequential(
+            nn.Conv2d(student[0], width, 1, bias=False),
+            nn.ReLU(),
+            nn.Conv2d(width, width, 1, bias=False),
+            nn.ReLU(),
+            nn.Conv2d(width, width, 1, bias=False),
+        )
+        self.scale = nn.Parameter(torch.full((width,), variance).expm1().log())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C', …] of the student's map [B, C, H, W], on the smaller of the two grids."""
+        return self.layers(F.adaptive_avg_pool2d(x, self.grid) if x.shape[2:] != self.grid else x)
+
+
+class MaskedGeneration(nn.Module):
+    """The teacher's map made anew of the student's, of which whole channels are masked: for MGD.
+
+    A convolution of kernel 1 to the teacher's width where the widths differ, then two of kernel 3 with a ReLU
+    between them. In training each channel of each picture is zero with probability ``masked``; the others
+    are not scaled up.
+
+    Args:
+        student: shape [C, H, W].
+        teacher: shape [C', H, W].
+        masked: λ.
+
+    Raises:
+        ValueError: not maps of one grid.
+    """
+
+    def __init__(self, student: tuple[int, ...], teacher: tuple[int, ...], *, masked: float = 0.15) -> None:
+        super().__init__()
+        if len(student) != 3 or len(teacher) != 3 or student[1:] != teacher[1:]:
+            raise ValueError(
+                f"masked generation needs two maps of one grid, not {list(student)} and {list(teacher)}: tap "
+                "blocks of equal grids"
+            )
+        width, self.masked = teacher[0], masked
+        self.align = nn.Conv2d(student[0], width, 1) if student[0] != width else nn.Identity()
+        self.generation = nn.Sequential(
+            nn.Conv2d(width, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, width, 3, padding=1)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C', H, W] of the student's map [B, C, H, W]."""
+        x = self.align(x)
+        if self.training:
+            x = x * (torch.rand(*x.shape[:2], 1, 1, device=x.device) >= self.masked)
+        return self.generation(x)
 
 
 def embedding(features: tuple[int, ...], *, width: int) -> nn.Module:

@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from kdcli import methods
+from kdcli.config import beneath
 from kdcli.console import Console
 from kdcli.errors import UsageError
 from kdcli.runs import idle, recipes
@@ -51,7 +52,10 @@ def objective(config: Any, data: Data, parts: Sequence[Part]) -> tuple[Any, Task
 
     task, method = _method(config, data)
     config, choice = recipes.take(config, config.recipe, method.name, method.recipes)
-    if choice.applied:
+    own = _of_task(config, task, choice)
+    if own:
+        config, _ = beneath(config, own)
+    if choice.applied or own:
         task, method = _method(config, data)
     make = partial(methods.function(method.name), task)
     idle.refuse_idle_parameters(config, make, method, arguments(config))
@@ -60,6 +64,16 @@ def objective(config: Any, data: Data, parts: Sequence[Part]) -> tuple[Any, Task
     method = without_zero_terms(added(method, parts))
     refuse_weights(method)
     return config, task, method, choice
+
+
+def _of_task(config: Any, task: Task, choice: recipes.Choice) -> dict[str, Any]:
+    """Parameters of which the task has other defaults, but for those of a recipe, by key."""
+    from kdcli.tasks import TASKS
+
+    row = TASKS.get(task.name)
+    own = row.settings.get(config.method.name, {}) if row is not None else {}
+    found = {f"method.{key}": value for key, value in own.items()}
+    return {key: value for key, value in found.items() if key not in choice.applied}
 
 
 def _method(config: Any, data: Data) -> tuple[Task, Method]:

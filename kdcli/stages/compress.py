@@ -79,7 +79,7 @@ class Config(StudentSection):
     from_scratch: bool = option(False, "Random weights for the student.")
     method: MethodSection = MethodSection()
     target: str | None = method_option(
-        None, "What is left: flops=0.45, params=3M, latency=8ms, … (a part, or so many).", "--target"
+        None, "What is left: flops=0.45, params=3M, latency=8ms, …", "--target"
     )
     data: LabelledData = LabelledData()
     optim: ShrinkSection = ShrinkSection()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 from kdcli.errors import UsageError, nearest
@@ -48,8 +48,8 @@ class Entry:
         options: fields of the data section that mean nothing to tasks which do not list them.
         subsets: whether networks can be measured on data that lack some of their classes: the task then has
             these behind its own, and :class:`kdcli.tasks.settings.EvalOptions` says which they are.
-        kd: weights of labels and of a teacher's answers where neither a user nor a recipe says any: those of
-            the reference codes, of retrieval what was measured (``examples/results/pairs.md``).
+        settings: parameters of methods, by method, that stand in the place of their own defaults: what was
+            measured (``examples/results/pairs.md``) where no paper has any for the task.
         embeds: whether networks answer with an embedding, so that a backbone without a head is one of its
             networks (``probe --head none``) and a probe trains none of it further.
     """
@@ -61,7 +61,7 @@ class Entry:
     provides: frozenset[str] = frozenset()
     options: tuple[str, ...] = ()
     subsets: bool = False
-    kd: tuple[float, float] = (0.1, 0.9)
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     embeds: bool = False
 
 
@@ -89,7 +89,7 @@ TASKS: dict[str, Entry] = {
         "pictures of the same identity found by an embedding",
         provides=frozenset({"picture"}),
         options=("camera_column", "per_identity"),
-        kd=(1.0, 0.1),
+        settings={"kd": {"ce": 1.0, "kd": 0.1}},
         embeds=True,
     ),
     "classification": Entry(

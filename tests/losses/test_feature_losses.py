@@ -12,7 +12,8 @@ from golden import agree, draw, gradients
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdcli.losses.features import at, fitnets_hint, ft, hint, nst, same_grid
+from kdcli.losses.features import at, fitnets_hint, ft, hint, mgd, nst, same_grid, vid
+from kdcli.models.adapters import MaskedGeneration, VariationalMean
 
 MAP_LOSSES = [at, ft, nst]
 
@@ -139,3 +140,79 @@ def test_nst_takes_gradient_to_the_teacher_through_the_cross_term_alone() -> Non
     cross = -2 * (a @ b.mT).square().mean()
     torch.testing.assert_close(gradients(nst(s, t), t)[0], gradients(cross, t)[0])
     assert not nst(s.detach(), t.detach()).requires_grad
+
+
+def given(*shape: int, seed: int) -> Tensor:
+    draw = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=draw, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("mine", "its", "value", "slope", "of_scale"),
+    [
+        (8, 8, 0.8372408404089559, 0.0012675946479647725, 0.033843111703883245),
+        (8, 4, 0.8259687469650261, 0.0013149128259123224, 0.03485668745309425),
+        (4, 8, 0.7439035176137139, 0.0013747445314210194, 0.043526540883510406),
+    ],
+)
+def test_vid_has_the_values_of_repdistiller(
+    mine: int, its: int, value: float, slope: float, of_scale: float
+) -> None:
+    """VIDLoss(5, 7, 7) of distiller_zoo, weights and maps drawn as here, in float64."""
+    student, teacher = given(3, 5, mine, mine, seed=2).requires_grad_(), given(3, 7, its, its, seed=3)
+    regressor = VariationalMean((5, mine, mine), (7, its, its)).double()
+    assert torch.allclose(F.softplus(regressor.scale), torch.full((7,), 5.0, dtype=torch.float64))
+    with torch.no_grad():
+        for number, layer in enumerate(regressor.layers[::2]):
+            layer.weight.copy_(0.3 * given(*layer.weight.shape, seed=10 + number))
+        start = (torch.tensor(5.0 - 1e-5, dtype=torch.float64).exp() - 1).log()
+        regressor.scale.copy_(start + given(7, seed=20))
+    found = vid(regressor(student), teacher, regressor.scale)
+    found.backward()
+    assert float(found) == pytest.approx(value, rel=1e-5)
+    assert float(student.grad.norm()) == pytest.approx(slope, rel=1e-4)  # type: ignore[union-attr]
+    assert float(regressor.scale.grad.norm()) == pytest.approx(of_scale, rel=1e-4)  # type: ignore[union-attr]
+
+
+def test_vid_is_a_likelihood() -> None:
+    """Beside a constant: of numbers of their own under a normal distribution of that mean and variance."""
+    mean, teacher = given(2, 3, 2, 2, seed=0), given(2, 3, 2, 2, seed=1)
+    scale = given(3, seed=2)
+    variance = (F.softplus(scale) + 1e-5).view(-1, 1, 1)
+    normal = torch.distributions.Normal(mean, variance.sqrt().expand_as(mean))
+    expected = -normal.log_prob(teacher).mean() - 0.5 * math.log(2 * math.pi)
+    assert float(vid(mean, teacher, scale)) == pytest.approx(float(expected), rel=1e-5)
+    with pytest.raises(ValueError, match="maps"):
+        vid(mean[0], teacher, scale)
+    with pytest.raises(ValueError, match=r"shape"):
+        vid(mean, teacher[:, :2], scale)
+
+
+def test_mgd_has_the_values_of_the_authors_code_where_nothing_is_masked() -> None:
+    """MGDLoss(5, 7, alpha_mgd=7e-5, lambda_mgd=0) of cls_KD, weights and maps drawn as here, in float64."""
+    student, teacher = given(3, 5, 6, 6, seed=4).requires_grad_(), given(3, 7, 6, 6, seed=5)
+    generator = MaskedGeneration((5, 6, 6), (7, 6, 6), masked=0.0).double()
+    with torch.no_grad():
+        for number, parameter in enumerate(generator.parameters()):
+            parameter.copy_(0.2 * given(*parameter.shape, seed=30 + number))
+    found = 7e-5 * mgd(generator(student), teacher)
+    found.backward()
+    assert float(found) == pytest.approx(0.02249584708569567, rel=1e-5)
+    assert float(student.grad.norm()) == pytest.approx(0.0010922103576184272, rel=1e-4)  # type: ignore[union-attr]
+
+
+def test_whole_channels_are_masked_in_training_alone() -> None:
+    generator = MaskedGeneration((4, 3, 3), (4, 3, 3), masked=0.5)
+    seen: list[Tensor] = []
+    generator.generation.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    x = torch.ones(64, 4, 3, 3)
+    generator.train()(x)
+    generator.eval()(x)
+    masked, whole = seen
+    kept = masked.flatten(2)
+    assert torch.equal(kept.amin(2), kept.amax(2))  # a channel is there, or is not
+    assert set(kept.unique().tolist()) == {0.0, 1.0}  # and no larger for that
+    assert 0.35 < float(kept.mean()) < 0.65
+    assert torch.equal(whole, x)
+    with pytest.raises(ValueError, match=r"two maps of one grid, not \[4, 3, 3\] and \[4, 6, 6\]"):
+        MaskedGeneration((4, 3, 3), (4, 6, 6))

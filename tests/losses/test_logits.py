@@ -15,6 +15,7 @@ from kdcli.losses.logits import (
     kl_divergence,
     kl_elements,
     lsr,
+    nkd,
     soft_cross_entropy,
     tf_kd_regularisation,
 )
@@ -276,3 +277,37 @@ def test_the_virtual_teacher_of_the_code_is_nearly_uniform(
     u = smoothed(torch.tensor([7]), 100, 0.01)
     assert float((u / temperature).softmax(dim=1)[0, 7]) * 100 == pytest.approx(code, abs=2e-3)
     assert float((u.log() / temperature).softmax(dim=1)[0, 7]) * 100 == pytest.approx(paper, abs=6e-3)
+
+
+@pytest.mark.parametrize(
+    ("temperature", "value", "slope"),
+    [(1.0, 4.523231474694954, 0.4485748209040733), (2.0, 14.502427175195264, 0.5354127818239816)],
+)
+def test_nkd_has_the_values_of_the_authors_code(temperature: float, value: float, slope: float) -> None:
+    """NKDLoss of cls_KD on logits drawn as here, in float64."""
+    s, t = (
+        torch.randn(6, 10, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        for seed in (0, 1)
+    )
+    s.requires_grad_()
+    found = nkd(s, 2 * t, torch.tensor([0, 3, 9, 4, 4, 7]), gamma=1.5, temperature=temperature)
+    found.backward()
+    assert float(found) == pytest.approx(value, rel=1e-6)
+    assert float(s.grad.norm()) == pytest.approx(slope, rel=1e-5)
+
+
+def test_nkd_beside_loops() -> None:
+    s, t, y = torch.randn(5, 4, dtype=torch.float64), torch.randn(5, 4, dtype=torch.float64), [0, 3, 1, 1, 2]
+    total = 0.0
+    for row, true in enumerate(y):
+        p, q = s[row].softmax(0), t[row].softmax(0)
+        total -= float(q[true] * p[true].log())
+        others = [i for i in range(4) if i != true]
+        for i in others:
+            of_t = float((t[row, i] / 2).exp() / sum((t[row, j] / 2).exp() for j in others))
+            of_s = float((s[row, i] / 2).exp() / sum((s[row, j] / 2).exp() for j in others))
+            total -= 0.7 * 4 * of_t * math.log(of_s)
+    found = nkd(s, t, torch.tensor(y), gamma=0.7, temperature=2.0)
+    assert float(found) == pytest.approx(total / 5, rel=1e-5)
+    with pytest.raises(ValueError, match="NKD needs at least 3 classes, got 2"):
+        nkd(s[:, :2], t[:, :2], torch.tensor([0, 1, 1, 0, 1]))

@@ -158,7 +158,9 @@ def test_weight_zero_is_labels_alone_bit_for_bit(plan, tmp_path):
 
 
 @pytest.mark.parametrize(("student", "teacher"), [("test_vit", "test_resnet"), ("test_resnet", "test_vit")])
-@pytest.mark.parametrize("name", ["hint", "fitnets", "at", "nst", "sp", "rkd", "cc", "pkt"])
+@pytest.mark.parametrize(
+    "name", ["hint", "fitnets", "at", "nst", "sp", "rkd", "cc", "pkt", "vid", "darkrank"]
+)
 def test_networks_of_two_kinds(name, student, teacher, plan, probed):
     made = plan(name, student=student, teacher=str(probed(teacher)))
     parties = made.material.assembly.parties

@@ -82,7 +82,7 @@ def test_names_tell_the_recipes_of_a_method_apart() -> None:
     found = {name: [recipe.name for recipe in methods.recipes(name)] for name in methods.METHODS}
     assert all(len(set(names)) == len(names) and "default" not in names for names in found.values())
     without = {name for name, names in found.items() if not names}
-    assert without == {"self", "ensemble", "kd-pt", "kd-sim", "kd-topk"}, (
+    assert without == {"self", "ensemble", "kd-pt", "kd-sim", "kd-topk", "darkrank"}, (
         "what papers or code say could be read"
     )
     assert "paper" not in [name for names in found.values() for name in names[1:]]
@@ -389,7 +389,7 @@ def test_which_methods_fit_a_task() -> None:
     assert fitting[()] == {"supervised", "kd", "task-specific"}
     assert fitting[("picture",)] - fitting[()] == {
         *("eskd", "sequential", "self", "ensemble"),
-        *("hint", "at", "nst", "rkd", "sp", "cc", "pkt"),
+        *("hint", "at", "nst", "rkd", "sp", "cc", "pkt", "darkrank", "vid", "mgd"),
     }
     assert fitting[("picture", "class")] == set(methods.METHODS)
 

@@ -159,6 +159,20 @@ def test_students_learn_from_labels_and_from_a_teacher(
     assert "data:image/png;base64," in page
 
 
+def test_labels_weigh_more_than_answers_in_kd_unless_another_weight_is_given(
+    train: Plan, teacher: Path
+) -> None:
+    more = {"method.name": "kd", "teacher": [str(teacher)], "views.count": "live"}
+
+    def weights(**given: Any) -> dict[str, float]:
+        made = train("o", **more, **given)
+        return {term.name: term.weight for term in made.method.turns[0].terms}
+
+    assert weights() == {"ce": 1.0, "triplet": 1.0, "kl": 0.1}
+    assert weights(**{"method.kd": 0.5}) == {"ce": 1.0, "triplet": 1.0, "kl": 0.5}
+    assert train("o", **more).arguments["ce"] == 1.0
+
+
 def test_batches_hold_whole_groups(train: Plan) -> None:
     plan = train(**{"method.name": "supervised"})
     order, labels = plan.material.order, plan.material.pool.labels
