@@ -132,6 +132,13 @@ METHODS: dict[str, Entry] = {
         needs="picture",
         parts=(_at("rkd", "part"),),
     ),
+    "ft": Entry(
+        _at("ft", "ft"),
+        "factors of the teacher's map, learned before by rebuilding it",
+        "Kim et al. 2018, arXiv 1802.04977",
+        needs="picture",
+        parts=(_at("ft", "paraphrase"),),
+    ),
     "darkrank": Entry(
         _at("darkrank", "darkrank"),
         "the order of each picture's nearest others",

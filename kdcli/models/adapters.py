@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -147,6 +147,53 @@ class MaskedGeneration(nn.Module):
         if self.training:
             x = x * (torch.rand(*x.shape[:2], 1, 1, device=x.device) >= self.masked)
         return self.generation(x)
+
+
+def paraphraser(teacher: tuple[int, ...], *, share: float = 0.5) -> nn.Module:
+    """Three convolutions of kernel 3 from the teacher's map [C, H, W] to its factors, with leaky ReLUs.
+
+    Args:
+        teacher: shape of its map.
+        share: of its channels, that the factors have.
+
+    Raises:
+        ValueError: no map, or a share that leaves no channel.
+    """
+    if len(teacher) != 3:
+        raise ValueError(f"factors are made of maps [C, H, W], not of {list(teacher)}")
+    if (width := int(teacher[0] * share)) < 1:
+        raise ValueError(f"a share of {share:g} of {teacher[0]} channels is no channel")
+    return _leaky([(teacher[0], teacher[0]), (teacher[0], width), (width, width)], nn.Conv2d)
+
+
+def rebuilder(factors: tuple[int, ...], teacher: tuple[int, ...]) -> nn.Module:
+    """Three transposed convolutions of kernel 3 from factors [F, H, W] back to the teacher's map."""
+    width, own = factors[0], teacher[0]
+    return _leaky([(width, width), (width, own), (own, own)], nn.ConvTranspose2d)
+
+
+def translator(student: tuple[int, ...], factors: tuple[int, ...]) -> nn.Module:
+    """As :func:`paraphraser`, from the student's map to as many factors, with batch norms.
+
+    Raises:
+        ValueError: no map.
+    """
+    if len(student) != 3:
+        raise ValueError(f"factors are made of maps [C, H, W], not of {list(student)}")
+    own, width = student[0], factors[0]
+    return _leaky([(own, own), (own, width), (width, width)], nn.Conv2d, norm=True)
+
+
+def _leaky(widths: list[tuple[int, int]], kind: Any, norm: bool = False) -> nn.Module:
+    """Layers of these widths with leaky ReLUs of slope 0.1."""
+    layers: list[nn.Module] = []
+    for one, other in widths:
+        layers += [
+            kind(one, other, 3, padding=1),
+            *([nn.BatchNorm2d(other)] if norm else []),
+            nn.LeakyReLU(0.1),
+        ]
+    return nn.Sequential(*layers)
 
 
 def embedding(features: tuple[int, ...], *, width: int) -> nn.Module:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdcli.losses.features import at, fitnets_hint, ft, hint, mgd, nst, same_grid, vid
-from kdcli.models.adapters import MaskedGeneration, VariationalMean
+from kdcli.models.adapters import MaskedGeneration, VariationalMean, paraphraser, rebuilder, translator
 
 MAP_LOSSES = [at, ft, nst]
 
@@ -216,3 +217,24 @@ def test_whole_channels_are_masked_in_training_alone() -> None:
     assert torch.equal(whole, x)
     with pytest.raises(ValueError, match=r"two maps of one grid, not \[4, 3, 3\] and \[4, 6, 6\]"):
         MaskedGeneration((4, 3, 3), (4, 6, 6))
+
+
+def test_factors_have_the_values_of_repdistiller() -> None:
+    """Paraphraser, Translator and FactorTransfer, weights and maps drawn as here, in float64."""
+    own, its = paraphraser((8, 4, 4)).double(), translator((6, 4, 4), (4, 4, 4)).double()
+    back = rebuilder((4, 4, 4), (8, 4, 4)).double()
+    with torch.no_grad():
+        for first, parts in ((100, (own, back)), (200, (its,))):
+            for number, parameter in enumerate(p for part in parts for p in part.parameters()):
+                parameter.copy_(0.3 * given(*parameter.shape, seed=first + number))
+    teacher, student = given(2, 8, 4, 4, seed=1), given(2, 6, 4, 4, seed=2).requires_grad_()
+    assert float(F.mse_loss(back(own(teacher)), teacher)) == pytest.approx(22.074403550979806, rel=1e-9)
+    found = ft(its(student), own(teacher).detach())
+    found.backward()
+    assert float(found) == pytest.approx(0.1787633869835057, rel=1e-5)
+    assert float(student.grad.norm()) == pytest.approx(0.009364115920498758, rel=1e-4)  # type: ignore[union-attr]
+    with pytest.raises(ValueError, match=r"a share of 0\.1 of 8 channels is no channel"):
+        paraphraser((8, 4, 4), share=0.1)
+    for make in (paraphraser, partial(translator, factors=(4, 4, 4))):
+        with pytest.raises(ValueError, match=r"factors are made of maps \[C, H, W\], not of \[8\]"):
+            make((8,))

@@ -389,7 +389,7 @@ def test_which_methods_fit_a_task() -> None:
     assert fitting[()] == {"supervised", "kd", "task-specific"}
     assert fitting[("picture",)] - fitting[()] == {
         *("eskd", "sequential", "self", "ensemble"),
-        *("hint", "at", "nst", "rkd", "sp", "cc", "pkt", "darkrank", "vid", "mgd"),
+        *("hint", "at", "nst", "rkd", "sp", "cc", "pkt", "darkrank", "vid", "mgd", "ft"),
     }
     assert fitting[("picture", "class")] == set(methods.METHODS)
 
