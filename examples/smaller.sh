@@ -46,6 +46,13 @@ for seed in "${seeds[@]}"; do
   taylor=$(kdcli compress --method taylor "${smaller[@]}" --out "$out/taylor")
   report=$(kdcli eval "$dense" "$longer" "$resrep" "$magnitude" "$taylor" "$alone" "$distilled" --data "$data" --split test \
     --seed "$seed" --quiet --out "$out/report")
+  forms=()
+  for network in dense magnitude; do # as they are, in ONNX, and there in integers
+    made=$(kdcli compress --method none --student "$out/$network" --data "$data" --export onnx --quantize int8 \
+      --out "$out/$network-onnx")
+    forms+=("$out/$network" "$made/onnx/model.onnx" "$made/onnx")
+  done
+  kdcli eval "${forms[@]}" --data "$data" --split test --seed "$seed" --quiet --out "$out/forms" >&2
   reports+=("$report")
   echo "seed $seed: $report" >&2
 done

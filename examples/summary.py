@@ -333,11 +333,31 @@ def smaller(folders: list[Path]) -> str:
             "|---" * 8 + "|",
             *rows,
             "",
+            *forms([folder.with_name("forms") for folder in folders]),
             *origin("smaller", folders),
             "* Selection of the step on the held-out tenth of train (`resrep`: the last step); nothing was "
             "chosen on test.",
         ]
     )
+
+
+def forms(folders: list[Path]) -> list[str]:
+    """Networks as they are, and exported: what that costs of quality, and what it takes."""
+    reports = [read(folder, "report.json") for folder in folders]
+    models = [{m["name"]: m for m in report["models"]} for report in reports]
+    lines = [
+        "In torch, in ONNX by onnxruntime (fp32), and there in integers (int8, static, calibrated on 256 "
+        "pictures of train), with as many threads; latency of one picture, and time of one in a batch, in ms:",
+        "",
+        "| form | top-1 | latency | in a batch |",
+        "|---|---|---|---|",
+    ]
+    for name in models[0]:
+        own = [found[name] for found in models]
+        top = spread([100 * m["metrics"]["top1"] for m in own])
+        times = statistics.mean(map(milliseconds, own)), 1e3 * statistics.mean(map(seconds, own))
+        lines.append(f"| {name} | {top} | {times[0]:.2f} | {times[1]:.3f} |")
+    return [*lines, ""]
 
 
 def flops_of(model: dict[str, Any]) -> float:
