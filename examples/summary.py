@@ -347,7 +347,7 @@ def forms(folders: list[Path]) -> list[str]:
     models = [{m["name"]: m for m in report["models"]} for report in reports]
     lines = [
         "In torch, in ONNX by onnxruntime (fp32), and there in integers (int8, static, calibrated on 256 "
-        "pictures of train), with as many threads; latency of one picture, and time of one in a batch, in ms:",
+        "pictures of train), with as many threads; latency of one picture, time of one in a batch, in ms:",
         "",
         "| form | top-1 | latency | in a batch |",
         "|---|---|---|---|",
