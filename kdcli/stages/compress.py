@@ -269,8 +269,8 @@ def run(
     from kdcli.engine.loop import train
     from kdcli.engine.runtime import open_runtime, shared_output
     from kdcli.engine.track import tracking
-    from kdcli.runs.compaction import export, followed
     from kdcli.runs.latency import refuse_unlike
+    from kdcli.runs.shrunken import export, followed
     from kdcli.runs.training import training_job
     from kdcli.words.analysis import leaves_unused
 
