@@ -401,7 +401,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("form", choices=["line", "table", "sweep", "matrix", "labels", "pairs", "best"])
+    parser.add_argument(
+        "form", choices=["line", "table", "sweep", "matrix", "labels", "pairs", "smaller", "best"]
+    )
     parser.add_argument("folders", type=Path, nargs="+")
     arguments = parser.parse_args()
     forms: dict[str, Callable[[list[Path]], object]] = {
@@ -411,6 +413,7 @@ def main() -> None:
         "matrix": matrix,
         "labels": labels,
         "pairs": pairs,
+        "smaller": smaller,
         "best": best,
     }
     print(forms[arguments.form](arguments.folders))
