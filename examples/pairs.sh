@@ -32,7 +32,7 @@ frozen=$(kdcli probe --head none "${backbone[@]}" "${data[@]}" --cache "$runs/ca
 teacher=$(kdcli probe "${backbone[@]}" "${data[@]}" --cache "$runs/cache" --out "$runs/teacher")
 
 training=(--batch-size 64 --set data.per_identity=2 --views live --set 'views.scale=[0.6,1]' "${data[@]}")
-steps=${STEPS:-1500}
+steps=${STEPS:-1500} twice=$((2 * ${STEPS:-1500}))
 strength=$(python -c "print(45 / $steps)") # so that a row that is reset is gone at the end
 reports=()
 for seed in "${seeds[@]}"; do
@@ -42,7 +42,7 @@ for seed in "${seeds[@]}"; do
   alone=$(kdcli distill --method supervised "${student[@]}" --out "$out/alone")
   distilled=$(kdcli distill --method kd --teacher "$teacher" "${student[@]}" --out "$out/distilled")
   narrow=$(kdcli distill --method kd --teacher "$teacher" "${student[@]}" --student "local-dir:$runs/narrow" \
-    --max-steps $((2 * steps)) --out "$out/narrow")
+    --max-steps "$twice" --out "$out/narrow")
   smaller=(--teacher "$distilled" --student same --max-steps "$steps" --set evaluate_steps=500
     --seed "$seed" "${training[@]}")
   shrinking=(--lr 0.03 --set threshold=1e-3 --set "method.strength=$strength")

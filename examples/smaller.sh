@@ -16,7 +16,8 @@ runs=${RUNS:-$here/../runs/smaller}
 mkdir -p "$runs"/{wide,narrow}
 runs=$(cd "$runs" && pwd)
 data=${DATA:-$here/../data/fashion-mnist}
-steps=${STEPS:-1000}
+steps=${STEPS:-1000} twice=$((2 * ${STEPS:-1000}))
+strength=$(python -c "print(8.4 / $steps)") # so that a row that is reset is gone at the end
 read -ra seeds <<<"${SEEDS:-0 1 2}"
 
 network() { # name, widths of the stages: a folder that timm builds from
@@ -36,11 +37,11 @@ for seed in "${seeds[@]}"; do
     --max-steps "$steps" --out "$out/dense")
   longer=$(kdcli distill --method supervised --student "$dense" --lr 1e-3 "${common[@]}" --max-steps "$steps" \
     --out "$out/dense-longer")
-  narrow=(--student "local-dir:$runs/narrow" "${new[@]}" "${common[@]}" --max-steps $((2 * steps)))
+  narrow=(--student "local-dir:$runs/narrow" "${new[@]}" "${common[@]}" --max-steps "$twice")
   alone=$(kdcli distill --method supervised "${narrow[@]}" --out "$out/narrow-alone")
   distilled=$(kdcli distill --method kd --teacher "$dense" "${narrow[@]}" --out "$out/narrow-distilled")
   smaller=(--teacher "$dense" --student same --target flops=0.45 --lr 0.03 "${common[@]}" --max-steps "$steps")
-  resrep=$(kdcli compress "${smaller[@]}" --set "method.strength=$(python -c "print(8.4 / $steps)")" \
+  resrep=$(kdcli compress "${smaller[@]}" --set "method.strength=$strength" \
     --set method.interval=1 --set threshold=0.01 --out "$out/resrep")
   magnitude=$(kdcli compress --method magnitude "${smaller[@]}" --out "$out/magnitude")
   taylor=$(kdcli compress --method taylor "${smaller[@]}" --out "$out/taylor")

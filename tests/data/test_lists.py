@@ -56,7 +56,7 @@ def test_splits_and_items_are_those_of_the_list(tmp_path: Path, pictures: str, p
 def test_pictures_that_are_not_named_are_said(tmp_path: Path) -> None:
     in_shop(tmp_path)
     (tmp_path / "img" / "extra.png").write_bytes(tiny_picture(99))
-    (tmp_path / "README.txt").write_text("In-shop")
+    (tmp_path / "words.txt").write_text("In-shop")
     assert load(str(tmp_path)).notes == [
         f"{tmp_path}: files that are not read: 1 .txt",
         f"{tmp_path}: 1 pictures are not named in list_eval_partition.txt and not read, first img/extra.png",

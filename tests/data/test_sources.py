@@ -275,7 +275,7 @@ def test_a_cache_that_a_library_could_not_write_to_names_its_variable(
 
 def test_what_lies_beside_a_table_is_said_and_a_missing_part_refused(tmp_path: Path) -> None:
     table(20).to_parquet(tmp_path / "train-0.parquet")
-    (tmp_path / "README.md").write_text("x")
+    (tmp_path / "words.md").write_text("x")
     (tmp_path / "photo.heic").write_bytes(b"x")
     said = f"{tmp_path}: files that are not read: 1 .md and 1 .heic"
     assert opened(tmp_path).notes in ((said,), (said.replace("1 .md and 1 .heic", "1 .heic and 1 .md"),))

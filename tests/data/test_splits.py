@@ -113,7 +113,7 @@ def test_the_folders_of_market_1501_are_splits(tmp_path: Path) -> None:
     class_folders(base, counts)
     (base / "gt_query").mkdir()
     (base / "gt_query" / "0001_c1s1_001051_00_good.mat").write_bytes(b"MATLAB 5.0")
-    (base / "readme.txt").write_text("Market-1501")
+    (base / "words.txt").write_text("Market-1501")
     raw = load(str(tmp_path))
     assert {name: len(t) for name, t in raw.tables.items()} == {"test": 4, "train": 6, "query": 2}
     assert raw.notes == [

@@ -40,7 +40,7 @@ def expanded(text: str, script: str) -> str:
     while found := re.search(r'"\$\{(\w+)\[@\]\}"', text):
         value = arrays.get(found[1], "").replace("\n", " ")  # empty: filled from the environment
         text = text.replace(found[0], "" if "$(" in value else value)  # no outputs of commands
-    text = re.sub(r"\$\{?steps\}?", "250", text.replace('"$@"', ""))
+    text = re.sub(r"\$\{?(?:steps|twice)\}?", "250", text.replace('"$@"', ""))
     text = re.sub(r"\$\{?rate\}?", "1e-3", text)
     text = re.sub(r"\$\{?method\}?", "kd", text)
     text = re.sub(r"\$\{?strength\}?", "0.1", text)
@@ -110,7 +110,8 @@ def test_scripts_are_executable_bash(path):
         ("several_labels.sh", 4, "$runs/emoji"),
         ("good_practices.sh", 5, "$data"),
         ("compress_tiny.sh", 4, "example:fashion-mnist"),
-        ("pairs.sh", 9, "$runs/emoji"),
+        ("pairs.sh", 11, "$runs/emoji"),
+        ("smaller.sh", 10, "$data"),
     ],
 )
 def test_every_command_of_a_script_parses(name, count, source):

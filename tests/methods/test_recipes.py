@@ -27,6 +27,7 @@ SMALL = {
     "hint": {"method.match": "pool"},
     "fitnets": {"method.match": "pool"},
     "sequential": {"method.generations": 1},
+    "ft": {"method.student": "stage2", "method.teacher": "stage2"},
 }
 
 
