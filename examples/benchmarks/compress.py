@@ -1,8 +1,8 @@
 """Do operations that are saved show as time that is saved, and what do ONNX and int8 add to that?
 
     uv run examples/benchmarks/compress.py
-    uv run examples/benchmarks/compress.py --rounds 31 --json compress.json
-    uv run examples/benchmarks/compress.py --rounds 2 --networks test_resnet      # seconds
+    uv run examples/benchmarks/compress.py --pairs 31 --json compress.json
+    uv run examples/benchmarks/compress.py --pairs 2 --networks test_resnet      # seconds
 
 Networks of real size with random weights lose channels by magnitude until a part of their FLOPs is left
 (`--target`). At each batch size the arms are the dense network and the pruned one, each in torch, in ONNX by
@@ -29,7 +29,7 @@ from _paired import device_line, paired, ratio
 from torch import Tensor
 
 from kdcli.compression import budget
-from kdcli.compression.magnitude import chosen
+from kdcli.compression.magnitude import importance
 from kdcli.compression.onnx import export_onnx
 from kdcli.compression.quantize import quantise_onnx
 from kdcli.models.build import build
@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--networks", default=",".join(NETWORKS), help="comma-separated names of timm")
     parser.add_argument("--target", type=float, default=0.45, help="part of the FLOPs that is left")
     parser.add_argument("--batches", default="1,64", help="comma-separated batch sizes")
-    parser.add_argument("--rounds", type=int, default=15, help="of every arm")
+    parser.add_argument("--pairs", type=int, default=15, help="of every arm")
     parser.add_argument("--json", help="write the report here too")
     args = parser.parse_args()
     print(device_line())
@@ -70,9 +70,9 @@ def main() -> None:
             for batch in map(int, args.batches.split(",")):
                 shape = (batch, dense.spec.channels, *dense.spec.size)
                 pictures = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-                rows += measured(name, runs, left, pictures, args.rounds)
+                rows += measured(name, runs, left, pictures, args.pairs)
     if args.json:
-        report = {"device": device_line(), "target": args.target, "rounds": args.rounds, "rows": rows}
+        report = {"device": device_line(), "target": args.target, "pairs": args.pairs, "rows": rows}
         Path(args.json).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
@@ -86,7 +86,7 @@ def both(name: str, target: float) -> tuple[TimmModel, TimmModel, float]:
     sites = sites_of(dense, "resrep").sites
     cost, widths = cost_of(dense, sites), [site.width for site in sites]
     target = max(target, 1.05 * budget.reachable(widths, cost))
-    masks = chosen(filters(dense, sites), cost, target)
+    masks = budget.at_once(importance(filters(dense, sites)), cost, target)
     pruned = fold(insert(dense, sites), {site.name: mask for site, mask in zip(sites, masks)})
     return dense, pruned.eval(), cost([int(mask.sum()) for mask in masks]) / cost(widths)
 

@@ -58,6 +58,11 @@ def select(
     return [torch.tensor(rows, device=norm.device) for rows, norm in zip(active, norms)]
 
 
+def at_once(scores: Sequence[Tensor], cost: Cost, target: float) -> list[Tensor]:
+    """Masks [p] bool of the rows that stay where all others go in one step; see :func:`select`."""
+    return select(scores, cost, target=target, granularity=0, deactivated=None)
+
+
 def updated(
     masks: Sequence[Tensor],
     norms: Sequence[Tensor],

@@ -6,13 +6,12 @@ from a teacher. Norms are divided by their mean over the site, so that layers of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Annotated
 
 from pydantic import Field
 from torch import Tensor
 
-from kdcli.compression import budget
 from kdcli.compression.shrinking import Compaction, answers
 from kdcli.losses.compaction import row_norms
 from kdcli.methods.parts import STUDENT, TEACHER, Positive, S, T
@@ -56,17 +55,14 @@ def learns_on(name: str, task: Task, of: Compaction, kd: float, temperature: flo
     return Method(name, parties, (Phase((turn,)),))
 
 
-def chosen(filters: Sequence[Tensor], cost: Callable[[Sequence[int]], float], target: float) -> list[Tensor]:
-    """Masks [p] bool of the channels that stay, by the norms of what makes them.
+def importance(filters: Sequence[Tensor]) -> list[Tensor]:
+    """The norm of what makes each channel, over the mean of its site, [p] of each site.
 
     Args:
         filters: of each site, [p, …]: a row for each channel or head.
-        cost: of the network at widths of the sites.
-        target: largest cost, as a part of that with all channels.
     """
     norms = [row_norms(weight.detach().cpu()) for weight in filters]
-    scaled = [norm / norm.mean().clamp(min=1e-12) for norm in norms]
-    return budget.select(scaled, cost, target=target, granularity=0, deactivated=None)
+    return [norm / norm.mean().clamp(min=1e-12) for norm in norms]
 
 
 def recipes() -> tuple[Recipe, ...]:

@@ -7,14 +7,13 @@ remove a few channels every few batches of a fine-tuning; here all go at once, a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Annotated
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from kdcli.compression import budget
 from kdcli.compression.magnitude import learns_on
 from kdcli.compression.shrinking import Compaction
 from kdcli.methods.parts import Positive
@@ -48,17 +47,6 @@ def importance(gradients: Sequence[Sequence[Tensor]]) -> list[Tensor]:
     """
     sites = zip(*([_gates(gradient) ** 2 for gradient in batch] for batch in gradients))
     return [torch.stack(rows).mean(0) for rows in sites]
-
-
-def chosen(scores: Sequence[Tensor], cost: Callable[[Sequence[int]], float], target: float) -> list[Tensor]:
-    """Masks [p] bool of the channels that stay.
-
-    Args:
-        scores: of :func:`importance`.
-        cost: of the network at widths of the sites.
-        target: largest cost, as a part of that with all channels.
-    """
-    return budget.select(scores, cost, target=target, granularity=0, deactivated=None)
 
 
 def recipes() -> tuple[Recipe, ...]:

@@ -88,11 +88,7 @@ def dkd(
     Raises:
         ValueError: fewer than three classes, where no distribution over the others is left.
     """
-    if logits.shape[1] < 3:
-        raise ValueError(
-            f"DKD needs at least 3 classes, got {logits.shape[1]}: beside the true class there must be a "
-            "distribution left to match"
-        )
+    _refuse_two(logits, "DKD")
     true, others = split(logits.float() / temperature, y)
     teacher_true, teacher_others = split(teacher_logits.float() / temperature, y)
     target = kl_divergence(_binary(true, others), _binary(teacher_true, teacher_others))
@@ -118,16 +114,21 @@ def nkd(
     Raises:
         ValueError: fewer than three classes, where no distribution over the others is left.
     """
-    if logits.shape[1] < 3:
-        raise ValueError(
-            f"NKD needs at least 3 classes, got {logits.shape[1]}: beside the true class there must be a "
-            "distribution left to match"
-        )
+    _refuse_two(logits, "NKD")
     true = teacher_logits.float().softmax(dim=1).gather(1, y[:, None])
     target = -(true * logits.float().log_softmax(dim=1).gather(1, y[:, None])).mean()
     _, others = split(logits.float() / temperature, y)
     _, teacher_others = split(teacher_logits.float() / temperature, y)
     return target + gamma * temperature**2 * cross_entropy(others, teacher_others.softmax(dim=1))
+
+
+def _refuse_two(logits: Tensor, what: str) -> None:
+    """Raise ValueError for fewer than three classes."""
+    if logits.shape[1] < 3:
+        raise ValueError(
+            f"{what} needs at least 3 classes, got {logits.shape[1]}: beside the true class there must be a "
+            "distribution left to match"
+        )
 
 
 def _binary(true: Tensor, others: Tensor) -> Tensor:

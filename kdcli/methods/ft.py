@@ -7,26 +7,22 @@ Phase 2: ce·CE(z_s, y) + kd·T²·KL + weight·mean |Q(R(F_s)) − Q(E(F_t))|, 
 from __future__ import annotations
 
 from functools import partial
-from typing import Annotated
 
-from pydantic import Field
 from torch.nn.functional import mse_loss
 
 from kdcli.losses import features
-from kdcli.methods.parts import STUDENT, TEACHER, S, Share, T, labels_and_teacher
+from kdcli.methods.parts import STUDENT, TEACHER, Fraction, S, Share, T, labels_and_teacher
 from kdcli.methods.trainings import keys, tables_cifar_100
 from kdcli.models.adapters import paraphraser, rebuilder, translator
 from kdcli.models.taps import as_map_tap
 from kdcli.tasks import Task
 from kdcli.words import Call, Method, Party, Phase, Term, Turn
 
-Part = Annotated[float, Field(gt=0, le=1)]
-
 
 def paraphrase(
     *,
     teacher: str = "stage4",
-    share: Part = 0.5,
+    share: Fraction = 0.5,
     paraphrase_share: Share = 1 / 9,
     paraphrase_lr: float = 0.01,
 ) -> tuple[Phase, tuple[Party, ...], Call]:

@@ -21,6 +21,9 @@ class NarrowAttention(nn.Module):
         keys: channels of a head's queries, and of its keys.
         values: channels of a head's values.
 
+    Raises:
+        ValueError: it has a gate, whose width is that of all heads.
+
     Attributes:
         num_heads: of it.
         head_dim: channels of a head's queries and keys.
@@ -31,11 +34,14 @@ class NarrowAttention(nn.Module):
 
     def __init__(self, own: Any, heads: int, keys: int, values: int) -> None:
         super().__init__()
+        if own.gate is not None:
+            raise ValueError("an attention with a gate keeps its channels")
+        self.gate = None  # as those who look for one ask
         self.num_heads, self.head_dim, self.value_dim = heads, keys, values
         self.attn_dim = heads * values
         self.scale, self.fused_attn = own.scale, own.fused_attn
         self.qkv, self.q_norm, self.k_norm = own.qkv, own.q_norm, own.k_norm
-        self.attn_drop, self.norm, self.gate = own.attn_drop, own.norm, own.gate
+        self.attn_drop, self.norm = own.attn_drop, own.norm
         self.proj, self.proj_drop = own.proj, own.proj_drop
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:

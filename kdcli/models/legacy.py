@@ -159,7 +159,6 @@ def _stripped(tensors: Mapping[Any, Tensor], path: Path) -> dict[str, Tensor]:
     found.pop("n_averaged", None)
     while found and all(name.startswith("module.") for name in found):
         found = {name.removeprefix("module."): tensor for name, tensor in found.items()}
-    refuse_unlike(found, str(path))
     return found
 
 

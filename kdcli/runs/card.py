@@ -1,7 +1,8 @@
 """The card of a model: what it is, what it was made of, how good it was, whose data it saw.
 
-In the form that the hub reads: YAML between dashes, then Markdown. All of it is from the network and its
-manifest, so that two equal runs have one card.
+In the form that the hub reads: YAML between dashes, then Markdown. Which licence the weights have is for
+their owner to say; the card names that of the data. All is from the network and its manifest, so that two
+equal runs have one card.
 """
 
 from __future__ import annotations
@@ -10,18 +11,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from kdcli.artifacts.files import write_bytes
 from kdcli.artifacts.manifest import Manifest
-from kdcli.compression.onnx import embeds
+from kdcli.compression.deployment import answer_of
 from kdcli.console import legible
 from kdcli.models.protocol import Model
 
 FILE = "README.md"
 _TAGS = {
     "class": "image-classification",
+    "labels": "image-classification",
     "mask": "image-segmentation",
     "embedding": "image-feature-extraction",
-}
+}  # of the hub, by the kind of answer
 _SHOWN = 20  # names of classes
 
 
@@ -45,16 +49,12 @@ def write_card(network: Model, manifest: Manifest, folder: Path) -> str:
 
 
 def _head(network: Model, facts: Mapping[str, Any]) -> list[str]:
-    kind = "embedding" if embeds(network) else "mask" if len(network.logit_shape) > 1 else "class"
-    licence = _licence(facts)
-    return [
-        "---",
-        f"library_name: {facts['layout']}",
-        f"pipeline_tag: {_TAGS[kind]}",
-        "tags: [kdcli]",
-        *([f"license: other\nlicense_name: {_yaml(licence)}"] if licence else []),
-        "---",
-    ]
+    found = {
+        "library_name": facts["layout"],
+        "pipeline_tag": _TAGS[answer_of(network)],
+        "tags": ["kdcli"],
+    }
+    return ["---", *yaml.safe_dump(found, sort_keys=False).splitlines(), "---"]
 
 
 def _model(network: Model, layout: str) -> list[str]:
@@ -102,7 +102,7 @@ def _data(facts: Mapping[str, Any]) -> list[str]:
     if not data:
         return []
     counts = ", ".join(f"{name} {split['samples']:,}" for name, split in data["splits"].items())
-    licence = _licence(facts)
+    licence = _line(data.get("licence") or "")
     lines = [f"* Data: {_line(data['source'])} ({counts}), fingerprint {data['fingerprint'][:12]}"]
     lines.append(f"* Licence of the data: {licence}" if licence else "* The data name no licence")
     return lines
@@ -118,21 +118,12 @@ def _metrics(facts: Mapping[str, Any]) -> list[str]:
     return lines + [f"| {name} | {value:.4f} |" for name, value in metrics.items()]
 
 
-def _licence(facts: Mapping[str, Any]) -> str:
-    return _line((facts.get("data") or {}).get("licence") or "")
-
-
 def _hash(digest: str) -> str:
     return f" (sha256 {digest[:12]})" if digest else ""
 
 
 def _line(text: str) -> str:
     return legible(" ".join(str(text).split()))
-
-
-def _yaml(text: str) -> str:
-    quoted = text.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{quoted}"'
 
 
 def _few(values: tuple[float, ...]) -> str:

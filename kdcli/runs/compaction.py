@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from kdcli import methods, tasks
-from kdcli.compression import magnitude, taylor
+from kdcli.compression import budget, magnitude, taylor
 from kdcli.compression.shrinking import Compaction
 from kdcli.console import Console
 from kdcli.models.compactors import filters, insert
@@ -156,22 +156,26 @@ def compact(
     return Compacted(networks, found, of, costs)
 
 
-def narrowed(compacted: Compacted, lesson: Lesson, arguments: Mapping[str, Any]) -> Compacted:
+def narrowed(
+    compacted: Compacted, lesson: Lesson, arguments: Mapping[str, Any], console: Console
+) -> Compacted:
     """Without the channels that a target leaves out, by the network's own weights or by gradients.
 
     Args:
         compacted: with compactors, which are the identity.
         lesson: what the network is to learn.
         arguments: of the method.
+        console: says what takes a while.
     """
-    student, of, target = compacted.networks["student"], compacted.of, arguments["target"]
+    student, of = compacted.networks["student"], compacted.of
     assert isinstance(student, TimmModel)
     if methods.entry(lesson.method.name).before == "weights":
-        masks = magnitude.chosen(filters(student, compacted.found.sites), of.cost, target)
+        scores = magnitude.importance(filters(student, compacted.found.sites))
     else:
-        scores = taylor.importance(gates(student, of.sites, lesson, arguments["pictures"]))
-        masks = taylor.chosen(scores, of.cost, target)
-    kept = dict(zip(of.sites, masks))
+        pictures = arguments["pictures"]
+        console.note(f"looking for channels that the loss can do without, on {pictures:,} pictures")
+        scores = taylor.importance(gates(student, of.sites, lesson, pictures))
+    kept = dict(zip(of.sites, budget.at_once(scores, of.cost, arguments["target"])))
     return replace(compacted, networks={**compacted.networks, "student": fold(student, kept)}, kept=kept)
 
 

@@ -91,7 +91,7 @@ def course_of(config: Any, arguments: Mapping[str, Any], material: Material, of:
         "weight_decay": 0.0 if own else optim.weight_decay,
     }
     last = round(arguments["warmup"] * of.steps)
-    if "granularity" in arguments:
+    if "granularity" in arguments:  # rows are chosen a few at a time, until a target is met
         last = _last_choice(arguments, of, last, steps)
     if last >= steps:
         raise UsageError(
@@ -144,7 +144,7 @@ def _last_choice(arguments: Mapping[str, Any], of: Compaction, warmup: int, step
     """
     draw = torch.Generator().manual_seed(0)
     norms = [torch.rand(width, generator=draw) for width in of.widths]  # any order of rows
-    chosen = budget.select(norms, of.cost, target=arguments["target"], granularity=0, deactivated=None)
+    chosen = budget.at_once(norms, of.cost, arguments["target"])
     rows = sum(int((~mask).sum()) for mask in chosen)
     choices = math.ceil(rows / arguments["granularity"])
     last = warmup + max(choices - 1, 0) * arguments["interval"]

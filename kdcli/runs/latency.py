@@ -17,7 +17,7 @@ from kdcli.console import Console
 from kdcli.engine.runtime import Runtime, device_of
 from kdcli.errors import EnvironmentFault, InputError
 from kdcli.models.sites import Site
-from kdcli.models.timing import Table, measure
+from kdcli.models.timing import Table, block_of, measure
 from kdcli.models.timm import TimmModel
 from kdcli.reading import read_bytes
 from kdcli.sections import StudentSection
@@ -47,7 +47,7 @@ def table(config: StudentSection, network: TimmModel, sites: Sequence[Site], con
     file = folder / f"{_key(network, sites, device, threads)}.json"
     try:
         with alone_in(folder, _PAUSE_S, _held):
-            if (kept := _kept(file)) is not None:
+            if (kept := _kept(file)) is not None and kept.inner.keys() == set(map(block_of, sites)):
                 return kept
             console.note(f"measuring blocks of {network.name} at several widths on {device.type}")
             made = _measured(network, sites, device, threads)
@@ -87,8 +87,9 @@ def _key(network: TimmModel, sites: Sequence[Site], device: torch.device, thread
     """Of what times depend on: the layers, the size of pictures, and the machine."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     what: list[Any] = [
+        repr(network),  # strides, grids and activations, which no shape of a weight tells
         [(key, list(tensor.shape)) for key, tensor in network.state_dict().items()],
-        [site.name for site in sites],
+        [(site.name, site.width) for site in sites],
         list(network.spec.size),
         [name, threads, _processor(), torch.__version__],
     ]

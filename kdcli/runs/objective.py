@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -54,7 +55,8 @@ def objective(config: Any, data: Data, parts: Sequence[Part]) -> tuple[Any, Task
     config, choice = recipes.take(config, config.recipe, method.name, method.recipes)
     own = _of_task(config, task, choice)
     if own:
-        config, _ = beneath(config, own)
+        config, held = beneath(config, own)
+        choice = replace(choice, of_task=dict.fromkeys(held, task.name))
     if choice.applied or own:
         task, method = _method(config, data)
     make = partial(methods.function(method.name), task)

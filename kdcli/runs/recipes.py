@@ -25,11 +25,13 @@ class Choice:
         name: as it was asked for.
         recipe: that this names.
         applied: its values that hold, by dotted key: those of keys that the user did not write.
+        of_task: the task's name, by keys whose value is its own default.
     """
 
     name: str = DEFAULT
     recipe: Recipe = NO_RECIPE
     applied: Mapping[str, Any] = field(default_factory=dict)
+    of_task: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """What the manifest keeps of it."""

@@ -137,6 +137,8 @@ def _origin(key: str, written: Mapping[str, str], choice: Choice) -> str | None:
     settings = choice.recipe.settings
     if key in choice.applied:
         return f"recipe {choice.name}: {choice.recipe.source_of(key)}"
+    if key in choice.of_task:
+        return f"default of {choice.of_task[key]}"
     if key in written and key in settings:
         return f"{written[key]} (in the recipe {as_yaml(settings[key])})"
     return written.get(key)

@@ -92,7 +92,7 @@ def _met(
     if target is None or left <= target * whole or not methods.entry(plan.method.name).cuts:
         return found, 0
     norms = [row_norms(own[name].weight.detach()).masked_fill(~found[name], 0.0) for name in of.sites]
-    chosen = budget.select(norms, of.cost, target=target, granularity=0, deactivated=None)
+    chosen = budget.at_once(norms, of.cost, target)
     met = {name: mask & found[name] for name, mask in zip(of.sites, chosen)}
     return met, sum(int(found[name].sum() - met[name].sum()) for name in met)
 

@@ -208,7 +208,7 @@ def plan(
     method, compacted = _method(config, task, data, compacted, arguments)
     lesson = Lesson(config, data, (), task, method)
     if methods.entry(config.method.name).before:
-        compacted = narrowed(compacted, lesson, arguments)
+        compacted = narrowed(compacted, lesson, arguments, console)
     material = gather(lesson, console, dict(compacted.networks))
     idle.refuse_idle(config, idle.of_material(material))
     idle.warn_of_idle(config, console)

@@ -3,7 +3,8 @@
 import torch
 from torch.nn import functional as F
 
-from kdcli.compression.taylor import chosen, importance
+from kdcli.compression.budget import at_once
+from kdcli.compression.taylor import importance
 
 
 def test_importance_is_the_square_of_the_derivative_by_each_gate() -> None:
@@ -36,5 +37,5 @@ def test_heads_and_depthwise_channels_have_a_gate_each() -> None:
 
 def test_layers_compare_as_they_are_and_each_keeps_one() -> None:
     scores = [torch.tensor([1e-6, 2e-6]), torch.tensor([3.0, 1e-3, 2.0])]
-    masks = chosen(scores, lambda widths: float(sum(widths)), 0.6)
+    masks = at_once(scores, lambda widths: float(sum(widths)), 0.6)
     assert [mask.tolist() for mask in masks] == [[False, True], [True, False, True]]

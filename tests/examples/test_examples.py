@@ -259,6 +259,7 @@ def test_quickstart_tiny_twice_from_a_folder_with_spaces(tmp_path):
     [
         *(("dense_heads", ["--count", "4"]), ("distill", []), ("heads", []), ("methods", ["--steps", "4"])),
         ("synthesis", []),
+        ("compress", ["--networks", "test_resnet", "--batches", "1,2"]),
     ],
 )
 def test_a_benchmark_runs(name, more, tmp_path):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from kdcli.errors import InputError
 from kdcli.models import surgery
+from kdcli.models.attention import NarrowAttention
 from kdcli.models.build import Wanted, build
 from kdcli.models.checks import input_spec
 from kdcli.models.timm import TimmModel
@@ -330,3 +331,10 @@ def test_channels_that_an_attention_cannot_lose(
     body = timm.create_model("test_vit", **options)
     with pytest.raises(ValueError, match=message):
         surgery.remove_channels(body, {"modules": {"blocks.0.attn": widths}})
+
+
+def test_a_narrow_attention_has_no_gate() -> None:
+    from timm.layers.attention import Attention
+
+    with pytest.raises(ValueError, match="an attention with a gate keeps its channels"):
+        NarrowAttention(Attention(16, num_heads=2, gated=True), 2, 3, 3)

@@ -42,8 +42,6 @@ def test_what_a_model_is_made_of_and_how_good_it_was(tmp_path: Path) -> None:
         "library_name": "timm",
         "pipeline_tag": "image-classification",
         "tags": ["kdcli"],
-        "license": "other",
-        "license_name": 'CC-BY: "4.0"',
     }
     for line in (
         "# test_resnet: classification",

@@ -230,6 +230,26 @@ def test_a_target_of_latency_is_met_by_a_table_that_is_measured_once(
         make("other", target="latency=50ms", **more)
 
 
+def test_what_times_depend_on_tells_tables_apart() -> None:
+    """Equal shapes of weights are not equal times: heads, strides and sizes of pictures."""
+    from timm import create_model
+
+    from kdcli.models.sites import sites_of
+    from kdcli.runs.latency import _key
+
+    def key(name: str, size: int = 32, threads: int = 1, **options: Any) -> str:
+        network: Any = build(name, pretrained=False, size=size)
+        if options:
+            network.body = create_model(name, num_classes=network.body.num_classes, **options)
+        return _key(network, sites_of(network, "resrep").sites, torch.device("cpu"), threads)
+
+    keys = [key("test_resnet"), key("test_resnet", 64), key("test_resnet", threads=2)]
+    keys += [key("test_resnet", output_stride=8), key("test_vit", img_size=32)]
+    keys += [key("test_vit", img_size=32, num_heads=4)]
+    assert len(set(keys)) == 6
+    assert key("test_resnet") == keys[0]
+
+
 def test_processes_measure_once(make: Make, tmp_path: Path) -> None:
     """Two at a time: one of them measures, and both choose the same."""
     torch.set_num_threads(1)

@@ -170,7 +170,11 @@ def test_labels_weigh_more_than_answers_in_kd_unless_another_weight_is_given(
 
     assert weights() == {"ce": 1.0, "triplet": 1.0, "kl": 0.1}
     assert weights(**{"method.kd": 0.5}) == {"ce": 1.0, "triplet": 1.0, "kl": 0.5}
-    assert train("o", **more).arguments["ce"] == 1.0
+    made = train("o", **more, **{"method.kd": 0.5})
+    assert made.arguments["ce"] == 1.0
+    shown = {row["key"]: row["from"] for row in made.to_json()["settings"]}
+    assert shown["method.ce"] == "default of retrieval"
+    assert "retrieval" not in shown["method.kd"]
 
 
 def test_batches_hold_whole_groups(train: Plan) -> None:
