@@ -1,4 +1,4 @@
-"""Model artifacts: ``model.safetensors`` + ``config.json`` (+ ``head.safetensors``, + exits)."""
+"""Model artifacts: ``model.safetensors`` + ``config.json`` (+ ``head.safetensors``, exits, a decoder)."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 WEIGHTS, CONFIG, HEAD = "model.safetensors", "config.json", "head.safetensors"
 EXITS = ("exits.safetensors", "exits.json")
+DECODER = ("decoder.safetensors", "decoder.json")
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
@@ -120,7 +121,7 @@ def read(path: Path | str) -> ModelFiles:
     if manifest.kind != "model":
         raise InputError(f"{root} is a {manifest.kind} artifact, not a model.")
     prefix = "" if path == root else f"{path.relative_to(root).as_posix()}/"
-    names = [name for name in (WEIGHTS, CONFIG, HEAD, *EXITS) if f"{prefix}{name}" in manifest.files]
+    names = [name for name in (WEIGHTS, CONFIG, HEAD, *EXITS, *DECODER) if f"{prefix}{name}" in manifest.files]
     if WEIGHTS not in names or CONFIG not in names:
         raise InputError(f"{root} is damaged: its manifest names no {prefix}{WEIGHTS} or {prefix}{CONFIG}.")
     for name in names:  # before they are hashed

@@ -30,12 +30,14 @@ class Measuring:
         runtime: device and processes.
         batch_size: of one process.
         reading: how loaders read pictures, as their keyword arguments.
+        train: labelled training pictures, for what is measured by them.
     """
 
     samples: Samples
     runtime: Runtime
     batch_size: int
     reading: dict[str, Any]
+    train: Samples | None = None
 
 
 @contextmanager

@@ -29,7 +29,7 @@ class Job:
         steps: in all.
         schedule_steps: that the schedules are made for; more where a run is truncated.
         evaluate: metrics of the exported network, or None without a validation split.
-        selection: the metric that chooses the best step.
+        selection: the metric that chooses the best step; empty to take the last one.
         judges_start: whether the network as it is before the first step may be the best.
         evaluate_every: steps between evaluations.
         rate: learning rate of step k of a phase of n, in place of the section's schedule.

@@ -276,8 +276,11 @@ class _Run:
         with self.guard.answering(network, self.progress.step):
             metrics = self.job.evaluate(network)
         self.progress.last = metrics
-        step, value = self.progress.step, metrics[self.job.selection]
+        step = self.progress.step
         self._record({"step": step, **{f"validation/{k}": v for k, v in metrics.items()}})
+        if not self.job.selection:
+            return
+        value = metrics[self.job.selection]
         if self.progress.best is None or value > self.progress.best["value"]:
             file = f"best-{step:012d}.safetensors"
             self.progress.best = {"step": step, "value": value, "metrics": metrics, "file": file}
@@ -285,8 +288,9 @@ class _Run:
                 write_tensors(self.output.partial / file, self.result.state_dict())
 
     def _shown(self) -> dict[str, float]:
-        value = self.progress.last.get(self.job.selection)
-        return {} if value is None else {f"validation {self.job.selection}": value}
+        shown = self.job.selection or next(iter(self.progress.last), "")
+        value = self.progress.last.get(shown)
+        return {} if value is None else {f"validation {shown}": value}
 
     def _record(self, row: dict[str, Any]) -> None:
         self.log.write(row)

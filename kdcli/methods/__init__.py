@@ -66,7 +66,7 @@ def refuse_other_stage(name: str, table: Mapping[str, Entry]) -> None:
 
 def fits(needs: Needs, provides: Collection[str]) -> bool:
     """Whether a task that ``provides`` what is named in :class:`kdcli.tasks.Entry` has what is needed."""
-    return needs == "any" or needs in provides
+    return needs in provides or (needs == "any" and "features" not in provides)
 
 
 def term_needs(text: str) -> Needs:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Needs = Literal["any", "picture", "class"]
+Needs = Literal["any", "picture", "class", "features"]
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Entry:
         teacher: whether it needs one.
         needs: of a task. ``any``: the method learns by the task's own terms only; ``picture``: it compares
             what networks say of whole pictures; ``class``: it takes logits for those of one class a picture,
-            or reads class numbers.
+            or reads class numbers; ``features``: it learns from pictures alone, without labels or answers.
         twin: whether teacher and student must be of one architecture.
         parts: functions that make what ``target`` is given after the task. Their parameters are the method's
             too; ``weight`` where it may be given by name.
@@ -223,6 +223,21 @@ METHODS: dict[str, Entry] = {
         "self-supervision on turned views, transferred with selection",
         "Xu et al. 2020, arXiv 2006.07114",
         parts=(_at("sskd", "head"), _at("sskd", "turned_views"), _at("sskd", "tables")),
+    ),
+    "mae": Entry(
+        _at("mae", "mae"),
+        "pixels of hidden patches: pretraining without labels or teacher",
+        "He et al. 2022, arXiv 2111.06377",
+        teacher=False,
+        needs="features",
+        parts=(_at("mae", "masking"),),
+    ),
+    "g2sd-generic": Entry(
+        _at("g2sd", "generic"),
+        "hidden features of a masked autoencoder's decoder, without labels",
+        "Huang et al. 2023, arXiv 2302.14771",
+        needs="features",
+        parts=(_at("mae", "masking"),),
     ),
     "dafl": Entry(
         _at("dafl", "dafl"),

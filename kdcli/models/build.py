@@ -14,6 +14,7 @@ from kdcli.artifacts import forms
 from kdcli.artifacts import model as artifacts
 from kdcli.artifacts.manifest import digest, file_hash
 from kdcli.artifacts.model import InputSpec
+from kdcli.artifacts.reading import read_object
 from kdcli.errors import InputError, UsageError
 from kdcli.models import checkpoints, checks, heads, surgery
 from kdcli.models.aliases import ALIASES
@@ -31,8 +32,12 @@ from kdcli.models.creation import (
 from kdcli.models.heads.base import Head
 from kdcli.models.integers import restored
 from kdcli.models.legacy import first_line, read_weights
+from kdcli.models.masked import Decoder, official, read_decoder
 from kdcli.models.protocol import Model
 from kdcli.models.timm import TimmModel
+
+
+DROPPED = "the decoder of {} is left out"
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,7 @@ class Wanted:
         head: a fresh head of :func:`kdcli.models.heads.fresh`; empty for the library's own classifier.
         kind: of the head wanted (``linear``, …): one of another kind gives way; None keeps any.
         order: ``same`` if the logits of a classifier that knows other names, or none, stand in this order.
+        decoder: whether it keeps the decoder of a masked autoencoder, which must be there.
     """
 
     classes: list[str]
@@ -52,6 +58,7 @@ class Wanted:
     head: str = ""
     kind: str | None = None
     order: Literal["names", "same"] = "names"
+    decoder: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,6 +69,7 @@ class _Options:
     weights: str | None
     size: int | None
     drop_path: float | None
+    decoder: bool
 
 
 def build(
@@ -92,7 +100,7 @@ def build(
     """
     if size is not None and size > checks.LARGEST_SIDE:
         raise UsageError(f"--image-size {size}: at most {checks.LARGEST_SIDE}.")
-    options = _Options(pretrained, weights, size, drop_path)
+    options = _Options(pretrained, weights, size, drop_path, wanted is not None and wanted.decoder)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which seeds the GPUs too
         path = Path(name)
@@ -112,7 +120,11 @@ def build(
         else:
             network = _from_name(name, options)
         if wanted is not None:
+            decoder = network.decoder
             _fit(network, wanted)
+            network.decoder = decoder if wanted.decoder else None
+            if decoder is not None and not wanted.decoder:
+                network.notes += (DROPPED.format(network.name),)
     return network
 
 
@@ -135,6 +147,11 @@ def open_form(name: str) -> Model:
 def _fit(network: TimmModel, wanted: Wanted) -> None:
     """Its own classifier where that is one for the classes wanted, else a fresh one; says which."""
     classes, count = wanted.classes, len(wanted.classes)
+    if not count and not wanted.head:  # a backbone alone
+        if network.outputs and network.trained != "random":
+            network.notes += (f"the classifier of {network.name} for {network.outputs} classes is left out",)
+        network.attach(None, [], wanted.task)
+        return
     other = ""
     if network.task != wanted.task:
         other = f" It answers {network.task}."
@@ -201,7 +218,12 @@ def _from_name(name: str, options: _Options) -> TimmModel:
         notes += checks.refuse_size(body, spec, name, options.size, made)
     trained = "pretrained" if load or options.weights else "random"
     facts: dict[str, Any] = {"name": name, "source": source, "trained": trained}
-    return TimmModel(body, spec, classes, unnamed=unnamed, notes=notes, **facts)
+    network = TimmModel(body, spec, classes, unnamed=unnamed, notes=notes, **facts)
+    if options.decoder:
+        tensors = official(found.tensors) if options.weights is not None else {}
+        checkpoints.refuse_spoilt(tensors, file)
+        network.decoder = read_decoder(tensors, network, 0, file)
+    return network
 
 
 def _from_artifact(path: Path, options: _Options) -> TimmModel:
@@ -243,7 +265,23 @@ def _from_artifact(path: Path, options: _Options) -> TimmModel:
         "temperature": files.temperature if options.pretrained else 1.0,
     }
     classes = _checked_classes(files, body, head)
-    return TimmModel(body, spec, classes, head=head, operations=structure, notes=notes, **facts)
+    network = TimmModel(body, spec, classes, head=head, operations=structure, notes=notes, **facts)
+    if options.pretrained and (set(artifacts.DECODER) <= set(files.names) or options.decoder):
+        network.decoder = _decoder(files, network)
+    return network
+
+
+def _decoder(files: artifacts.ModelFiles, network: TimmModel) -> Decoder:
+    """The decoder of ``decoder.safetensors``. Raises InputError where there is none, or a damaged one."""
+    weights, description = artifacts.DECODER
+    if weights not in files.names:
+        return read_decoder({}, network, 0, str(files.path))
+    heads = read_object(files.path / description).get("heads")
+    if not isinstance(heads, int) or not 0 < heads <= checks.LARGEST_SIDE:
+        raise InputError(f"{files.path / description} does not describe a decoder: no number of heads.")
+    tensors = files.tensors(weights)
+    checkpoints.refuse_spoilt(tensors, str(files.path / weights))
+    return read_decoder(tensors, network, heads, str(files.path / weights))
 
 
 def _head(

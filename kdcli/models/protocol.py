@@ -21,6 +21,7 @@ from kdcli.errors import InputError
 
 if TYPE_CHECKING:
     from kdcli.models.heads.base import Head
+    from kdcli.models.masked import Decoder
 
 
 class Model(nn.Module, ABC):
@@ -42,6 +43,7 @@ class Model(nn.Module, ABC):
 
     Attributes:
         head: what stands in the place of its own classifier, if anything does.
+        decoder: of a masked autoencoder, where this is one with its decoder.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class Model(nn.Module, ABC):
         self.task, self.unnamed, self.notes = task, unnamed, tuple(notes)
         self.temperature = temperature
         self.head: Head | None = None
+        self.decoder: Decoder | None = None
 
     # -- input and call --------------------------------------------------------------------------------------
     @abstractmethod

@@ -14,6 +14,7 @@ from kdcli.artifacts.store import write_bytes, write_tensors
 from kdcli.models.surgery import FIELD, REPLACE_HEAD
 
 if TYPE_CHECKING:
+    from kdcli.models.masked import Decoder
     from kdcli.models.timm import TimmModel
 
 
@@ -34,7 +35,17 @@ def write(network: TimmModel, folder: Path, tensors: dict[str, Tensor]) -> list[
     if network.head is not None:
         write_tensors(folder / artifacts.HEAD, _below(tensors, "head."))
         names.append(artifacts.HEAD)
+    if network.decoder is not None:
+        names += write_decoder(network.decoder, folder, _below(tensors, "decoder."))
     return names
+
+
+def write_decoder(decoder: Decoder, folder: Path, tensors: dict[str, Tensor]) -> list[str]:
+    """Write the decoder of a masked autoencoder beside its encoder; returns names of files."""
+    weights, description = artifacts.DECODER
+    write_tensors(folder / weights, tensors)
+    write_bytes(folder / description, (json.dumps(decoder.facts, indent=1) + "\n").encode())
+    return [weights, description]
 
 
 def _config(network: TimmModel) -> dict[str, Any]:

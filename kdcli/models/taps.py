@@ -1,13 +1,14 @@
 """Taps: named tensors of a call.
 
-``logits`` [B,C] · ``pooled`` [B,D], what the classifier takes · ``embedding``, the same as retrieval calls it
+``input`` [B,C,H,W], the pictures as the network takes them · ``logits`` [B,C] · ``pooled`` [B,D], what the classifier takes · ``embedding``, the same as retrieval calls it
 · ``features`` [B,D], what the neck of a head takes; ``pooled`` where there is none · ``tokens`` [B,N,D], all
 tokens after the final norm · ``grid`` [B,D,H,W], patch tokens or the last feature map · ``blockK``, output of
 the K-th block or stage (from 1; ``block-1`` is the last), as the network has it · ``mapK``, the same as a map
 [B,D,H,W], prefix tokens left out · ``stage1`` to ``stage4``, maps at the ends of a network's quarters: a
 CNN's last four stages, the blocks at 1/4, 2/4, 3/4 and the end of a ViT · ``a.b.c``, ``a.b.c.in`` or
 ``a.b.c.map``, output, first input, or output as a map of any module of the timm model · ``BatchNorm2d.in`` or
-``BatchNorm2d.out``, the :class:`Layers` of all modules of a class and its subclasses (timm's BatchNormAct2d).
+``BatchNorm2d.out``, the :class:`Layers` of all modules of a class and its subclasses (timm's BatchNormAct2d) · ``decoderK`` [B,1+N,W], output of the K-th block
+of a masked autoencoder's decoder, in a call that sees some patches alone.
 Parameters and buffers are read by a model's ``tensor``.
 """
 
@@ -27,8 +28,9 @@ if TYPE_CHECKING:
     from kdcli.models.timm import TimmModel
 
 _ROWS = ("pooled", "embedding", "features")
-_OWN = ("logits", *_ROWS, "tokens", "grid")
+_OWN = ("input", "logits", *_ROWS, "tokens", "grid")
 _BLOCK = re.compile(r"(block|map|stage)(-?\d+)")
+DECODED = re.compile(r"decoder(\d+)")
 _QUARTERS = 4
 
 
@@ -111,8 +113,8 @@ class Recorder:
             handle = module.register_forward_hook(lambda _m, _i, output: put(_kept(output)))
         self._handles.append(handle)
 
-    def result(self, features: Tensor, logits: Tensor) -> dict[str, Any]:
-        """The wanted tensors, once the call is over."""
+    def result(self, x: Tensor, features: Tensor, logits: Tensor) -> dict[str, Any]:
+        """The wanted tensors, once the call on ``x`` is over."""
         found = dict(self._seen)
         body = self.network.body
         if not isinstance(features, Tensor) and {"tokens", "grid"} & set(self.names):
@@ -120,8 +122,8 @@ class Recorder:
         if isinstance(features, Tensor) and features.ndim == 4:
             features = as_map(body, features)
         for name in self.names:
-            if name == "logits":
-                found[name] = logits
+            if name in ("input", "logits"):
+                found[name] = x if name == "input" else logits
             elif name == "tokens":
                 found[name] = features if features.ndim == 3 else features.flatten(2).transpose(1, 2)
             elif name == "grid":
@@ -142,6 +144,12 @@ def _kept(output: Any) -> Any:
 def _taken(module: nn.Module, value: Any) -> Any:
     """A copy where the module changes its input in place; others leave it, as their own gradient needs it."""
     return _kept(value) if getattr(module, "inplace", False) else value
+
+
+def decoder_block(tap: str) -> int:
+    """K of ``decoderK``."""
+    match = DECODED.fullmatch(tap)
+    return int(match[1]) if match else 0
 
 
 def _is_a(module: nn.Module, class_name: str) -> bool:

@@ -19,9 +19,10 @@ from kdcli.models.heads.base import Head
 from kdcli.models.heads.dense import GRIDS, assembled_grid, feature_maps, is_vit
 from kdcli.models.heads.embedding import EmbeddingHead
 from kdcli.models.heads.linear import FEATURES, FeatureHead
+from kdcli.models.masked import Decoder, patch_grid, seeing
 from kdcli.models.protocol import Model
 from kdcli.models.save import write
-from kdcli.models.taps import Recorder, as_map, block_path
+from kdcli.models.taps import DECODED, Recorder, as_map, block_path, decoder_block
 
 _LAYOUT = torch.channels_last  # a tenth to a third faster for CNNs on a CPU, nothing for ViTs
 _LUMINANCE = (0.299, 0.587, 0.114)  # of red, green and blue: ITU-R BT.601, as Pillow's grey pictures have it
@@ -37,6 +38,7 @@ class TimmModel(Model):
         classes: names of its logits; None for a backbone without a trained classifier.
         head: replaces the timm classifier where given.
         operations: by which the body differs from its architecture; see :mod:`kdcli.models.surgery`.
+        decoder: of a masked autoencoder, whose encoder the body is.
         facts: further arguments of :class:`kdcli.models.protocol.Model`, by name.
     """
 
@@ -48,10 +50,12 @@ class TimmModel(Model):
         *,
         head: Head | None = None,
         operations: Sequence[Mapping[str, Any]] = (),
+        decoder: Decoder | None = None,
         **facts: Any,
     ) -> None:
         super().__init__(spec, classes, **facts)
         self.operations = tuple(operations)
+        self.decoder = decoder
         self.body, self.head = body.to(memory_format=_LAYOUT), head
         self.register_buffer("_mean", torch.tensor(spec.mean).view(1, -1, 1, 1) * 255, persistent=False)
         self.register_buffer("_std", torch.tensor(spec.std).view(1, -1, 1, 1) * 255, persistent=False)
@@ -94,30 +98,64 @@ class TimmModel(Model):
         return self.head.answer(self.head.read(self, x)[1])
 
     def call(self, inputs: Sequence[Tensor], taps: Sequence[str]) -> dict[str, Any]:
-        """Named tensors of one call on one batch of pictures."""
-        x = self._single(inputs)
-        x = self.prepare(x)
+        """Named tensors of one call on one batch of pictures, or on some patches of each.
+
+        Args:
+            inputs: pictures; perhaps which of their patches are seen too, bool [B, N], of a plain ViT.
+            taps: see :mod:`kdcli.models.taps`.
+        """
+        if len(inputs) == 2:
+            with seeing(self, inputs[1]):
+                return self._call(self.prepare(inputs[0]), taps, inputs[1])
+        return self._call(self.prepare(self._single(inputs)), taps)
+
+    def _call(self, x: Tensor, taps: Sequence[str], visible: Tensor | None = None) -> dict[str, Any]:
         if tuple(taps) == ("logits",):
             head: Any = self.head
             return {"logits": self.body(x) if head is None else head(head.read(self, x)[1])}
         body: Any = self.body
-        with Recorder(self, taps) as recorder:
+        with Recorder(self, [tap for tap in taps if not DECODED.fullmatch(tap)]) as recorder:
             if self.head is None:
                 features = body.forward_features(x)
                 logits = body.forward_head(features)
             else:
                 features, taken = self.head.read(self, x)
                 logits = self.head(taken)
-        return recorder.result(features, logits)
+        found = recorder.result(x, features, logits)
+        return found | self._decoded(features, visible, [tap for tap in taps if DECODED.fullmatch(tap)])
+
+    def _decoded(self, tokens: Tensor, visible: Tensor | None, taps: Sequence[str]) -> dict[str, Tensor]:
+        """Blocks of the decoder of a masked autoencoder, by their taps."""
+        if not taps:
+            return {}
+        if self.decoder is None:
+            raise InputError(
+                f"{self.name} has no decoder, and '{taps[0]}' is a block of one: kdcli distill --method mae "
+                "makes a model with one, and kdcli probe --head decoder reads one of MAE's files."
+            )
+        if visible is None:
+            raise InputError(f"{self.name}: '{taps[0]}' is of a call that sees some of the patches.")
+        depth = len(self.decoder.blocks)
+        blocks = {tap: decoder_block(tap) for tap in taps}
+        for tap, block in blocks.items():
+            if not 1 <= block <= depth:
+                raise InputError(f"no '{tap}': the decoder of {self.name} has blocks 1 to {depth}.")
+        return {tap: self.decoder.hidden(tokens, visible, block) for tap, block in blocks.items()}
 
     def tappable(self) -> dict[str, nn.Module]:
         """Modules of the timm model by their paths."""
         return dict(self.body.named_modules())
 
     def tensor(self, name: str) -> Tensor:
-        """A parameter or buffer of the timm model by its name; ``classifier`` is the classifier's rows."""
+        """A parameter or buffer of the timm model by its name.
+
+        ``classifier`` is the classifier's rows, ``patches`` numbers [h, w] of the patches of a picture.
+        """
         if name == "classifier":
             return self.linear.weight
+        if name == "patches":
+            rows, columns = patch_grid(self)
+            return torch.arange(rows * columns, device=next(self.parameters()).device).view(rows, columns)
         for find in (self.body.get_parameter, self.body.get_buffer):
             with suppress(AttributeError):  # found by its path: a walk over all would cost every step
                 return find(name)
@@ -206,7 +244,8 @@ class TimmModel(Model):
             surgery.fit_classifier(self.body, width)
         like = next(self.body.parameters())
         self.head = None if head is None else head.to(device=like.device, dtype=like.dtype)
-        self.classes, self.task = list(classes) or None, task
+        self.classes, self.task, self.unnamed = list(classes) or None, task, 0
+        self.decoder = None  # what answers a task tells no pixels
 
     def synchronise(self) -> None:
         """Let the head's batch norms see the batches of all processes; CUDA only, torch has none for CPUs."""

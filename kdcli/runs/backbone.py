@@ -12,6 +12,18 @@ if TYPE_CHECKING:
     from kdcli.models.protocol import Model
 
 
+KEPT = ("keep", "decoder")
+"""What ``--head`` says where nothing is fitted."""
+
+
+def kept(network: Model) -> str:
+    """What is kept of a network that no head is fitted to, for the plan."""
+    decoder = getattr(network, "decoder", None)
+    if decoder is not None:
+        return f"an encoder and its decoder of {len(decoder.blocks)} blocks, {decoder.facts['width']} wide"
+    return f"the trained classifier of {len(network.classes or [])} classes"
+
+
 def settle_names(config: Any, network: Model, kept: Data | None) -> None:
     """Names for a classifier that is kept: its own, in the order of the data if there are any, or theirs.
 

@@ -14,7 +14,9 @@ from kdcli.engine.loop import LOG
 from kdcli.engine.runtime import Runtime
 from kdcli.models.branches import Tail
 from kdcli.models.exits import ExitHead, save_exits
+from kdcli.models.masked import Decoder
 from kdcli.models.protocol import Model
+from kdcli.models.save import write_decoder
 from kdcli.runs import frame
 from kdcli.runs.material import Material
 from kdcli.runs.teaching import Lessons
@@ -82,7 +84,7 @@ def _lessons(material: Material, outcome: Outcome) -> dict[str, Any]:
 
 
 def _save_beside(method: Method, parties: Mapping[str, Any], outcome: Outcome, folder: Path) -> list[str]:
-    """Write exits, peers and branches as they were at the student's best step; returns names of files.
+    """Write exits, a decoder, peers and branches as at the student's best step; returns names of files.
 
     A branch becomes a whole network, with the student's trunk.
     """
@@ -93,6 +95,8 @@ def _save_beside(method: Method, parties: Mapping[str, Any], outcome: Outcome, f
         if isinstance(party, ExitHead):
             party.load_state_dict(outcome.beside[name])
             exits[name] = party
+        if isinstance(party, Decoder):
+            names += write_decoder(party, folder, outcome.beside[name])
         if isinstance(party, Tail):
             party.load_state_dict(outcome.beside[name])
             student = copy.deepcopy(parties[method.export])

@@ -133,14 +133,14 @@ def refuse_cut_groups(optim: OptimSection, processes: int, group: int) -> None:
 def labelled(config: DataSection, *splits: str, run: RunSection | None = None) -> Data:
     """The data with these splits; ``run`` says where hashes of their files are kept.
 
-    Raises InputError if they have no labels, and what opening them raises.
+    Raises InputError if they have no labels and their task needs some, and what opening them raises.
     """
-    from kdcli.tasks import open_task_data
+    from kdcli.tasks import entry, open_task_data
 
     require(config.source, "--data")
     kept = None if run is None else partial(places.kept_hashes, run)
     data = open_task_data(config, *splits, kept=kept)
-    if data.classes is None:
+    if data.classes is None and "features" not in entry(data.task).provides:
         raise InputError(
             f"{config.source} has no labels: no column of them (name it: --set data.label_column=…, or "
             "columns of 0 and 1: --set 'data.label_columns=[…]'), and no two class folders."
@@ -258,6 +258,10 @@ def match(network: Model, name: str, task: Task, order: Literal["names", "same"]
 
 def _admit(network: Model, name: str, task: Task, order: Literal["names", "same"]) -> None:
     """Refuse a network of another task, and give one without names of its classes those of the data."""
+    from kdcli.tasks import entry
+
+    if "features" in entry(task.name).provides:
+        return
     if network.task != task.name:
         raise InputError(
             f"{name} does {network.task}, the data is for {task.name}. Probe the teacher on this data first."
@@ -267,7 +271,7 @@ def _admit(network: Model, name: str, task: Task, order: Literal["names", "same"
 
 def warn_of_other_validation(name: str, data: Data, console: Console) -> None:
     """Warn where a model was chosen on other pictures than the validation split of ``data``."""
-    if split_hash(name, "validation") not in ("", data.split("validation").fingerprint):
+    if "validation" in data.splits and split_hash(name, "validation") not in ("", data.split("validation").fingerprint):
         console.warn(f"{name} was chosen on other validation samples than this run selects by.")
 
 

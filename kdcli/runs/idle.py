@@ -101,11 +101,12 @@ def of_material(material: Material) -> Iterator[Rule]:
 
 def of_probe(config: Any) -> Iterator[Rule]:
     """``probe``: a head that is kept needs no heads, cached features no new views, and so on."""
-    keep, tune, grid = config.head == "keep", config.finetune, config.grid
+    keep, tune, grid = config.head in ("keep", "decoder"), config.finetune, config.grid
     live, fixed = config.protocol == "dinov2", config.views.count == "1"
     yield from of_pictures(config)
     yield "data.per_identity", True, "a probe draws no batches of identities"
-    yield "features protocol grid.* views.* statistics.*", keep, "--head keep fits no head"
+    yield "features protocol grid.* views.* statistics.*", keep, f"--head {config.head} fits no head"
+    yield "data.*", config.head == "decoder", "--head decoder reads no pictures"
     yield "features grid.*", config.head == "none", "--head none takes what the backbone answers"
     yield "optim.*", not tune, "only --finetune trains by it"
     yield from of_training(config.optim, config.views) if tune else ()
@@ -135,6 +136,13 @@ def of_distill(config: Any) -> Iterator[Rule]:
     yield from of_pictures(config)
     yield "teacher_mean", len(config.teacher) < 2, "there is one teacher at most"
     yield "weights", config.from_scratch, "--from-scratch begins with random weights: give one"
+
+
+def of_pictures_alone(config: Any) -> Iterator[Rule]:
+    """A method of ``distill`` that learns from pictures alone."""
+    why = f"method {config.method.name} learns from pictures alone, and reads no label"
+    yield "data.class_balance data.labelled_fraction data.class_order optim.label_smoothing", True, why
+    yield "teacher_temperature", True, f"method {config.method.name} reads no answers of a teacher"
 
 
 def of_export(config: Any) -> Iterator[Rule]:

@@ -248,6 +248,8 @@ def _parties(lesson: Lesson, console: Console) -> dict[str, nn.Module]:
         if party.source != "student":
             update |= {"student": party.source, "weights": None}
         network = build_student(config.model_copy(update=update), lesson.task)
+        if party.prepare is not None:
+            party.prepare(network)
         found[party.name] = Tail(network, party.tail) if party.tail else network
     return found
 

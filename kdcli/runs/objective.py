@@ -41,6 +41,18 @@ def taught(config: Any, added: bool, console: Console) -> bool:
     return needed or added
 
 
+def of_pictures_alone(config: Any) -> Any:
+    """The configuration with the task that reads no labels, where the method learns from none.
+
+    Raises:
+        UsageError: an option about labels that nobody learns from.
+    """
+    if methods.entry(config.method.name).needs != "features":
+        return config
+    idle.refuse_idle(config, idle.of_pictures_alone(config))
+    return beneath(config, {"data.task": "representation"})[0]
+
+
 def objective(config: Any, data: Data, parts: Sequence[Part]) -> tuple[Any, Task, Method, recipes.Choice]:
     """Task and method, and the configuration with the method's recipe beneath what the user wrote.
 

@@ -92,9 +92,13 @@ def _batches(material: Material, parties: Mapping[str, nn.Module], filling: Fill
 
 def _evaluation(
     lesson: Lesson, runtime: Runtime, reading: dict[str, Any]
-) -> Callable[[Any], dict[str, float]]:
-    """Measures a network on the validation split, which selects the best step."""
-    validation = lesson.data.split("validation")
-    validation = validation.take(validation.labelled())
+) -> Callable[[Any], dict[str, float]] | None:
+    """Measures a network on the validation split, which selects the best step; None without such pictures."""
+    if "validation" not in lesson.data.splits:
+        return None
+    validation, train = (lesson.data.split(name) for name in ("validation", "train"))
+    validation, train = validation.take(validation.labelled()), train.take(train.labelled())
+    if not len(validation) or not len(train):
+        return None
     batch = max(1, lesson.config.optim.batch_size // runtime.world_size)
-    return partial(lesson.task.metrics, Measuring(validation, runtime, batch, reading))
+    return partial(lesson.task.metrics, Measuring(validation, runtime, batch, reading, train))

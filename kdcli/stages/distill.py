@@ -241,6 +241,7 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
     if config.via:
         return _chain(config, console, unless_complete)
     taught = objectives.taught(config, bool(parts), console)
+    config = objectives.of_pictures_alone(config)
     data = frame.labelled(config.data, "train", "validation", run=config)
     opened = (
         open_unlabelled(source, config.data, partial(places.kept_hashes, config))

@@ -27,7 +27,7 @@ from kdcli.report.gates import Gate, judge, parse, refuse_unmeasured
 from kdcli.runs import Result, frame, show
 from kdcli.runs.idle import of_eval, refuse_idle
 from kdcli.sections import LARGEST_SIDE, DataSection, RunSection
-from kdcli.tasks import covering, figures, task_of
+from kdcli.tasks import covering, entry, figures, task_of
 from kdcli.tasks.settings import EvalOptions, Validation
 
 if TYPE_CHECKING:
@@ -140,7 +140,8 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
     if config.teacher:
         parents.append(frame.parent("teacher", config.teacher))
     wanted = task.wants_validation(config.models)
-    validation = _validation(config, samples) if wanted else Validation(None)
+    beside = entry(task.name).beside
+    validation = _validation(config, samples, beside) if wanted else Validation(None)
     prints = {"data": samples.fingerprint}
     if validation.samples is not None:
         prints["validation"] = validation.samples.fingerprint
@@ -171,15 +172,15 @@ def _built(config: Config, task: Task) -> tuple[dict[str, Model], Task, tuple[st
     return built, task, absent
 
 
-def _validation(config: Config, samples: Samples) -> Validation:
-    """Labelled validation pictures that are not measured; or why there are none."""
+def _validation(config: Config, samples: Samples, split: str) -> Validation:
+    """Labelled pictures of another split that are not measured; or why there are none."""
     try:
-        found = frame.labelled(config.data, "validation", run=config).split("validation")
+        found = frame.labelled(config.data, split, run=config).split(split)
     except InputError as error:
         return Validation(None, str(error))
     found = found.without(samples)
     if len(found) == 0:
-        return Validation(None, f"all validation pictures are in the split {config.split}.")
+        return Validation(None, f"all pictures of {split} are in the split {config.split}.")
     return Validation(found)
 
 

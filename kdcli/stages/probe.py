@@ -70,9 +70,10 @@ class Config(RunSection):
     teacher: str | None = inputs(None, "Alias, timm name, hf-hub:…, local-dir:… or artifact.", "--teacher")
     weights: str | None = inputs(None, "Your own checkpoint for it, FILE or FILE:ENTRY.", "--weights")
     image_size: int | None = inputs(None, "Its input size.", "--image-size", ge=8, le=LARGEST_SIDE)
-    head: Literal["fit", "keep", "none"] = head_option(
+    head: Literal["fit", "keep", "none", "decoder"] = head_option(
         "fit",
-        "keep: store a trained classifier as it is; none: what the backbone answers (retrieval).",
+        "keep: store a trained classifier as it is; none: what the backbone answers (retrieval); decoder: "
+        "store a masked autoencoder whole.",
         "--head",
     )
     features: str = head_option("all", "all, timm (its own head's), or names with commas.", "--features")
@@ -138,7 +139,7 @@ class Plan:
             if self.config.statistics.record:
                 console.note(f"records  {', '.join(self.config.statistics.taps)} of each class")
         else:
-            console.note(f"keeps    the trained classifier of {len(self.network.classes or [])} classes")
+            console.note(f"keeps    {backbone.kept(self.network)}")
         console.note(f"writes   {self.target.path}")
 
 
@@ -153,7 +154,8 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
     """
     _refuse_options(config)
     parents = [frame.parent("teacher", str(config.teacher), config.weights)]
-    data = frame.labelled(config.data, "train", "validation", run=config) if config.head != "keep" else None
+    keeps = config.head in backbone.KEPT
+    data = None if keeps else frame.labelled(config.data, "train", "validation", run=config)
     kept = (
         frame.labelled(config.data, "train", run=config)
         if config.head == "keep" and config.data.source
@@ -167,7 +169,7 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
         return Result(target.path, frame.summary(target.path))
     frame.refuse_absent(config)
 
-    from kdcli.models.build import build
+    from kdcli.models.build import DROPPED, Wanted, build
     from kdcli.tasks import task_of
 
     task = None
@@ -178,13 +180,18 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
     refuse_idle(config, of_probe(config))
     if config.finetune:
         refuse_idle(config, of_optimizer(config.optim))
-    network = build(str(config.teacher), weights=config.weights, size=config.image_size)
+    wanted = Wanted([], task="representation", decoder=True) if config.head == "decoder" else None
+    network = build(str(config.teacher), wanted, weights=config.weights, size=config.image_size)
+    if network.decoder is not None and wanted is None:
+        network.decoder = None
+        network.notes += (DROPPED.format(network.name),)
     if config.statistics.record:
         backbone.refuse_taps(config, network)
     if network.trained == "random":
         raise InputError(f"{config.teacher} has random weights: nothing to probe.")
     if data is None or task is None:
-        backbone.settle_names(config, network, kept)
+        if config.head == "keep":
+            backbone.settle_names(config, network, kept)
         return Plan(config, target, None, None, network, [], [])
     if config.finetune:
         from kdcli.runs.finetune import refuse_finetuning
@@ -201,13 +208,17 @@ def _refuse_options(config: Config) -> None:
     if not config.views.count.isdigit() or int(config.views.count) < 1:
         raise UsageError(f"--views: probe caches a number of fixed views, got '{config.views.count}'.")
     if config.finetune:
-        if config.head == "keep":
-            raise UsageError("--finetune trains a fitted head further; leave out --head keep.")
+        if config.head in backbone.KEPT:
+            raise UsageError(f"--finetune trains a fitted head further; leave out --head {config.head}.")
         frame.refuse_uneven(config.optim, config.processes)
     if config.statistics.record and (
-        config.head == "keep" or (config.finetune and max(config.processes, world_size()) > 1)
+        config.head in backbone.KEPT or (config.finetune and max(config.processes, world_size()) > 1)
     ):
-        raise UsageError("--statistics needs training pictures (no --head keep), and with --finetune no -n.")
+        raise UsageError(
+            f"--statistics needs training pictures (no --head {config.head}), and with --finetune no -n."
+            if config.head in backbone.KEPT
+            else "--statistics of a finetuned network is of one process: leave out -n."
+        )
 
 
 def _refuse_of_task(config: Config, task: Task) -> None:

@@ -44,12 +44,14 @@ class Entry:
         figures: ``module:TABLE`` of its :class:`kdcli.report.figures.Figure`.
         help: one line.
         provides: what terms beside the task's own may read: ``picture`` (one answer a picture: logits
-            [B, C]) and ``class`` (class numbers ``y`` [B]).
+            [B, C]) and ``class`` (class numbers ``y`` [B]). ``features`` stands alone: networks answer
+            nothing, whatever their task is they may teach by their features, and labels are optional.
         options: fields of the data section that mean nothing to tasks which do not list them.
         subsets: whether networks can be measured on data that lack some of their classes: the task then has
             these behind its own, and :class:`kdcli.tasks.settings.EvalOptions` says which they are.
         settings: parameters of methods, by method, that stand in the place of their own defaults: what was
             measured (``examples/results/pairs.md``) where no paper has any for the task.
+        beside: the split that :meth:`Task.wants_validation` speaks of.
         embeds: whether networks answer with an embedding, so that a backbone without a head is one of its
             networks (``probe --head none``) and a probe trains none of it further.
     """
@@ -62,6 +64,7 @@ class Entry:
     options: tuple[str, ...] = ()
     subsets: bool = False
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    beside: Literal["validation", "train"] = "validation"
     embeds: bool = False
 
 
@@ -91,6 +94,14 @@ TASKS: dict[str, Entry] = {
         options=("camera_column", "per_identity"),
         settings={"kd": {"ce": 1.0, "kd": 0.1}},
         embeds=True,
+    ),
+    "representation": Entry(
+        "kdcli.tasks.representation:Representation",
+        "kdcli.tasks.representation.target:UnreadReader",
+        "kdcli.tasks.representation.figures:FIGURES",
+        "features of pictures, without labels",
+        provides=frozenset({"features"}),
+        beside="train",
     ),
     "classification": Entry(
         "kdcli.tasks.classification:Classification",
@@ -139,7 +150,7 @@ class Task(Protocol):
 
     @property
     def selection(self) -> str:
-        """The metric that model selection goes by."""
+        """The metric that model selection goes by; empty where the last step is taken."""
 
     @property
     def group(self) -> int:
@@ -217,7 +228,10 @@ class Task(Protocol):
         """
 
     def wants_validation(self, models: Sequence[str]) -> bool:
-        """Whether an evaluation of models (paths or names) chooses anything on validation pictures."""
+        """Whether an evaluation of models (paths or names) needs labelled pictures that it does not measure.
+
+        To choose something on validation pictures, or to compare with those of the split ``Entry.beside``.
+        """
 
     def evaluation(
         self, options: EvalOptions, models: Mapping[str, str], validation: Validation

@@ -29,6 +29,7 @@ class Party:
         reads: tap references; of a parameter, which has no rows, it is the whole shape.
         seed: added to the run's, so that peers start apart.
         tail: a tap of a block; the party is what follows it in the source (a branch on another's trunk).
+        prepare: what is done to the network of a source once it is built, before anything is trained.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Party:
     reads: tuple[str, ...] = ()
     seed: int = 0
     tail: str = ""
+    prepare: Callable[[Any], None] | None = None
 
 
 @dataclass(frozen=True)
