@@ -209,6 +209,9 @@ class StudentSection(RunSection):
         "fit", "Divide a teacher's logits by the temperature that probe fitted, or take them raw."
     )
     student: str | None = inputs(None, "Alias, timm name, hf-hub:…, local-dir:… or artifact.", "--student")
+    student_args: list[str] = inputs(
+        [], "Argument of timm for it: patch_size=4 (repeatable).", "--student-arg", max_length=64
+    )
     weights: str | None = inputs(None, "The student's own checkpoint, FILE or FILE:ENTRY.", "--weights")
     from_scratch: bool = inputs(False, "Random weights for the student.", "--from-scratch")
     image_size: int | None = inputs(None, "The student's input size.", "--image-size", ge=8, le=LARGEST_SIDE)

@@ -121,7 +121,9 @@ def read(path: Path | str) -> ModelFiles:
     if manifest.kind != "model":
         raise InputError(f"{root} is a {manifest.kind} artifact, not a model.")
     prefix = "" if path == root else f"{path.relative_to(root).as_posix()}/"
-    names = [name for name in (WEIGHTS, CONFIG, HEAD, *EXITS, *DECODER) if f"{prefix}{name}" in manifest.files]
+    names = [
+        name for name in (WEIGHTS, CONFIG, HEAD, *EXITS, *DECODER) if f"{prefix}{name}" in manifest.files
+    ]
     if WEIGHTS not in names or CONFIG not in names:
         raise InputError(f"{root} is damaged: its manifest names no {prefix}{WEIGHTS} or {prefix}{CONFIG}.")
     for name in names:  # before they are hashed

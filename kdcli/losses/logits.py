@@ -122,6 +122,17 @@ def nkd(
     return target + gamma * temperature**2 * cross_entropy(others, teacher_others.softmax(dim=1))
 
 
+def hard_distillation(logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """Cross-entropy with the class that the teacher holds for the likeliest: Touvron et al. 2021, arXiv
+    2012.12877 (DeiT), equation 3; mean over rows. Of classes that tie it is the first.
+
+    Args:
+        logits: student's [B, C].
+        teacher_logits: [B, C].
+    """
+    return cross_entropy(logits, teacher_logits.argmax(dim=1))
+
+
 def _refuse_two(logits: Tensor, what: str) -> None:
     """Raise ValueError for fewer than three classes."""
     if logits.shape[1] < 3:

@@ -47,9 +47,7 @@ def masking(
 
     0 is a width by the student's, 128 for 192 and 256 for 384 (G2SD's), and a head for each 32 of it.
     """
-    build = partial(
-        decoder_for, width=decoder, depth=decoder_depth, heads=decoder_heads, ratio=mask_ratio
-    )
+    build = partial(decoder_for, width=decoder, depth=decoder_depth, heads=decoder_heads, ratio=mask_ratio)
     visible = Derive("visible", random_visible, ("x", "~s:patches"), {"ratio": mask_ratio})
     party = Party("decoder", "trained", build=build, reads=("s.tokens", "visible", "s:patches"))
     return Masking(

@@ -239,6 +239,11 @@ METHODS: dict[str, Entry] = {
         needs="features",
         parts=(_at("mae", "masking"),),
     ),
+    "g2sd-specific": Entry(
+        _at("g2sd", "specific"),
+        "labels and the teacher's choice, each by a token of its own",
+        "Huang et al. 2023, arXiv 2302.14771",
+    ),
     "dafl": Entry(
         _at("dafl", "dafl"),
         "without data: a generator and the student, both from the teacher",

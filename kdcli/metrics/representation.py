@@ -1,4 +1,4 @@
-"""How well features tell classes apart that they were not trained on: neighbours, and a quick linear probe."""
+"""How well features tell classes apart that they were not trained on: neighbours, a quick linear probe."""
 
 from __future__ import annotations
 

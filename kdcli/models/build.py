@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -35,7 +36,6 @@ from kdcli.models.legacy import first_line, read_weights
 from kdcli.models.masked import Decoder, official, read_decoder
 from kdcli.models.protocol import Model
 from kdcli.models.timm import TimmModel
-
 
 DROPPED = "the decoder of {} is left out"
 
@@ -70,6 +70,7 @@ class _Options:
     size: int | None
     drop_path: float | None
     decoder: bool
+    arguments: Mapping[str, Any]
 
 
 def build(
@@ -80,6 +81,7 @@ def build(
     weights: str | None = None,
     size: int | None = None,
     drop_path: float | None = None,
+    arguments: Sequence[str] = (),
     seed: int = 0,
 ) -> Model:
     """Build a network by any of its names.
@@ -92,15 +94,17 @@ def build(
         weights: the user's own checkpoint for a model name, ``FILE`` or ``FILE:KEY``.
         size: input size in pixels, position embeddings resampled.
         drop_path: stochastic depth rate.
+        arguments: ``NAME=VALUE`` each, of timm's function for the architecture.
         seed: of random weights.
 
     Raises:
         InputError: no such model, no weights to be had, weights that do not fit, an input that it has not.
-        UsageError: ``weights`` beside an artifact, a size beyond all measure.
+        UsageError: ``weights`` or ``arguments`` beside an artifact, a size beyond all measure.
     """
     if size is not None and size > checks.LARGEST_SIDE:
         raise UsageError(f"--image-size {size}: at most {checks.LARGEST_SIDE}.")
-    options = _Options(pretrained, weights, size, drop_path, wanted is not None and wanted.decoder)
+    decoder = wanted is not None and wanted.decoder
+    options = _Options(pretrained, weights, size, drop_path, decoder, checks.arguments(arguments))
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which seeds the GPUs too
         path = Path(name)
@@ -114,16 +118,18 @@ def build(
                 raise UsageError(
                     f"{name} is an artifact and has its weights; --weights goes with a model name."
                 )
+            if arguments:
+                raise UsageError(f"{name} is an artifact and has its structure: leave out --student-arg.")
             network = _from_artifact(path, options)
         elif os.sep in name and not prefixed:
             raise InputError(f"{name} does not exist (a hub model is named hf-hub:{name}).")
         else:
             network = _from_name(name, options)
         if wanted is not None:
-            decoder = network.decoder
+            had = network.decoder
             _fit(network, wanted)
-            network.decoder = decoder if wanted.decoder else None
-            if decoder is not None and not wanted.decoder:
+            network.decoder = had if wanted.decoder else None
+            if had is not None and not wanted.decoder:
                 network.notes += (DROPPED.format(network.name),)
     return network
 
@@ -199,7 +205,7 @@ def _from_name(name: str, options: _Options) -> TimmModel:
     load = options.pretrained and options.weights is None
     file = options.weights or name
     with explained(name, load, hub=remote or (load and not local)):
-        made = creator(timm_name, options.drop_path)
+        made = creator(timm_name, options.drop_path, options.arguments)
         body = sized(made, name, options.size or keywords.get("img_size"), load)
     if load:
         checkpoints.refuse_spoilt(body.state_dict(), name)

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch import nn
 from torch.func import functional_call
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from kdcli.artifacts.model import InputSpec
-from kdcli.errors import InputError
+from kdcli.errors import InputError, UsageError
 from kdcli.metrics.efficiency import evaluating
 from kdcli.models.legacy import first_line
 
@@ -27,6 +28,18 @@ _MOST_TENSORS, _MOST_NUMBERS = 20_000, 2 * 10**10  # of parameters: the largest 
 # narrowed is built whole.
 _SLACK, _NARROWED = 4, 1000
 _SMALLEST_LIMIT = 1 << 26
+_ELSEWHERE = {
+    "img_size": "--image-size says it",
+    "drop_path_rate": "--set drop_path=… says it",
+    "num_classes": "the data say it",
+    "in_chans": "pictures have three channels",
+    "pretrained": "--from-scratch says it",
+    "checkpoint_path": "--weights says it",
+    **dict.fromkeys(
+        ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "scriptable", "exportable"),
+        "it is no structure",
+    ),
+}
 _MAPS_ONLY = ("features_only", "out_indices", "feature_cfg")  # of timm: no classifier, another class
 _RUN = 10**8, 1024  # parameters, and pixels of a side, above which a trial is of shapes only
 _CHANNELS = (1, 3)
@@ -54,6 +67,35 @@ def refuse_configuration(config: Mapping[str, Any], where: str) -> None:
     if odd := next((name for name in _MAPS_ONLY if arguments.get(name)), None):
         raise InputError(f"{where}: model_args.{odd} makes a network of maps, without a classifier.")
     _refuse_numbers(config, where, "")
+
+
+def arguments(texts: Sequence[str]) -> dict[str, Any]:
+    """What ``--student-arg`` gives timm's function for an architecture: numbers, words, true or false.
+
+    Raises:
+        UsageError: no ``NAME=VALUE``, one that another option says, or a value beyond all measure.
+    """
+    found: dict[str, Any] = {}
+    for text in texts:
+        name, equals, written = text.partition("=")
+        if not equals or not name.isidentifier():
+            raise UsageError(f"--student-arg {text}: NAME=VALUE is wanted, such as patch_size=4.")
+        if name in _ELSEWHERE or name in _MAPS_ONLY:
+            raise UsageError(f"--student-arg {name}: {_ELSEWHERE.get(name, 'it makes a network of maps')}.")
+        if name in found:
+            raise UsageError(f"--student-arg {text}: {name} is given a second time.")
+        try:
+            value = yaml.safe_load(written)
+        except yaml.YAMLError:
+            value = None
+        if not isinstance(value, (bool, int, float, str)):
+            raise UsageError(f"--student-arg {text}: a number, a word, true or false is wanted.")
+        found[name] = value
+    try:
+        _refuse_numbers(found, "--student-arg", "")
+    except InputError as error:
+        raise UsageError(str(error)) from error
+    return found
 
 
 def _refuse_numbers(value: Any, where: str, path: str, depth: int = 0) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,9 @@ def create(timm_name: str, pretrained: bool, **keywords: Any) -> Any:
     return body
 
 
-def creator(timm_name: str, drop_path: float | None) -> Callable[..., Any]:
+def creator(
+    timm_name: str, drop_path: float | None, arguments: Mapping[str, Any] | None = None
+) -> Callable[..., Any]:
     """What makes a model of a name for a side in pixels or None, with weights or without.
 
     Raises:
@@ -48,7 +50,7 @@ def creator(timm_name: str, drop_path: float | None) -> Callable[..., Any]:
         architecture, weights = config["architecture"], file.parent / artifacts.WEIGHTS
 
     def made(side: int | None, pretrained: bool = False) -> Any:
-        keywords = {"drop_path_rate": drop_path, **fixed_size(architecture, side)}
+        keywords = {"drop_path_rate": drop_path, **fixed_size(architecture, side), **(arguments or {})}
         with checks.limited(timm_name, weights):
             return create(timm_name, pretrained, **keywords)
 

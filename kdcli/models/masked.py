@@ -24,7 +24,7 @@ _EPS = 1e-6
 
 
 def random_visible(x: Tensor, patches: Tensor, *, ratio: float) -> Tensor:
-    """Which patches of each picture are seen, bool [B, N]: int(N·(1 − ratio)) of them, drawn for each picture.
+    """Which patches of each picture are seen, bool [B, N]: int(N·(1 − ratio)) of them, drawn anew.
 
     Args:
         x: [B, …], for the number of pictures.
@@ -61,12 +61,12 @@ def positions(width: int, grid: tuple[int, int], prefix: int = 0) -> Tensor:
     """
     if width % 4:
         raise ValueError(f"sines and cosines of rows and columns need a width that divides by 4, not {width}")
-    rows, columns = torch.meshgrid(
-        *(torch.arange(side, dtype=torch.float64) for side in grid), indexing="ij"
-    )
+    rows, columns = torch.meshgrid(*(torch.arange(side, dtype=torch.float64) for side in grid), indexing="ij")
     rates = 10000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width / 4))
     parts = [
-        wave(places.flatten()[:, None] * rates) for places in (columns, rows) for wave in (torch.sin, torch.cos)
+        wave(places.flatten()[:, None] * rates)
+        for places in (columns, rows)
+        for wave in (torch.sin, torch.cos)
     ]
     table = torch.cat([torch.zeros(prefix, width, dtype=torch.float64), torch.cat(parts, dim=1)])
     return table.float()
@@ -274,7 +274,9 @@ def read_decoder(tensors: Mapping[str, Tensor], network: TimmModel, heads: int, 
         kind = f"misses {missing[0]}" if missing else f"has another {other[0]}"
         raise InputError(f"{where}: its decoder does not fit {network.name}: it {kind}.")
     if embed.shape[1] != getattr(network.body, "embed_dim", None):
-        raise InputError(f"{where}: its decoder reads tokens of {embed.shape[1]} numbers, not {network.name}'s.")
+        raise InputError(
+            f"{where}: its decoder reads tokens of {embed.shape[1]} numbers, not {network.name}'s."
+        )
     made.load_state_dict(tensors)
     return made
 
@@ -322,7 +324,7 @@ _PAPER = {192: 128, 384: 256}  # G2SD's decoders, by the width of the encoder
 
 
 class Predictor(nn.Module):
-    """Two layers from the student's decoder to the teacher's, the hidden one as wide as the teacher's (G2SD)."""
+    """Two layers from the student's decoder to the teacher's, as wide as the teacher's (G2SD)."""
 
     def __init__(self, student: tuple[int, ...], teacher: tuple[int, ...]) -> None:
         super().__init__()

@@ -44,6 +44,7 @@ class Model(nn.Module, ABC):
     Attributes:
         head: what stands in the place of its own classifier, if anything does.
         decoder: of a masked autoencoder, where this is one with its decoder.
+        fresh: whether its classifier has its initial weights.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class Model(nn.Module, ABC):
         self.temperature = temperature
         self.head: Head | None = None
         self.decoder: Decoder | None = None
+        self.fresh = False
 
     # -- input and call --------------------------------------------------------------------------------------
     @abstractmethod

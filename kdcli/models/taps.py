@@ -1,14 +1,15 @@
 """Taps: named tensors of a call.
 
-``input`` [B,C,H,W], the pictures as the network takes them · ``logits`` [B,C] · ``pooled`` [B,D], what the classifier takes · ``embedding``, the same as retrieval calls it
-· ``features`` [B,D], what the neck of a head takes; ``pooled`` where there is none · ``tokens`` [B,N,D], all
-tokens after the final norm · ``grid`` [B,D,H,W], patch tokens or the last feature map · ``blockK``, output of
-the K-th block or stage (from 1; ``block-1`` is the last), as the network has it · ``mapK``, the same as a map
-[B,D,H,W], prefix tokens left out · ``stage1`` to ``stage4``, maps at the ends of a network's quarters: a
-CNN's last four stages, the blocks at 1/4, 2/4, 3/4 and the end of a ViT · ``a.b.c``, ``a.b.c.in`` or
-``a.b.c.map``, output, first input, or output as a map of any module of the timm model · ``BatchNorm2d.in`` or
-``BatchNorm2d.out``, the :class:`Layers` of all modules of a class and its subclasses (timm's BatchNormAct2d) · ``decoderK`` [B,1+N,W], output of the K-th block
-of a masked autoencoder's decoder, in a call that sees some patches alone.
+``input`` [B,C,H,W], the pictures as the network takes them · ``logits`` [B,C] · ``pooled`` [B,D], what the
+classifier takes · ``embedding``, the same as retrieval calls it · ``features`` [B,D], what the neck of a head
+takes; ``pooled`` where there is none · ``tokens`` [B,N,D], all tokens after the final norm · ``grid``
+[B,D,H,W], patch tokens or the last feature map · ``blockK``, output of the K-th block or stage (from 1;
+``block-1`` is the last), as the network has it · ``mapK``, the same as a map [B,D,H,W], prefix tokens left
+out · ``stage1`` to ``stage4``, maps at the ends of a network's quarters: a CNN's last four stages, the blocks
+at 1/4, 2/4, 3/4 and the end of a ViT · ``a.b.c``, ``a.b.c.in`` or ``a.b.c.map``, output, first input, or
+output as a map of any module of the timm model · ``BatchNorm2d.in`` or ``BatchNorm2d.out``, the
+:class:`Layers` of all modules of a class and its subclasses (timm's BatchNormAct2d) · ``decoderK`` [B,1+N,W],
+output of the K-th block of a masked autoencoder's decoder, in a call that sees some patches alone.
 Parameters and buffers are read by a model's ``tensor``.
 """
 

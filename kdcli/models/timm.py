@@ -246,6 +246,7 @@ class TimmModel(Model):
         self.head = None if head is None else head.to(device=like.device, dtype=like.dtype)
         self.classes, self.task, self.unnamed = list(classes) or None, task, 0
         self.decoder = None  # what answers a task tells no pixels
+        self.fresh = True
 
     def synchronise(self) -> None:
         """Let the head's batch norms see the batches of all processes; CUDA only, torch has none for CPUs."""
@@ -268,6 +269,7 @@ class TimmModel(Model):
         with torch.no_grad():
             linear.weight.copy_(weight.to(linear.weight))
             linear.bias.copy_(bias.to(linear.bias))
+        self.fresh = False
 
     def attach_embedding(self, feature: str, affine: dict[str, Tensor], task: str) -> None:
         """Make a feature what it answers: in timm's own layout where that is its pooled one."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from kdcli.console import Console
@@ -246,10 +247,12 @@ def _parties(lesson: Lesson, console: Console) -> dict[str, nn.Module]:
             continue
         update: dict[str, Any] = {"seed": config.seed + party.seed}
         if party.source != "student":
-            update |= {"student": party.source, "weights": None}
+            update |= {"student": party.source, "weights": None, "student_args": []}
         network = build_student(config.model_copy(update=update), lesson.task)
         if party.prepare is not None:
-            party.prepare(network)
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(config.seed + party.seed)
+                party.prepare(network)
         found[party.name] = Tail(network, party.tail) if party.tail else network
     return found
 
@@ -284,6 +287,7 @@ def build_student(config: StudentSection, task: Task) -> Model:
         weights=config.weights,
         size=config.image_size,
         drop_path=config.drop_path,
+        arguments=config.student_args,
         seed=config.seed,
     )
 

@@ -179,7 +179,13 @@ def _link(config: Config, index: int, teacher: list[str]) -> Config:
     if index < len(config.via):
         out = f"{config.out}-via-{index + 1}" if config.out else None
         seed = config.seed + len(config.via) - index
-        update |= {"student": config.via[index], "weights": None, "out": out, "seed": seed}
+        update |= {
+            "student": config.via[index],
+            "weights": None,
+            "student_args": [],
+            "out": out,
+            "seed": seed,
+        }
     made = config.model_copy(update=update)
     return made if len(teacher) > 1 else as_default(made, "teacher_mean")  # it is of the first link
 

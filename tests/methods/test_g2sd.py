@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterator
 
 import pytest
 import timm
@@ -15,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from kdcli.artifacts.model import InputSpec
+from kdcli.engine.assembly import assemble
+from kdcli.engine.turn import TurnModule
 from kdcli.losses.masked import generic_distillation
 from kdcli.methods import function
 from kdcli.methods.g2sd import generic
@@ -22,8 +23,6 @@ from kdcli.methods.mae import masking
 from kdcli.models.masked import Decoder, Predictor, positions, visible_of
 from kdcli.models.timm import TimmModel
 from kdcli.tasks.representation import Representation
-from kdcli.engine.assembly import assemble
-from kdcli.engine.turn import TurnModule
 
 SIDE, PATCH = 32, 8
 LOSS, NORM = 0.3099023, 11.4348154
@@ -124,7 +123,8 @@ def test_what_teacher_and_student_give_is_theirs(
     parties: dict[str, nn.Module], batch: dict[str, Tensor]
 ) -> None:
     teacher, student = parties["teacher"], parties["student"]
-    assert isinstance(teacher, TimmModel) and isinstance(student, TimmModel)
+    assert isinstance(teacher, TimmModel)
+    assert isinstance(student, TimmModel)
     hidden = teacher.call([batch["x"], batch["visible"]], ["decoder4"])["decoder4"]
     assert hidden.double().sum().item() == pytest.approx(512.2587280, rel=1e-5)
     assert hidden.double().norm().item() == pytest.approx(72.1977463, rel=1e-5)
@@ -157,7 +157,8 @@ def test_teacher_and_student_see_the_same_patches(parties: dict[str, nn.Module])
     first = module.value("visible", values)
     module.value("p.out", values)
     module.value("~t.decoder4", values)
-    assert torch.equal(first, module.value("visible", values)) and first.sum(dim=1).tolist() == [4, 4, 4]
+    assert torch.equal(first, module.value("visible", values))
+    assert first.sum(dim=1).tolist() == [4, 4, 4]
 
 
 def test_a_stranger_to_the_paper_says_how_wide_its_decoder_is(parties: dict[str, nn.Module]) -> None:
@@ -184,7 +185,7 @@ def test_a_teacher_without_a_decoder_is_refused(parties: dict[str, nn.Module]) -
 
 @pytest.mark.parametrize(("width", "heads", "count"), [(192, 3, 7_534_400), (384, 6, 26_452_352)])
 def test_students_of_the_paper_are_as_large_as_theirs(width: int, heads: int, count: int) -> None:
-    """Theirs count fixed positions, a decoder norm and a reader of the encoder's features that train nothing."""
+    """Theirs count fixed positions, a decoder norm and a reader of the encoder too, which train nothing."""
     body = timm.create_model("vit_tiny_patch16_224", embed_dim=width, num_heads=heads, num_classes=0)
     decoder = Decoder(width, {192: 128, 384: 256}[width], 4, 0, (14, 14))
     predictor = Predictor((197, int(decoder.facts["width"])), (197, 512))
@@ -199,8 +200,8 @@ def golden(*shape: int, seed: int) -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def large() -> Iterator[tuple[Tensor, Tensor]]:
-    yield golden(2, 197, 512, seed=1), 3 * golden(2, 197, 512, seed=2) + 0.5
+def large() -> tuple[Tensor, Tensor]:
+    return golden(2, 197, 512, seed=1), 3 * golden(2, 197, 512, seed=2) + 0.5
 
 
 def test_the_loss_is_that_of_the_reference(large: tuple[Tensor, Tensor]) -> None:

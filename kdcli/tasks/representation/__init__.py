@@ -1,4 +1,4 @@
-"""Representation: features of pictures that are learned without labels; labels, if there are any, measure them.
+"""Representation: features of pictures, learned without labels, which measure them if there are any.
 
 What is trained is a backbone without a classifier: a student of any other task, or the teacher of a probe.
 """

@@ -1,0 +1,105 @@
+"""A distillation token and a second classifier for a ViT: Touvron et al. 2021, arXiv 2012.12877 (DeiT).
+
+G2SD (arXiv 2302.14771) appends the token behind the patches, without a position embedding. A transformer does
+not know the order of its tokens but by their position embeddings: so timm's distilled ViT, whose token comes
+second, is the same network where that token's position embedding is zero, and plain timm loads it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdcli.errors import InputError
+from kdcli.models.timm import TimmModel
+
+_BY_WIDTH = {192: "tiny", 384: "small", 768: "base"}
+_STD = 2e-5  # of new classifiers, in G2SD's code
+PLACE = 1  # of the token among those with a position embedding
+
+
+def is_distilled(network: TimmModel) -> bool:
+    """Whether it has a distillation token already."""
+    return isinstance(getattr(network.body, "dist_token", None), Tensor)
+
+
+def give_token(network: TimmModel) -> None:
+    """Make a ViT one with a distillation token and a second classifier for the teacher's answers.
+
+    Both classifiers begin near zero, but for one that the network has learned before, which the labels go on
+    with. A network that has a token keeps what it has.
+
+    Raises:
+        InputError: no plain ViT with a class token, for which timm has such a network.
+    """
+    if is_distilled(network):
+        return
+    body: Any = network.body
+    made = _twin(network)
+    own, table = dict(body.state_dict()), body.pos_embed
+    zero = table.new_zeros(1, 1, table.shape[2])
+    own["pos_embed"] = torch.cat([table[:, :PLACE], zero, table[:, PLACE:]], dim=1).detach()
+    rest = {"dist_token", "head_dist.weight", "head_dist.bias"}
+    unlike = (own.keys() ^ made.state_dict().keys()) ^ rest
+    if unlike:
+        raise InputError(
+            f"{network.name} ({network.architecture}) {_NONE}: {sorted(unlike)[0]} has no place."
+        )
+    made.load_state_dict(own, strict=False)
+    for linear in (made.head, made.head_dist) if network.fresh else (made.head_dist,):
+        nn.init.trunc_normal_(linear.weight, std=_STD)
+        nn.init.zeros_(linear.bias)
+    made.pos_embed.requires_grad_(table.requires_grad)
+    network.body = made.to(table.device)
+    network.notes += (
+        "a distillation token and a second classifier are added; the mean of both classifiers is the answer",
+    )
+
+
+_NONE = "is no ViT that timm has with a distillation token"
+
+
+def _twin(network: TimmModel) -> Any:
+    """timm's distilled ViT of the same sizes, random. Raises InputError where there is none."""
+    import timm
+
+    body: Any = network.body
+    plain = type(body).__name__ == "VisionTransformer" and not network.operations and network.head is None
+    if not plain or body.cls_token is None or body.num_prefix_tokens != 1 or body.global_pool != "token":
+        raise InputError(
+            f"{network.name} ({network.architecture}) {_NONE}: take a plain ViT with a class token, which "
+            "its classifier reads."
+        )
+    block = body.blocks[0]
+    side, patch = body.patch_embed.img_size, body.patch_embed.patch_size
+    scale = getattr(block.ls1, "gamma", None)
+    arguments = {
+        "img_size": tuple(side),
+        "patch_size": patch[0],
+        "embed_dim": body.embed_dim,
+        "depth": len(body.blocks),
+        "num_heads": block.attn.num_heads,
+        "mlp_ratio": block.mlp.fc1.out_features / body.embed_dim,
+        "qkv_bias": block.attn.qkv.bias is not None,
+        "init_values": None if scale is None else float(scale.flatten()[0]),
+        "num_classes": body.num_classes,
+    }
+    name = f"deit_{_BY_WIDTH.get(body.embed_dim, 'tiny')}_distilled_patch16_224"
+    made = timm.create_model(name, **arguments)
+    for ours, theirs in zip(body.blocks, made.blocks):  # stochastic depth, a module without weights
+        theirs.drop_path1, theirs.drop_path2 = ours.drop_path1, ours.drop_path2
+    for key in ("mean", "std", "interpolation", "crop_pct", "label_names"):
+        if key in body.pretrained_cfg:
+            made.pretrained_cfg[key] = body.pretrained_cfg[key]
+    return made
+
+
+def without_position(gradients: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Gradients of position embeddings [1, P, D] with none for the distillation token."""
+    found = {}
+    for name, gradient in gradients.items():
+        found[name] = gradient.clone()
+        found[name][:, PLACE] = 0
+    return found
