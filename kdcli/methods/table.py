@@ -166,6 +166,12 @@ METHODS: dict[str, Entry] = {
         "Yang et al. 2023, arXiv 2303.13005",
         parts=(_at("nkd", "part"),),
     ),
+    "crd": Entry(
+        _at("crd", "crd"),
+        "which of many pictures the other network sees, from a memory bank of all",
+        "Tian et al. 2020, arXiv 1910.10699",
+        parts=(_at("crd", "part"),),
+    ),
     "sp": Entry(
         _at("sp", "sp"),
         "similarities between pictures",

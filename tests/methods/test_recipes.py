@@ -28,6 +28,7 @@ SMALL = {
     "fitnets": {"method.match": "pool"},
     "sequential": {"method.generations": 1},
     "ft": {"method.student": "stage2", "method.teacher": "stage2"},
+    "crd": {"method.negatives": 16},
 }
 
 
@@ -108,6 +109,9 @@ def test_facts_of_reference_codes() -> None:
         "sgd",
     )
     assert settings("byot", "cifar-100")["optim.milestones"] == [250 // 3, 500 // 3, 240]
+    crd = settings("crd", "cifar-100")
+    keys = [f"method.{key}" for key in ("weight", "ce", "kd", "width", "negatives", "nce_temperature")]
+    assert [crd[key] for key in (*keys, "method.momentum")] == [0.8, 1, 0, 128, 16384, 0.07, 0.5]
     sskd = settings("sskd", "cifar-100")
     assert (sskd["views.hflip"], sskd["method.head_drops"]) == (0, [30 / 60, 45 / 60])
     assert settings("at", "cifar-10")["method.student"] == ["stage2", "stage3", "stage4"], "a WRN has three"
