@@ -109,6 +109,9 @@ def test_facts_of_reference_codes() -> None:
         "sgd",
     )
     assert settings("byot", "cifar-100")["optim.milestones"] == [250 // 3, 500 // 3, 240]
+    for name in ("ft",):  # two phases: the rate drops after epochs of the second
+        found = settings(name, "cifar-100")
+        assert (found["optim.epochs"], found["optim.milestones"]) == (30 + 240, [150, 180, 210])
     crd = settings("crd", "cifar-100")
     keys = [f"method.{key}" for key in ("weight", "ce", "kd", "width", "negatives", "nce_temperature")]
     assert [crd[key] for key in (*keys, "method.momentum")] == [0.8, 1, 0, 128, 16384, 0.07, 0.5]
