@@ -139,6 +139,13 @@ METHODS: dict[str, Entry] = {
         needs="picture",
         parts=(_at("ft", "paraphrase"),),
     ),
+    "ab": Entry(
+        _at("ab", "ab"),
+        "which neurons the teacher activates first, then labels",
+        "Heo et al. 2019, arXiv 1811.03233, as RepDistiller has it",
+        needs="picture",
+        parts=(_at("ab", "boundaries"),),
+    ),
     "darkrank": Entry(
         _at("darkrank", "darkrank"),
         "the order of each picture's nearest others",

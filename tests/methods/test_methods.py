@@ -66,7 +66,11 @@ def test_gradients_reach_what_is_trained_and_nothing_else(name, plan):
             module = TurnModule(turn, parties, trained, states=made.material.assembly.states).train()
             module(columns(), torch.ones(2), 0.3)["loss"].backward()
             for party in turn.trains:
-                gradients = [p.grad for p in parties[party].parameters() if p.grad is not None]
+                parameters = list(parties[party].parameters())
+                if not parameters:  # nothing is needed between two maps of one shape
+                    assert name == "ab", party
+                    continue
+                gradients = [p.grad for p in parameters if p.grad is not None]
                 assert sum(float(g.abs().sum()) for g in gradients) > 0, party
             for network in parties.values():
                 network.zero_grad()
