@@ -113,7 +113,7 @@ def mgd(generated: Tensor, teacher_features: Tensor) -> Tensor:
 
 
 def ab(features: Tensor, teacher_features: Tensor, *, margin: float = 1.0) -> Tensor:
-    """Activation boundaries: Heo et al. 2019, arXiv 1811.03233, the alternative loss of equation 6.
+    """Activation boundaries: Heo et al. 2019, arXiv 1811.03233, the alternative loss that has a gradient.
 
     Squared distance to the side of the boundary on which the teacher's neuron is, by a margin: (s + m)² where
     t ≤ 0 and s > −m, (m − s)² where t > 0 and s < m; summed over channels and positions, mean over rows, as
