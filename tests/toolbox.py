@@ -218,6 +218,8 @@ def method_options(
         "fitnets": {"method.match": "pool", "method.hint_share": 0.5},
         "sskd": {"method.head_share": 0.5},
         "ft": {"method.paraphrase_share": 0.5, "method.student": "stage2", "method.teacher": "stage2"},
+        "crd": {"method.negatives": 16},
+        "ab": {"method.boundary_share": 0.5},
         "eskd": {"method.stop": 0.5},
         "sequential": {"method.generations": 1},
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from kdcli.engine.dry import dry_edits, dry_step, kind_of
 from kdcli.engine.graph import Graph
 from kdcli.engine.states import States
-from kdcli.errors import InputError
+from kdcli.errors import InputError, UsageError
 from kdcli.seeds import seed_of
 from kdcli.words import Method, Turn
 from kdcli.words.analysis import split_reference, states_of
@@ -43,7 +44,13 @@ class Assembly:
     states: States = field(default_factory=dict)
 
 
-def assemble(method: Method, networks: Mapping[str, nn.Module], batch: dict[str, Any], seed: int) -> Assembly:
+def assemble(
+    method: Method,
+    networks: Mapping[str, nn.Module],
+    batch: dict[str, Any],
+    seed: int,
+    labels: Tensor | None = None,
+) -> Assembly:
     """Build parties and states that read shapes, then run every turn once in eval mode, without gradient.
 
     Args:
@@ -51,6 +58,7 @@ def assemble(method: Method, networks: Mapping[str, nn.Module], batch: dict[str,
         networks: the parties that have a source, by name; frozen ones are frozen here.
         batch: a few rows with all columns; one named like a tap (``t.logits``) spares the call.
         seed: of the built parties' weights, and of what states draw.
+        labels: [N] class numbers of the samples that are learned from, for states of them.
 
     Raises:
         UsageError: a method that would not be done as it is written.
@@ -71,7 +79,12 @@ def assemble(method: Method, networks: Mapping[str, nn.Module], batch: dict[str,
                 parties[party.name].requires_grad_(False)
         for index, (name, state) in enumerate(states_of(method).items()):
             who = f"method {method.name}: state {name}", seed_of(seed, index, _STATES)
-            found.states[name] = _built(state.build, state.reads, who, method, found, batch)
+            if state.of_samples and labels is None:
+                raise UsageError(
+                    f"{who[0]} keeps something of every sample, and nothing is learned from samples."
+                )
+            build = partial(state.build, labels) if state.of_samples else state.build
+            found.states[name] = _built(build, state.reads, who, method, found, batch)
         for turn in method.turns:
             where = f"method {method.name}"
             values = dry_step(where, turn, parties, found.states, batch)

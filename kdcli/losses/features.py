@@ -1,11 +1,12 @@
 """Losses between features of student and teacher. All compute in fp32, also under autocast.
 
 Maps are [B, C, H, W]; of two grids the larger is first averaged to the smaller. Default readings are those of
-RepDistiller, whose published weights belong to them: hint 100, AT 1000, FT 200, NST 50.
+RepDistiller, whose published weights belong to them: hint 100, AT 1000, FT 200, NST 50, AB 0.003.
 """
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -109,6 +110,26 @@ def mgd(generated: Tensor, teacher_features: Tensor) -> Tensor:
         ValueError: two shapes.
     """
     return teacher_features[0].numel() * hint(generated, teacher_features)
+
+
+def ab(features: Tensor, teacher_features: Tensor, *, margin: float = 1.0) -> Tensor:
+    """Activation boundaries: Heo et al. 2019, arXiv 1811.03233, the alternative loss that has a gradient.
+
+    Squared distance to the side of the boundary on which the teacher's neuron is, by a margin: (s + m)² where
+    t ≤ 0 and s > −m, (m − s)² where t > 0 and s < m; summed over channels and positions, mean over rows, as
+    in RepDistiller. How far the teacher's neuron is from the boundary does not count.
+
+    Args:
+        features: student's, before an activation, of any shape [B, ...].
+        teacher_features: the same shape.
+        margin: m.
+
+    Raises:
+        ValueError: two shapes.
+    """
+    same_shape(features, teacher_features)
+    side = torch.where(teacher_features > 0, 1.0, -1.0)
+    return (margin - side * features.float()).relu().square().flatten(1).sum(dim=1).mean()
 
 
 def nst(features: Tensor, teacher_features: Tensor) -> Tensor:

@@ -74,10 +74,10 @@ def ft(
     )
     weights = keys("method", weight=200.0, ce=1.0, kd=0.0, student="stage4", teacher="stage4", share=0.5)
     recipe = tables_cifar_100(
-        {**weights, "optim.epochs": 270, "optim.milestones": [180, 210, 240]},
+        {**weights, "optim.epochs": 270},
         {
             "optim.epochs": "30 of the paraphraser, 240 of the student",
-            "optim.milestones": "150, 180, 210 of these",
+            "optim.milestones": "of the student's epochs",
         },
     )
     phases = (first, Phase((turn,), "distill", 1 - first.share))

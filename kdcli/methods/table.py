@@ -139,6 +139,13 @@ METHODS: dict[str, Entry] = {
         needs="picture",
         parts=(_at("ft", "paraphrase"),),
     ),
+    "ab": Entry(
+        _at("ab", "ab"),
+        "which neurons the teacher activates first, then labels",
+        "Heo et al. 2019, arXiv 1811.03233, as RepDistiller has it",
+        needs="picture",
+        parts=(_at("ab", "boundaries"),),
+    ),
     "darkrank": Entry(
         _at("darkrank", "darkrank"),
         "the order of each picture's nearest others",
@@ -165,6 +172,12 @@ METHODS: dict[str, Entry] = {
         "the true class by the teacher's certainty, the others as one distribution",
         "Yang et al. 2023, arXiv 2303.13005",
         parts=(_at("nkd", "part"),),
+    ),
+    "crd": Entry(
+        _at("crd", "crd"),
+        "which of many pictures the other network sees, from a memory bank of all",
+        "Tian et al. 2020, arXiv 1910.10699",
+        parts=(_at("crd", "part"),),
     ),
     "sp": Entry(
         _at("sp", "sp"),

@@ -74,6 +74,15 @@ class Regressor(nn.Module):
         return self.layers(x)
 
 
+def connector(student: tuple[int, ...], teacher: tuple[int, ...], *, match: Match = "conv") -> nn.Module:
+    """A :class:`Regressor` with a batch norm and no ReLU; nothing between two maps of one shape, for AB.
+
+    Raises:
+        ValueError: as there.
+    """
+    return nn.Identity() if student == teacher else Regressor(student, teacher, match=match, relu=False)
+
+
 class VariationalMean(nn.Module):
     """The mean of a normal distribution over the teacher's map, regressed from the student's, for VID.
 

@@ -7,9 +7,10 @@ takes; ``pooled`` where there is none · ``tokens`` [B,N,D], all tokens after th
 ``block-1`` is the last), as the network has it · ``mapK``, the same as a map [B,D,H,W], prefix tokens left
 out · ``stage1`` to ``stage4``, maps at the ends of a network's quarters: a CNN's last four stages, the blocks
 at 1/4, 2/4, 3/4 and the end of a ViT · ``a.b.c``, ``a.b.c.in`` or ``a.b.c.map``, output, first input, or
-output as a map of any module of the timm model · ``BatchNorm2d.in`` or ``BatchNorm2d.out``, the
-:class:`Layers` of all modules of a class and its subclasses (timm's BatchNormAct2d) · ``decoderK`` [B,1+N,W],
-output of the K-th block of a masked autoencoder's decoder, in a call that sees some patches alone.
+output as a map of any module of the timm model · ``stageK.pre``, ``mapK.pre`` or ``a.b.c.pre``, the map that
+the activation at its end is given · ``BatchNorm2d.in`` or ``BatchNorm2d.out``, the :class:`Layers` of all
+modules of a class and its subclasses (timm's BatchNormAct2d) · ``decoderK`` [B,1+N,W], output of the K-th
+block of a masked autoencoder's decoder, in a call that sees some patches alone.
 Parameters and buffers are read by a model's ``tensor``.
 """
 
@@ -40,6 +41,27 @@ class Layers(list[Any]):
 
     A plain list is no such thing: it has an entry for every row.
     """
+
+
+class _End:
+    """The activation that ran last in a module: what it was given, and what it made of that."""
+
+    def __init__(self) -> None:
+        self.given: Any = None
+        self.made: tuple[Any, int] = None, 0
+
+    def enter(self, given: Any) -> None:
+        """It begins."""
+        self.given = given
+
+    def leave(self, made: Any) -> None:
+        """It has run."""
+        self.made = made, _version(made)
+
+    def is_of(self, output: Any) -> bool:
+        """Whether the module gives away what the activation made, unchanged."""
+        made, version = self.made
+        return made is not None and output is made and version == _version(output)
 
 
 class Recorder:
@@ -96,6 +118,9 @@ class Recorder:
             for module in by_class:
                 self._watch(module, end == "in", self._seen[name].append)
             return
+        if end == "pre" and (module := modules.get(block_path(self.network.body, path) or path)) is not None:
+            self._before_end(name, module)
+            return
         entering = end == "in" and path in modules
         module = modules.get(
             path
@@ -105,6 +130,28 @@ class Recorder:
         if module is None:
             raise InputError(f"{self.network.name} has no module '{name}' to tap.{nearest(name, modules)}")
         self._watch(module, entering, partial(self._seen.__setitem__, name))
+
+    def _before_end(self, name: str, module: nn.Module) -> None:
+        """Keep what the last activation of a module is given, where that is the last thing it does.
+
+        Which one that is, its forward shows: modules need not stand in the order in which they run.
+        """
+        end, last = _End(), module
+        while isinstance(last, nn.Sequential) and len(last):
+            last = last[-1]
+
+        def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            if not end.is_of(output):
+                raise InputError(
+                    f"no '{name}': what it names of {self.network.name} does not end in an activation. "
+                    "Blocks of transformers, ConvNeXt, MobileNet and EfficientNet have none at their end."
+                )
+            self._seen[name] = end.given
+
+        for part in filter(_is_activation, last.modules()):
+            self._watch(part, True, end.enter)
+            self._handles.append(part.register_forward_hook(lambda _m, _i, output: end.leave(output)))
+        self._handles.append(module.register_forward_hook(keep))
 
     def _watch(self, module: nn.Module, entering: bool, put: Callable[[Any], None]) -> None:
         """Hand every input or output of a module to ``put``, whose None leaves the tensor as it is."""
@@ -153,6 +200,18 @@ def decoder_block(tap: str) -> int:
     return int(match[1]) if match else 0
 
 
+def _version(value: Any) -> int:
+    """How often a tensor was changed in place; those of inference mode do not count it."""
+    return value._version if isinstance(value, Tensor) and not value.is_inference() else 0
+
+
+def _is_activation(module: nn.Module) -> bool:
+    """Whether it is an activation of torch's or timm's own."""
+    home = type(module).__module__
+    ours = home == "torch.nn.modules.activation" or home.startswith("timm.layers.activations")
+    return ours and not isinstance(module, nn.MultiheadAttention)
+
+
 def _is_a(module: nn.Module, class_name: str) -> bool:
     return any(kind.__name__ == class_name for kind in type(module).__mro__)
 
@@ -196,9 +255,9 @@ def is_isotropic(body: Any) -> bool:
 
 
 def is_map(name: str) -> bool:
-    """Whether a tap is ``mapK``, ``stageK`` or a module's ``.map``."""
+    """Whether a tap is ``mapK``, ``stageK``, a module's ``.map`` or what is ``.pre`` of one of them."""
     match = _BLOCK.fullmatch(name)
-    return name.endswith(".map") if match is None else match[1] != "block"
+    return name.endswith((".map", ".pre")) if match is None else match[1] != "block"
 
 
 def as_map_tap(name: str) -> str:

@@ -181,7 +181,7 @@ def gather(lesson: Lesson, console: Console, networks: dict[str, Model] | None =
     refuse_unlike_inputs(method, networks)
     largest = max(network.spec.size[0] for network in networks.values())
     view = TrainingView(config.views, config.views.size or largest, config.seed)
-    assembly = rehearsed(lesson, targets, parties, view.size)
+    assembly = rehearsed(lesson, pool.labels, targets, parties, view.size)
     if optim.auto_batch:
         refuse_to_split(optim, method, assembly.parties)
     warn_of_points(method, assembly, console)

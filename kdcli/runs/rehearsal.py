@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -23,18 +24,25 @@ _LARGE = 1024  # pixels of a view's side
 
 
 def rehearsed(
-    lesson: Lesson, targets: TargetColumns, parties: Mapping[str, nn.Module], side: int
+    lesson: Lesson, labels: np.ndarray, targets: TargetColumns, parties: Mapping[str, nn.Module], side: int
 ) -> Assembly:
     """The parties, fitted to one another, after one step on a few made-up rows.
 
     Where only the logits of a network are read, made-up ones stand for them, so that a large teacher is not
     run here.
+
+    Args:
+        lesson: what is trained, and how.
+        labels: [N] class numbers of the samples that it learns from.
+        targets: makes the columns that losses read.
+        parties: those that have a source, by name.
+        side: of a view, in pixels.
     """
     optim = lesson.config.optim
-    made = partial(_example, lesson, targets, parties, side)
+    made = partial(_example, lesson, len(labels), targets, parties, side)
     most = _ROWS if side <= _LARGE else 2  # rows: those of large views would fill the memory
     batch = made(min(most, optim.batch_size // optim.accumulate))
-    assembly = assemble(lesson.method, parties, batch, lesson.config.seed)
+    assembly = assemble(lesson.method, parties, batch, lesson.config.seed, torch.from_numpy(labels))
     if rows_of_a_norm(lesson.config, optim) == 1:
         refuse_lone_rows(lesson.method, assembly, partial(made, 1, frozen_only=True))
     return assembly
@@ -42,6 +50,7 @@ def rehearsed(
 
 def _example(
     lesson: Lesson,
+    samples: int,
     targets: TargetColumns,
     parties: Mapping[str, nn.Module],
     side: int,
@@ -58,7 +67,7 @@ def _example(
     def views() -> Tensor:
         return torch.randint(256, (rows, 3, side, side), generator=draw, dtype=torch.uint8)
 
-    batch = {"x": views(), **example, **targets.plain(example)}
+    batch = {"x": views(), "index": torch.arange(rows) % samples, **example, **targets.plain(example)}
     batch |= {name: views() for name in views_used(lesson.method)}
     for turn in lesson.method.turns:
         for call in turn.calls:

@@ -4,6 +4,7 @@ Tap references: ``s.logits`` is a tap of call ``s``; ``~t.logits`` the same, det
 parameter or buffer of the party behind call ``t``; a bare name is a batch column (``x``, ``y``) or the
 output of a derive. Of the pictures of a batch there are several columns: ``x``, the training view of each;
 ``x@plain``, its un-augmented cut, the same in every epoch; ``x@1``, ``x@2``, …, other training views.
+``index`` numbers each sample among those that are learned from, the same in every epoch.
 """
 
 from __future__ import annotations
@@ -66,11 +67,14 @@ class State:
         build: a function of the shapes [...] of one row of each of ``reads`` to the first tensors by name;
             they keep their names, shapes and types. What it draws is seeded.
         reads: tap references; of a parameter, which has no rows, it is the whole shape.
+        of_samples: whether it keeps something of every sample that is learned from. Then ``build`` is given,
+            before the shapes, their class numbers [N], -1 for unlabelled, in the order of ``index``.
     """
 
     name: str
     build: Callable[..., Any]
     reads: tuple[str, ...] = ()
+    of_samples: bool = False
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from kdcli.artifacts.model import InputSpec
 from kdcli.engine.assembly import Assembly, assemble
 from kdcli.engine.turn import TurnModule
-from kdcli.errors import InputError
+from kdcli.errors import InputError, UsageError
 from kdcli.models.timm import TimmModel
 from kdcli.words import Call, Derive, Edit, Method, Party, Phase, State, Term, Turn
 
@@ -389,6 +389,28 @@ def test_states_are_drawn_from_the_seed_alone() -> None:
     rows = [states["drawn"]["rows"] for states in found]
     assert torch.equal(rows[0], rows[1])
     assert not torch.equal(rows[0], rows[2])
+
+
+def test_a_state_of_samples_is_built_of_their_labels() -> None:
+    given: list[Any] = []
+
+    def build(labels: Tensor, *shapes: tuple[int, ...]) -> dict[str, Tensor]:
+        given.extend((labels.tolist(), *shapes))
+        return {"bank": torch.zeros(len(labels), *shapes[0])}
+
+    bank = State("bank", build, ("s.out",), of_samples=True)
+    made = turn(
+        Term("l", mean, ("s.out", "d")),
+        derives=(Derive("d", lambda state: (state["bank"], {}), (), state=bank),),
+    )
+    method = Method("m", (Party("student", "trained", "student"),), (Phase((made,)),))
+    network = {"student": nn.Linear(3, 2)}
+    found = assemble(method, network, batch(), 0, torch.tensor([1, 0, -1, 1, 2]))
+    assert given == [[1, 0, -1, 1, 2], (2,)]
+    assert found.states["bank"]["bank"].shape == (5, 2)
+    message = "method m: state bank keeps something of every sample, and nothing is learned from samples"
+    with pytest.raises(UsageError, match=message):
+        assemble(method, network, batch(), 0)
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,18 @@ from typing import Any
 import pytest
 import torch
 from golden import agree, draw, gradients
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdcli.losses.features import at, fitnets_hint, ft, hint, mgd, nst, same_grid, vid
-from kdcli.models.adapters import MaskedGeneration, VariationalMean, paraphraser, rebuilder, translator
+from kdcli.losses.features import ab, at, fitnets_hint, ft, hint, mgd, nst, same_grid, vid
+from kdcli.models.adapters import (
+    MaskedGeneration,
+    VariationalMean,
+    connector,
+    paraphraser,
+    rebuilder,
+    translator,
+)
 
 MAP_LOSSES = [at, ft, nst]
 
@@ -217,6 +224,57 @@ def test_whole_channels_are_masked_in_training_alone() -> None:
     assert torch.equal(whole, x)
     with pytest.raises(ValueError, match=r"two maps of one grid, not \[4, 3, 3\] and \[4, 6, 6\]"):
         MaskedGeneration((4, 3, 3), (4, 6, 6))
+
+
+def naive_ab(s: Any, t: Any, *, margin: float) -> float:
+    total = 0.0
+    for mine, its in zip(flat(s), flat(t)):
+        if its <= 0 and mine > -margin:
+            total += (mine + margin) ** 2
+        elif its > 0 and mine <= margin:
+            total += (mine - margin) ** 2
+    return total / len(s)
+
+
+@pytest.mark.parametrize("margin", [1.0, 0.3])
+def test_ab_is_its_equation(margin: float) -> None:
+    s, t = draw(3, 4, 3, 2), draw(3, 4, 3, 2, seed=1)
+    t[0, 0], s[1, 1, 0], s[1, 2, 0] = 0, margin, -margin
+    agree(ab, naive_ab, s, t, margin=margin)
+
+
+def test_ab_has_the_values_of_repdistiller() -> None:
+    """ABLoss(3) of distiller_zoo, three levels drawn as here, the student's doubled, in float64."""
+    expected = [
+        (0.7382749630284487, 0.05434243141518232),
+        (0.5366368835884575, 0.06552171448235815),
+        (0.23965261286573827, 0.0619228698127906),
+    ]
+    for i, (channels, side) in enumerate(((4, 8), (6, 4), (5, 2))):
+        student = given(3, channels, side, side, seed=90 + i).requires_grad_()
+        teacher = given(3, channels, side, side, seed=95 + i)
+        value = 3e-3 * 2.0 ** (i + 1 - 3) * ab(2 * student, teacher)
+        (slope,) = gradients(value, student)
+        assert (float(value.detach()), float(slope.norm())) == pytest.approx(expected[i], rel=1e-5)
+
+
+def test_ab_asks_for_the_side_of_the_boundary_alone() -> None:
+    t = draw(2, 3, 4, 4)
+    assert float(ab(t.sign() * 1.5, t)) == 0
+    assert float(ab(t.sign() * 1.5, 100 * t)) == 0
+    assert torch.equal(ab(draw(2, 3, 4, 4, seed=1), t), ab(draw(2, 3, 4, 4, seed=1), 100 * t))
+    assert float(ab(torch.zeros(2, 3, 4, 4), t)) == 3 * 4 * 4
+    with pytest.raises(ValueError, match="must have one shape"):
+        ab(t[:, :2], t)
+
+
+def test_connectors_have_no_relu_and_are_nothing_between_two_maps_of_one_shape() -> None:
+    assert isinstance(connector((4, 8, 8), (4, 8, 8)), nn.Identity)
+    made = connector((4, 8, 8), (6, 8, 8))
+    assert [type(layer).__name__ for layer in made.layers] == ["Conv2d", "BatchNorm2d"]  # type: ignore[union-attr]
+    assert made.layers[0].kernel_size == (1, 1)  # type: ignore[union-attr]
+    with pytest.raises(ValueError, match="no kernel brings the student's 4x4 map to the teacher's 7x7"):
+        connector((4, 4, 4), (4, 7, 7))
 
 
 def test_factors_have_the_values_of_repdistiller() -> None:

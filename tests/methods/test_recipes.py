@@ -28,13 +28,15 @@ SMALL = {
     "fitnets": {"method.match": "pool"},
     "sequential": {"method.generations": 1},
     "ft": {"method.student": "stage2", "method.teacher": "stage2"},
+    "crd": {"method.negatives": 16},
 }
 
 
 @pytest.fixture
 def plan(pictures, probed, tmp_path):
     def make(name, file=None, sets=(), **more):
-        given = dict.fromkeys(("optim.batch_size", "method.hint_share", "method.head_share"), "absent")
+        shares = ("method.hint_share", "method.head_share", "method.boundary_share")
+        given = dict.fromkeys(("optim.batch_size", *shares), "absent")
         options = method_options(name, pictures, probed, tmp_path, **{**given, **SMALL.get(name, {}), **more})
         return distill.plan(resolve(distill.Config, options=options, file=file, sets=sets), QUIET)
 
@@ -108,6 +110,12 @@ def test_facts_of_reference_codes() -> None:
         "sgd",
     )
     assert settings("byot", "cifar-100")["optim.milestones"] == [250 // 3, 500 // 3, 240]
+    for name in ("ft", "ab"):  # two phases: the rate drops after epochs of the second
+        found = settings(name, "cifar-100")
+        assert (found["optim.epochs"], found["optim.milestones"]) == (30 + 240, [150, 180, 210])
+    crd = settings("crd", "cifar-100")
+    keys = [f"method.{key}" for key in ("weight", "ce", "kd", "width", "negatives", "nce_temperature")]
+    assert [crd[key] for key in (*keys, "method.momentum")] == [0.8, 1, 0, 128, 16384, 0.07, 0.5]
     sskd = settings("sskd", "cifar-100")
     assert (sskd["views.hflip"], sskd["method.head_drops"]) == (0, [30 / 60, 45 / 60])
     assert settings("at", "cifar-10")["method.student"] == ["stage2", "stage3", "stage4"], "a WRN has three"
@@ -390,7 +398,7 @@ def test_which_methods_fit_a_task() -> None:
     assert fitting[()] == {"supervised", "kd", "task-specific"}
     assert fitting[("picture",)] - fitting[()] == {
         *("eskd", "sequential", "self", "ensemble"),
-        *("hint", "at", "nst", "rkd", "sp", "cc", "pkt", "darkrank", "vid", "mgd", "ft"),
+        *("hint", "at", "nst", "rkd", "sp", "cc", "pkt", "darkrank", "vid", "mgd", "ft", "ab"),
     }
     assert fitting[("picture", "class")] == set(methods.METHODS)
 

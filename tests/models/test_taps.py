@@ -172,6 +172,74 @@ def test_taps_are_as_the_module_left_them(networks: dict[str, TimmModel], x: Ten
         assert torch.equal(block.bn2(found["layer1.0.bn2.in"]), found["layer1.0.bn2"])
 
 
+@pytest.mark.parametrize("name", ["test_resnet", "resnet18", "cspresnet50", "dla34", "resnet18d"])
+def test_before_an_end_is_what_the_last_activation_is_given(name: str, x: Tensor) -> None:
+    """Whatever order the modules are written in, and where an activation overwrites its input."""
+    net = build(name, Wanted(["a", "b"]), pretrained=False, size=64).eval()
+    body = net.body
+    for norm in (m for m in body.modules() if isinstance(m, nn.BatchNorm2d)):
+        nn.init.ones_(norm.weight)  # a block's last is 0 at first, which leaves its positive shortcut alone
+    stages = [f"stage{k}" for k in range(1, 5)]
+    paths = [f"{info['module']}.pre" for info in body.feature_info[-4:]]
+    with torch.no_grad():
+        found = net.call([x], [*stages, *(f"{stage}.pre" for stage in stages), "map-1.pre", *paths, "logits"])
+        assert torch.equal(found["logits"], net(x))
+    slope = 0.01 if name == "cspresnet50" else 0.0
+    for stage, path in zip(stages, paths):
+        before = found[f"{stage}.pre"]
+        assert before.min() < 0
+        torch.testing.assert_close(nn.functional.leaky_relu(before, slope), found[stage], rtol=0, atol=0)
+        assert torch.equal(found[path], before)
+    assert torch.equal(found["map-1.pre"], found["stage4.pre"])
+    assert hooks(net) == 0
+
+
+def test_gradient_flows_through_what_an_activation_is_given(
+    networks: dict[str, TimmModel], x: Tensor
+) -> None:
+    """Also where the activation itself stops it."""
+    net = networks["test_resnet"]
+    net.zero_grad()
+    before = net.call([x], ["stage2.pre"])["stage2.pre"]
+    before.clamp(max=0).sum().backward()
+    grads = {n.split(".")[0] for n, p in net.body.named_parameters() if p.grad is not None}
+    assert {"layer1", "layer2"} <= grads
+    assert not {"layer3", "layer4"} & grads
+    net.zero_grad()
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_convnext", "test_efficientnet", "test_mambaout"])
+def test_what_ends_in_no_activation_has_nothing_before_it(
+    name: str, networks: dict[str, TimmModel], x: Tensor
+) -> None:
+    net = networks[name]
+    message = f"no 'stage4.pre': what it names of {name} does not end in an activation"
+    with pytest.raises(InputError, match=message):
+        net.call([x], ["stage4.pre"])
+    assert hooks(net) == 0
+
+
+def test_an_activation_whose_output_is_changed_in_place_is_no_end(x: Tensor) -> None:
+    net = build("test_resnet", pretrained=False, size=64).eval()
+
+    class Shifted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.act = nn.ReLU(inplace=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.act(x)
+            x += 1
+            return x
+
+    net.body.layer2.append(Shifted())
+    with torch.no_grad(), pytest.raises(InputError, match=r"no 'layer2.pre': .* does not end in an activ"):
+        net.call([x], ["layer2.pre"])
+    net.body.layer2.append(nn.ReLU())
+    with torch.inference_mode():
+        assert (net.call([x], ["layer2.pre"])["layer2.pre"] >= 1).all()
+
+
 def test_gradient_flows_through_taps(networks: dict[str, TimmModel], x: Tensor) -> None:
     net = networks["test_vit"]
     net.zero_grad()
@@ -194,6 +262,8 @@ def test_gradient_flows_through_taps(networks: dict[str, TimmModel], x: Tensor) 
         ("map-", "no module 'map-' to tap"),
         ("blocks.1.atn.in", "no module 'blocks.1.atn.in' to tap"),
         ("BatchNorm2d.in", "no module 'BatchNorm2d.in' to tap"),
+        ("stage5.pre", "no 'stage5': VisionTransformer has 6 stages; name maps by 'map1' and so on"),
+        ("layer2.pre", "no module 'layer2.pre' to tap"),
     ],
 )
 def test_unknown_taps_name_the_nearest_and_leave_no_hook(
