@@ -20,6 +20,7 @@ class Entry:
         needs: of a task. ``any``: the method learns by the task's own terms only; ``picture``: it compares
             what networks say of whole pictures; ``class``: it takes logits for those of one class a picture,
             or reads class numbers; ``features``: it learns from pictures alone, without labels or answers.
+        several: whether each of several teachers is matched by itself; the function takes their number.
         twin: whether teacher and student must be of one architecture.
         parts: functions that make what ``target`` is given after the task. Their parameters are the method's
             too; ``weight`` where it may be given by name.
@@ -37,6 +38,7 @@ class Entry:
     paper: str
     teacher: bool = True
     needs: Needs = "class"
+    several: bool = False
     twin: bool = False
     parts: tuple[str, ...] = ()
     published: str = ""
@@ -236,6 +238,34 @@ METHODS: dict[str, Entry] = {
         "self-supervision on turned views, transferred with selection",
         "Xu et al. 2020, arXiv 2006.07114",
         parts=(_at("sskd", "head"), _at("sskd", "turned_views"), _at("sskd", "tables")),
+    ),
+    "generic": Entry(
+        _at("backbones", "generic"),
+        "features of any foundation model, or of several, without labels",
+        "AM-RADIO's terms at one scale, arXiv 2312.06709",
+        needs="features",
+        several=True,
+    ),
+    "proteus": Entry(
+        _at("backbones", "proteus"),
+        "class token, all tokens and hidden patches of a foundation model",
+        "Zhang et al. 2024, arXiv 2407.10366",
+        needs="features",
+        several=True,
+    ),
+    "radio": Entry(
+        _at("backbones", "radio"),
+        "summaries and maps of several foundation models",
+        "Ranzinger et al. 2024, arXiv 2312.06709",
+        needs="features",
+        several=True,
+    ),
+    "seed": Entry(
+        _at("backbones", "seed"),
+        "likeness to a queue of the teacher's features",
+        "Fang et al. 2021, arXiv 2101.04731",
+        needs="features",
+        several=True,
     ),
     "mae": Entry(
         _at("mae", "mae"),

@@ -100,12 +100,13 @@ def patch_grid(network: TimmModel) -> tuple[int, int]:
 
 
 @contextmanager
-def seeing(network: TimmModel, visible: Tensor) -> Iterator[None]:
+def seeing(network: TimmModel, visible: Tensor, token: Tensor | None = None) -> Iterator[None]:
     """A block in which a ViT sees some patches of each picture alone, behind all of its prefix tokens.
 
     Args:
         network: a plain ViT.
-        visible: bool [B, N], as many in each row.
+        visible: bool [B, N], as many in each row unless there is a token.
+        token: [B, D], which stands in the place of the others (iBOT, arXiv 2111.07832).
 
     Raises:
         InputError: a network without patches, or of another number of them.
@@ -123,7 +124,15 @@ def seeing(network: TimmModel, visible: Tensor) -> Iterator[None]:
     def kept(_module: nn.Module, _inputs: Any, tokens: Tensor) -> Tensor:
         return torch.cat([tokens[:, :prefix], _chosen(tokens[:, prefix:], visible)], dim=1)
 
-    handle = body.patch_drop.register_forward_hook(kept)
+    def replaced(_module: nn.Module, _inputs: Any, patches: Tensor) -> Tensor:
+        assert token is not None
+        shown = visible.view(len(patches), *patches.shape[1:-1], 1)
+        return torch.where(
+            shown, patches, token.to(patches.dtype).view(len(patches), *[1] * (patches.ndim - 2), -1)
+        )
+
+    place, hook = (body.patch_drop, kept) if token is None else (body.patch_embed, replaced)
+    handle = place.register_forward_hook(hook)
     try:
         yield
     finally:

@@ -101,11 +101,12 @@ class TimmModel(Model):
         """Named tensors of one call on one batch of pictures, or on some patches of each.
 
         Args:
-            inputs: pictures; perhaps which of their patches are seen too, bool [B, N], of a plain ViT.
+            inputs: pictures; perhaps which of their patches are seen too, bool [B, N], of a plain ViT;
+                perhaps a token [B, D] that stands for those that are not, which are else left out.
             taps: see :mod:`kdcli.models.taps`.
         """
-        if len(inputs) == 2:
-            with seeing(self, inputs[1]):
+        if len(inputs) in (2, 3):
+            with seeing(self, *inputs[1:]):
                 return self._call(self.prepare(inputs[0]), taps, inputs[1])
         return self._call(self.prepare(self._single(inputs)), taps)
 

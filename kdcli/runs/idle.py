@@ -135,6 +135,9 @@ def of_distill(config: Any) -> Iterator[Rule]:
     """``distill``: several teachers have a mean, random weights are in no file."""
     yield from of_pictures(config)
     yield "teacher_mean", len(config.teacher) < 2, "there is one teacher at most"
+    name = config.method.name
+    several = name in methods.METHODS and methods.entry(name).several
+    yield "teacher_mean", several, f"method {name} matches each teacher by itself"
     yield "weights", config.from_scratch, "--from-scratch begins with random weights: give one"
 
 

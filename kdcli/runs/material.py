@@ -245,6 +245,11 @@ def _parties(lesson: Lesson, console: Console) -> dict[str, nn.Module]:
         if party.source == "teacher":
             found[party.name] = _teacher(lesson, console)
             continue
+        if party.source.startswith("teacher:"):
+            name = config.teacher[int(party.source.removeprefix("teacher:")) - 1]
+            frame.warn_of_other_validation(name, lesson.data, console)
+            found[party.name] = frame.teacher(name, lesson.task, config.data.class_order)
+            continue
         update: dict[str, Any] = {"seed": config.seed + party.seed}
         if party.source != "student":
             update |= {"student": party.source, "weights": None, "student_args": []}

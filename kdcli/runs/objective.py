@@ -71,7 +71,7 @@ def objective(config: Any, data: Data, parts: Sequence[Part]) -> tuple[Any, Task
         choice = replace(choice, of_task=dict.fromkeys(held, task.name))
     if choice.applied or own:
         task, method = _method(config, data)
-    make = partial(methods.function(method.name), task)
+    make = partial(methods.function(method.name), task, **_several(config))
     idle.refuse_idle_parameters(config, make, method, arguments(config))
     for text in config.terms:
         _refuse_unfit(f"--add {text}", methods.term_needs(text), task)
@@ -97,7 +97,13 @@ def _method(config: Any, data: Data) -> tuple[Task, Method]:
     name = config.method.name
     task = task_of(data, config.data, config.optim, config.views)
     _refuse_unfit(f"method {name}", methods.entry(name).needs, task)
-    return task, methods.function(name)(task, **arguments(config))
+    return task, methods.function(name)(task, **_several(config), **arguments(config))
+
+
+def _several(config: Any) -> dict[str, int]:
+    """How many teachers there are, for a method that matches each by itself."""
+    several = methods.entry(config.method.name).several
+    return {"teachers": max(len(config.teacher), 1)} if several else {}
 
 
 def _refuse_unfit(what: str, needs: Needs, task: Task) -> None:

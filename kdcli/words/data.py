@@ -24,8 +24,8 @@ class Party:
     Attributes:
         name: unique in the method.
         role: ``trained``, or ``frozen`` (eval mode, no gradient to its parameters), built or not.
-        source: which network it is: ``student`` or ``teacher`` as configured, or any model's name; empty for
-            one that ``build`` makes.
+        source: which network it is: ``student`` or ``teacher`` as configured (``teacher:2``, the second of
+            several, by itself), or any model's name; empty for one that ``build`` makes.
         build: a function of the shapes [...] of one row of each of ``reads`` to a module.
         reads: tap references; of a parameter, which has no rows, it is the whole shape.
         seed: added to the run's, so that peers start apart.

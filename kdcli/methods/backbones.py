@@ -1,0 +1,349 @@
+"""Backbones from foundation models, without labels: what a student learns of their features.
+
+    generic    L = Σ_teachers p·(1 − cos(A_p(f_s), f_t)) + m·match(A_m(g_s), g_t) + r·relations(g_s, g_t)
+    proteus    Zhang et al. 2024, arXiv 2407.10366: MSE of class tokens, of all tokens, of hidden patches
+    radio      Ranzinger et al. 2024, arXiv 2312.06709 (AM-RADIO), with the scale of arXiv 2410.01680 (PHI-S)
+    seed       Fang et al. 2021, arXiv 2101.04731: likeness to a queue of the teacher's features
+
+f pooled features, g maps of patch tokens (class and register tokens left out), A adapters of each teacher's
+own, which are not written.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from kdcli.losses import representation as losses
+from kdcli.methods.mae import Ratio
+from kdcli.methods.parts import STUDENT, Fraction, Part, Positive, S
+from kdcli.methods.trainings import IMAGENET, keys, published, sgd
+from kdcli.models import feature_adapters as adapters
+from kdcli.models.feature_adapters import Adapter, Align
+from kdcli.models.masked import visible_of
+from kdcli.tasks import Task
+from kdcli.words import Call, Derive, Method, Party, Phase, Recipe, State, Term, Turn
+
+Rows = Annotated[int, Field(ge=2, le=1_000_000)]
+Standard = Literal["scale", "none"]
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """One of several teachers: its party, its call, names of what stands between it and the student."""
+
+    number: int
+
+    @property
+    def ending(self) -> str:
+        """Of names: empty for the first."""
+        return "" if self.number == 1 else str(self.number)
+
+    @property
+    def party(self) -> Party:
+        """The network."""
+        return Party(f"teacher{self.ending}", "frozen", f"teacher:{self.number}")
+
+    @property
+    def call(self) -> Call:
+        """On the same views."""
+        return Call(f"t{self.ending}", self.party.name)
+
+    def tap(self, name: str) -> str:
+        """A tap of it."""
+        return f"{self.call.name}.{name}"
+
+    def between(self, name: str, build: Any, student: str, teacher: str) -> tuple[Party, Call]:
+        """A trained party that reads a tap of the student and is made to fit one of the teacher's."""
+        party = Party(f"{name}{self.ending}", "trained", build=build, reads=(student, teacher))
+        return party, Call(party.name, party.name, (student,))
+
+
+def put_together(name: str, teachers: int, parts: list[Part], recipes: tuple[Recipe, ...] = ()) -> Method:
+    """The method of one turn that trains the student and what stands between it and each teacher."""
+    its = [Teacher(number) for number in range(1, teachers + 1)]
+    parties = {party.name: party for part in parts for party in part.parties}
+    calls = {call.name: call for part in parts for call in part.calls}
+    derives = {derive.out: derive for part in parts for derive in part.derives}
+    turn = Turn(
+        "student",
+        trains=("student", *parties),
+        calls=(S, *(teacher.call for teacher in its), *calls.values()),
+        terms=tuple(term for part in parts for term in part.terms),
+        derives=tuple(derives.values()),
+    )
+    networks = (STUDENT, *(teacher.party for teacher in its), *parties.values())
+    return Method(name, networks, (Phase((turn,)),), recipes=recipes)
+
+
+def target(teacher: Teacher, tap: str, standard: Standard) -> tuple[str, tuple[Derive, ...]]:
+    """A reference of the teacher's features, as they are or at mean 0 and one scale, and what it takes.
+
+    Mean and scale are those of all features so far, of a few places of each map, the same on all processes.
+    """
+    own = f"~{teacher.tap(tap)}"
+    if standard == "none":
+        return own, ()
+    name = f"{tap}{teacher.ending}"
+    state = State(f"scale-{name}", adapters.scale_state, reads=(teacher.tap(tap),))
+    few, scale = Derive(f"few-{name}", adapters.some_places, (own,)), f"scale-{name}"
+    seen = Derive(scale, adapters.scale_of, (f"~few-{name}",), scope="batch", state=state)
+    return f"~{name}-scaled", (few, seen, Derive(f"{name}-scaled", adapters.scaled, (own, f"~{scale}")))
+
+
+def pooled(
+    teacher: Teacher, weight: float, loss: Any, *, adapter: Adapter | Literal["head"], standard: Standard
+) -> Part:
+    """Pooled features through an adapter."""
+    party, call = teacher.between(
+        "pooled-adapter", partial(adapters.TokenAdapter, kind=adapter), "s.pooled", teacher.tap("pooled")
+    )
+    wanted, derives = target(teacher, "pooled", standard)
+    term = Term(f"pooled{teacher.ending}", loss, (f"{call.name}.out", wanted), weight)
+    return Part((term,), (party,), (call,), derives)
+
+
+def on_one_grid(
+    teacher: Teacher, mine: str, wanted: str, align: Align
+) -> tuple[str, str, tuple[Derive, ...]]:
+    """References of two maps on one grid: the teacher's, or the student's."""
+    if align == "student":
+        name = f"grid{teacher.ending}-on-student"
+        return mine, f"~{name}", (Derive(name, adapters.on_grid_of, (wanted, f"~{mine}")),)
+    name = f"{mine.partition('.')[0]}-on-teacher"
+    return name, wanted, (Derive(name, adapters.on_grid_of, (mine, wanted)),)
+
+
+def patches(
+    teacher: Teacher,
+    weight: float,
+    loss: Any,
+    keywords: dict[str, Any],
+    *,
+    adapter: Adapter,
+    align: Align,
+    standard: Standard,
+) -> Part:
+    """Maps through an adapter, on one grid."""
+    build = partial(adapters.map_adapter, kind=adapter, align=align)
+    party, call = teacher.between("grid-adapter", build, "s.grid", teacher.tap("grid"))
+    wanted, derives = target(teacher, "grid", standard)
+    mine, its, aligned = on_one_grid(teacher, f"{call.name}.out", wanted, align)
+    term = Term(f"patches{teacher.ending}", loss, (mine, its), weight, keywords)
+    return Part((term,), (party,), (call,), (*derives, *aligned))
+
+
+def relations(teacher: Teacher, weight: float, align: Align) -> Part:
+    """How alike the places of a picture are, on one grid, without an adapter."""
+    mine, its, aligned = on_one_grid(teacher, "s.grid", f"~{teacher.tap('grid')}", align)
+    aligned = tuple(Derive(f"relations-{d.out}", d.function, d.args, d.keywords) for d in aligned)
+    renamed = {d.out.removeprefix("relations-"): d.out for d in aligned}
+    args = tuple(
+        f"{'~' * a.startswith('~')}{renamed.get(a.removeprefix('~'), a.removeprefix('~'))}"
+        for a in (mine, its)
+    )
+    return Part((Term(f"relations{teacher.ending}", losses.token_relations, args, weight),), derives=aligned)
+
+
+def generic(
+    task: Task,
+    teachers: int = 1,
+    *,
+    pooled_weight: float = 1.0,
+    patches_weight: float = 1.0,
+    relations_weight: float = 0.0,
+    cosine: float = 0.9,
+    smooth_l1: float = 0.1,
+    adapter: Adapter = "mlp",
+    align: Align = "teacher",
+    standard: Standard = "scale",
+) -> Method:
+    """Any foundation model, or several, into any student: pooled features, patch tokens and their relations.
+
+    Each ``--teacher`` is matched by itself, through adapters of its own; its features are brought to mean 0
+    and one scale first (``standard``), so that no teacher outweighs another and cosines tell more. Patch
+    tokens and a CNN's last map are maps; where grids differ, the student's is interpolated to the teacher's
+    (``align=teacher``), the teacher's to the student's (``student``, cheaper), or a strided or transposed
+    convolution of the adapter does it (``regressed``). ``relations_weight`` adds DINOv3's Gram objective for
+    dense tasks. The weights are no paper's: those of AM-RADIO, measured in ``examples/results/backbone.md``.
+    ``--views K`` keeps the teacher's features of K fixed views in the cache, else each view is new and the
+    teacher runs live. The backbone of the last step is written.
+    """
+    parts = []
+    for teacher in map(Teacher, range(1, teachers + 1)):
+        parts.append(
+            pooled(teacher, pooled_weight, losses.cosine_distance, adapter=adapter, standard=standard)
+        )
+        parts.append(
+            patches(
+                teacher,
+                patches_weight,
+                losses.spatial_match,
+                {"cosine": cosine, "smooth_l1": smooth_l1},
+                adapter=adapter,
+                align=align,
+                standard=standard,
+            )
+        )
+        parts.append(relations(teacher, relations_weight, align))
+    return put_together("generic", teachers, parts)
+
+
+def radio(
+    task: Task,
+    teachers: int = 1,
+    *,
+    summary: float = 1.0,
+    spatial: float = 1.0,
+    cosine: float = 0.9,
+    smooth_l1: float = 0.1,
+    align: Align = "teacher",
+    standard: Standard = "none",
+) -> Method:
+    """AM-RADIO: cosine of summaries, and of maps 0.9 cosine and 0.1 smooth L1, by a two-layer adapter for
+    each.
+
+    ``standard=scale`` is the step that PHI-S and RADIOv2.5 took: the teacher's maps at mean 0 and one scale,
+    then compared by mean squared error (``cosine`` and ``smooth_l1`` are not read). PHI-S rotates them too,
+    so that every direction has the same variance; the squared error is blind to a rotation, which the
+    adapter's last layer makes as well, and it is left out. Summaries stay as they are.
+    """
+    parts = []
+    for teacher in map(Teacher, range(1, teachers + 1)):
+        parts.append(pooled(teacher, summary, losses.cosine_distance, adapter="mlp", standard="none"))
+        loss: Any = losses.spatial_match
+        keywords = {"cosine": cosine, "smooth_l1": smooth_l1}
+        if standard == "scale":
+            loss, keywords = losses.squared_error, {}
+        parts.append(patches(teacher, spatial, loss, keywords, adapter="mlp", align=align, standard=standard))
+    return put_together("radio", teachers, parts)
+
+
+def proteus(
+    task: Task,
+    teachers: int = 1,
+    *,
+    token: float = 1.0,
+    feature: float = 1.0,
+    patch: float = 1.0,
+    mask_probability: Fraction = 0.5,
+    mask_ratio: Ratio = 0.5,
+    align: Align = "teacher",
+) -> Method:
+    """Proteus: the class token, all tokens, and patches that were hidden from the student, by MSE.
+
+    Each through a LayerNorm and a linear layer, as in the authors' code, which trains 300 epochs with weights
+    of 1 (of CLIP, the class token alone). There patches are hidden in blocks, of half of the pictures and in
+    three kinds of shape; here at random places. A second pass of the student sees them: a student without
+    patches, or of another grid than the teacher's, needs ``method.patch=0``.
+    """
+    parts = []
+    for teacher in map(Teacher, range(1, teachers + 1)):
+        first = pooled(teacher, token, losses.squared_error, adapter="linear", standard="none")
+        its_grid = f"~{teacher.tap('grid')}"
+        build = partial(adapters.map_adapter, kind="linear", align=align)
+        party, call = teacher.between("grid-adapter", build, "s.grid", teacher.tap("grid"))
+        mine, its, aligned = on_one_grid(teacher, f"{call.name}.out", its_grid, align)
+        args = (f"{first.calls[0].name}.out", mine, f"~{teacher.tap('pooled')}", its)
+        whole = Term(f"features{teacher.ending}", losses.all_tokens, args, feature)
+        parts += [first, Part((whole,), (party,), (call,), aligned)]
+        if patch:
+            parts.append(_hidden(teacher, patch, mask_probability, mask_ratio))
+    return put_together("proteus", teachers, parts, (_proteus_recipe(),))
+
+
+def _hidden(teacher: Teacher, weight: float, probability: float, ratio: float) -> Part:
+    """The patch objective: the student once more, with a token in the place of hidden patches."""
+    keywords = {"probability": probability, "ratio": ratio}
+    shown = Derive("shown", some_hidden, ("x", "~s:patches"), keywords)
+    token = Party("mask-token", "trained", build=adapters.MaskToken, reads=("s.tokens",))
+    calls = (Call("mask", "mask-token", ("x",)), Call("m", "student", ("x", "shown", "mask.out")))
+    build = partial(adapters.TokenAdapter, kind="linear")
+    head = Party(
+        f"patch-adapter{teacher.ending}", "trained", build=build, reads=("s.grid", teacher.tap("grid"))
+    )
+    made = Call(head.name, head.name, ("m.grid",))
+    args = (f"{head.name}.out", f"~{teacher.tap('grid')}", "shown")
+    term = Term(f"hidden{teacher.ending}", losses.hidden_places, args, weight)
+    return Part((term,), (token, head), (*calls, made), (shown,))
+
+
+def some_hidden(x: Tensor, patches: Tensor, *, probability: float, ratio: float) -> Tensor:
+    """Which patches are shown, bool [B, N]: all of a picture, or with a probability a part of them."""
+    import torch
+
+    noise = torch.rand(len(x), patches.numel(), device=patches.device)
+    chosen = torch.rand(len(x), 1, device=patches.device) < probability
+    return visible_of(noise, ratio=ratio) | ~chosen
+
+
+def _proteus_recipe() -> Recipe:
+    """The released training by DINOv2 on ImageNet."""
+    steps = keys(
+        "optim",
+        opt="adamw",
+        lr=5e-4,
+        weight_decay=0.05,
+        schedule="cosine",
+        warmup=5 / 300,
+        min_lr=1e-5,
+        epochs=300,
+        batch_size=512,
+        clip_grad=None,
+    )
+    weights = keys("method", token=1.0, feature=1.0, patch=1.0, mask_probability=0.5, mask_ratio=0.5)
+    return published(
+        "imagenet",
+        {**steps, **IMAGENET, "views.interpolation": "bicubic", **weights},
+        "run_pretrain.sh and main.py of the authors' code",
+        {"optim.lr": "5e-4 for each 512 of a batch", "optim.warmup": "5 of 300 epochs"},
+        ("masks in blocks", "its augmentations beside crop and flip"),
+        taught=False,
+    )
+
+
+def seed(
+    task: Task,
+    teachers: int = 1,
+    *,
+    queue: Rows = 65_536,
+    temperature: Positive = 0.2,
+    teacher_temperature: Positive = 0.01,
+) -> Method:
+    """SEED: a softmax over likeness to a queue of the teacher's features, the student's after the teacher's.
+
+    Temperatures 0.2 and 0.01 are the paper's (from memory; the code's own default for the teacher is 1e-4),
+    the queue holds 65,536 pictures. The student has two layers to the teacher's width; the authors' teachers
+    end in a projection of 128 numbers, here the pooled features are compared. A queue much larger than the
+    data holds each picture several times.
+    """
+    parts = []
+    for teacher in map(Teacher, range(1, teachers + 1)):
+        build = partial(adapters.TokenAdapter, kind="head")
+        party, call = teacher.between("head", build, "s.pooled", teacher.tap("pooled"))
+        name, its = f"queue{teacher.ending}", f"~{teacher.tap('pooled')}"
+        state = State(name, partial(adapters.queue_state, size=queue), reads=(teacher.tap("pooled"),))
+        rows = Derive(name, adapters.queued, (its,), scope="batch", state=state)
+        keywords = {"temperature": temperature, "teacher_temperature": teacher_temperature}
+        args = (f"{call.name}.out", its, f"~{name}")
+        term = Term(f"seed{teacher.ending}", losses.queue_similarities, args, 1.0, keywords)
+        parts.append(Part((term,), (party,), (call,), (rows,)))
+    return put_together("seed", teachers, parts, (_seed_recipe(),))
+
+
+def _seed_recipe() -> Recipe:
+    """The released training on ImageNet."""
+    steps = sgd(lr=0.03, weight_decay=1e-4, epochs=200, batch=256, drops=(120, 160))
+    parameters = keys("method", queue=65_536, temperature=0.2, teacher_temperature=0.01)
+    return published(
+        "imagenet",
+        {**steps, **IMAGENET, "views.scale": [0.2, 1.0], **parameters},
+        "tools/opts.py of the authors' code; the temperatures from memory of the paper",
+        None,
+        ("MoCo's colour jitter, grey and blur",),
+        taught=False,
+    )
