@@ -14,16 +14,21 @@ import torch
 from torch import Tensor
 
 LEAST = 4  # pictures of a minibatch: with fewer HSIC₁ is not defined
+_COLUMNS = 2**16
 
 
 def gram(activations: Tensor) -> Tensor:
     """K = X Xᵀ [n, n] in fp64 of activations [n, …], flattened to X [n, D] and less their mean.
 
-    HSIC₁ is the same with the mean as without; without it fewer digits are lost.
+    HSIC₁ is the same with the mean as without; without it fewer digits are lost. Columns are taken in parts:
+    maps of a first block in fp64 would fill a memory.
     """
-    x = activations.flatten(1).double()
-    x = x - x.mean(dim=0)
-    return x @ x.mT
+    found = torch.zeros(len(activations), len(activations), dtype=torch.float64, device=activations.device)
+    for part in activations.flatten(1).split(_COLUMNS, dim=1):
+        x = part.double()
+        x = x - x.mean(dim=0)
+        found += x @ x.mT
+    return found
 
 
 def hsic1(first: Tensor, second: Tensor) -> Tensor:

@@ -105,11 +105,17 @@ def test_of_many_pictures_it_is_the_cosine_of_centred_gram_matrices(generator: t
     assert abs(float(cka(sum(minibatches(x, noise, 10))))) < 0.1  # type: ignore[arg-type]
 
 
-def test_all_positions_count(generator: torch.Generator) -> None:
+def test_all_positions_count(generator: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     maps = torch.randn(N, 3, 4, 4, generator=generator)
     assert gram(maps).dtype == torch.float64
     centred = maps.double() - maps.double().mean(0)
     assert float(gram(maps)[2, 5]) == pytest.approx(float((centred[2] * centred[5]).sum()))
+    whole = gram(maps)
+    monkeypatch.setattr("kdcli.metrics.cka._COLUMNS", 7)
+    torch.testing.assert_close(gram(maps), whole)
+    given = maps.double()
+    gram(given)
+    assert torch.equal(given, maps.double())
 
 
 def test_a_layer_that_says_nothing_has_no_value(pair: tuple[Tensor, Tensor]) -> None:

@@ -100,6 +100,17 @@ def test_cka_is_that_of_activations_which_hooks_see(planned: Any, models: list[s
     torch.testing.assert_close(values, wanted, rtol=1e-5, atol=1e-6)
 
 
+def test_pictures_that_cka_leaves_out_are_said(
+    planned: Any, models: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kdcli.engine.similarity.MINIBATCH", 11)
+    report, page = report_of(planned(models=models[1:], cka=True, teacher=models[0]))
+    assert report["cka"] == {"pictures": 22, "minibatch": 11}
+    note = "CKA leaves out a last minibatch of 2: HSIC is estimated of 4 pictures or more."
+    assert note in report["notes"]
+    assert "over 22 of 24 pictures, drawn at random" in page
+
+
 def test_a_report_without_them_says_nothing_of_them(planned: Any) -> None:
     report, page = report_of(planned())
     assert not {"occlusion", "cka"} & {*report, *report["models"][0]}

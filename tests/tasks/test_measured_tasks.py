@@ -84,6 +84,12 @@ def test_an_option_that_a_task_heeds_is_taken() -> None:
     task_named("classification", ["a"]).evaluation(mixed, {}, Validation(None))
 
 
+def test_blocks_are_compared_on_enough_pictures() -> None:
+    few = replace(options(cka=True), teacher=cast(Any, object()), pictures=3)
+    with pytest.raises(InputError, match="cka: it takes 4 pictures or more, and 3 are measured"):
+        task_named("classification", ["a", "b"]).evaluation(few, {}, Validation(None))
+
+
 @pytest.mark.parametrize("task", ["classification", "segmentation"])
 def test_one_class_has_no_heads(task: str) -> None:
     from kdcli.stages.probe import Config
