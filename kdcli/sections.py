@@ -85,7 +85,7 @@ class ViewSection(Section):
     color_jitter: float = option(0.0, "Strength of brightness, contrast and saturation jitter.", ge=0, le=100)
     auto_augment: str | None = option(None, "timm's policy, for example rand-m9-mstd0.5-inc1.")
     erase: float = option(0.0, "Probability of random erasing.", ge=0, le=1)
-    store: str = option("fp16", "How the cache keeps teacher logits: fp16, fp32 or topK (top20).")
+    store: str = option("fp16", "How the cache keeps teacher outputs: fp16, fp32, logits topK (top20).")
     interpolation: Literal["bilinear", "bicubic", "random"] = option("bicubic", "Resampling of the crop.")
 
     @field_validator("auto_augment")

@@ -275,7 +275,7 @@ KEYS = {
     },
     "eval": {
         "": f"{RUN_KEYS} models teacher split require cost batch_size window stride rerank repeats "
-        "exit_slack effects_mix",
+        "exit_slack effects_mix occlusion occlusion_grid cka",
         "data": DATA_KEYS,
     },
 }

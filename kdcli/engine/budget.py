@@ -31,8 +31,8 @@ def fixed_views(text: str, *, teacher: bool, cacheable: bool, epochs: float, aff
     if text.isdigit():
         if teacher and not cacheable:
             raise UsageError(
-                "--views K caches the teacher's logits of fixed views: mixed pictures, and methods that read "
-                "more of the teacher, need --views live."
+                "--views K caches the teacher's answers, or its last features, of fixed views: mixed "
+                "pictures, and methods that read more of the teacher, need --views live."
             )
         return int(text)
     if text == "live" or not (teacher and cacheable):
@@ -48,9 +48,12 @@ def affordable_views(root: Path, samples: int, row_bytes: int) -> int:
     return int(0.8 * shutil.disk_usage(root).free / (samples * row_bytes))
 
 
-def bytes_per_view(width: int, store: Store) -> int:
-    """Size of one cached row of so many logits, or numbers of an embedding, with its id and view."""
+def bytes_per_view(width: int, store: Store, features: int = 0) -> int:
+    """Size of one cached row of so many logits, or numbers of an embedding, with its id and view.
+
+    ``features`` are further numbers, which are never cut to a top K.
+    """
     row = width * (4 if store.name == "fp32" else 2)
     if store.top and store.top < width - 1:
         row = (store.top + 1) * 8
-    return 12 + row
+    return 12 + row + features * (4 if store.name == "fp32" else 2)

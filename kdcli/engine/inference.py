@@ -71,6 +71,23 @@ def outputs(
         measuring: of what.
         progress: is told how many pictures are done.
     """
+    return collected(network, lambda x, _: network(x), measuring, progress)
+
+
+def collected(
+    network: Model | WithExits,
+    answer: Callable[[Tensor, list[int]], Tensor],
+    measuring: Measuring,
+    progress: Callable[[int], None] | None = None,
+) -> Tensor:
+    """What is made of un-augmented views of a split, [N, C] (fp32, CPU), in its order, on every process.
+
+    Args:
+        network: on the device; says how views are cut.
+        answer: of a batch of them (uint8, on the device) and their indices in the split, [B, …].
+        measuring: of what.
+        progress: is told how many pictures are done.
+    """
     samples, runtime = measuring.samples, measuring.runtime
     loader = evaluation_loader(samples, network.spec, **measuring.reading)
     batches = in_order(len(samples), measuring.batch_size, runtime.rank, runtime.world_size)
@@ -78,10 +95,12 @@ def outputs(
     done = 0
     with evaluating(network), torch.inference_mode(), runtime.accelerator.autocast():
         for keys, batch in zip(batches, loader(batches)):
-            logits = network(batch["x"].to(runtime.device, non_blocking=True)).float().flatten(1).cpu()
+            indices = [index for index, _ in keys]
+            x = batch["x"].to(runtime.device, non_blocking=True)
+            rows = answer(x, indices).float().flatten(1).cpu()
             if found is None:
-                found = torch.zeros(len(samples), logits.shape[1])
-            found[[index for index, _ in keys]] = logits
+                found = torch.zeros(len(samples), rows.shape[1])
+            found[indices] = rows
             done += len(keys) * runtime.world_size
             if progress:
                 progress(min(done, len(samples)))

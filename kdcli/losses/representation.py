@@ -58,8 +58,16 @@ def hidden_places(grid: Tensor, teacher_grid: Tensor, visible: Tensor) -> Tensor
         grid: student's.
         teacher_grid: of whole pictures.
         visible: bool [B, h·w].
+
+    Raises:
+        ValueError: grids of unlike size.
     """
-    same_shape(grid, teacher_grid)
+    if grid.shape != teacher_grid.shape or visible.shape[1] != grid.shape[2] * grid.shape[3]:
+        raise ValueError(
+            f"hidden patches are compared on one grid: the student's has {grid.shape[2]}x{grid.shape[3]}, "
+            f"the teacher's {teacher_grid.shape[2]}x{teacher_grid.shape[3]}: take another --image-size, or "
+            "method.patch=0"
+        )
     hidden = ~visible.view(len(grid), 1, *grid.shape[2:])
     errors = (grid.float() - teacher_grid.float()).square() * hidden
     return errors.sum() / (hidden.sum() * grid.shape[1]).clamp(min=1)

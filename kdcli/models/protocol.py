@@ -96,6 +96,10 @@ class Model(nn.Module, ABC):
     def tappable(self) -> dict[str, nn.Module]:
         """Modules by the names that taps call them by, in the order of the model."""
 
+    def block_taps(self) -> list[str]:
+        """Taps of its blocks or stages, the first one first; none where they have no names."""
+        return []
+
     @abstractmethod
     def tensor(self, name: str) -> Tensor:
         """A parameter or buffer by its name; ``classifier`` is the classifier's rows.

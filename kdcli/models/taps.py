@@ -241,6 +241,13 @@ def block_path(body: nn.Module, name: str) -> str | None:
     return stages[index]
 
 
+def block_names(body: nn.Module) -> list[str]:
+    """``block1`` to ``blockK`` of a timm model, without those whose module it has not."""
+    modules = dict(body.named_modules())
+    count = len(getattr(body, "feature_info", None) or [])
+    return [name for name in (f"block{i + 1}" for i in range(count)) if block_path(body, name) in modules]
+
+
 def quarter_ends(body: Any) -> list[int]:
     """Indices of the blocks or stages behind ``stage1`` to ``stage4``; none of too few stages."""
     count = len(getattr(body, "feature_info", None) or [])

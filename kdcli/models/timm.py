@@ -22,7 +22,7 @@ from kdcli.models.heads.linear import FEATURES, FeatureHead
 from kdcli.models.masked import Decoder, patch_grid, seeing
 from kdcli.models.protocol import Model
 from kdcli.models.save import write
-from kdcli.models.taps import DECODED, Recorder, as_map, block_path, decoder_block
+from kdcli.models.taps import DECODED, Recorder, as_map, block_names, block_path, decoder_block
 
 _LAYOUT = torch.channels_last  # a tenth to a third faster for CNNs on a CPU, nothing for ViTs
 _LUMINANCE = (0.299, 0.587, 0.114)  # of red, green and blue: ITU-R BT.601, as Pillow's grey pictures have it
@@ -146,6 +146,10 @@ class TimmModel(Model):
     def tappable(self) -> dict[str, nn.Module]:
         """Modules of the timm model by their paths."""
         return dict(self.body.named_modules())
+
+    def block_taps(self) -> list[str]:
+        """``block1`` and so on, as far as timm says what its blocks or stages are."""
+        return block_names(self.body)
 
     def tensor(self, name: str) -> Tensor:
         """A parameter or buffer of the timm model by its name.

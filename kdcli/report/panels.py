@@ -97,7 +97,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure of :mod:`kdcli.report.plots`.
+    """A figure, made by :mod:`kdcli.report.canvas`.
 
     Attributes:
         svg: its element.

@@ -1,144 +1,35 @@
-"""The figures of a report, each a function that returns one ``<svg>`` element for inlining in HTML.
-
-The same input gives the same bytes: fixed hash salt, no dates, matplotlib's own defaults instead of the
-user's. Text stays text, so that a page can be searched and class names in any script are set in the reader's
-fonts.
-"""
+"""The figures that any report has, each a function that returns one ``<svg>`` element; see the canvas."""
 
 from __future__ import annotations
 
-import hashlib
-import html
-import io
 import math
-import re
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap, PowerNorm
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-from kdcli.console import legible
+from kdcli.report.canvas import (
+    BLUES,
+    FAINT,
+    INK,
+    PALETTE,
+    Model,
+    legend,
+    looks_of,
+    refuse_none,
+    short,
+    style,
+    svg,
+)
 from kdcli.report.curves import drawn
 from kdcli.report.figures import Figure as Quality
 
-Model = Mapping[str, Any]
-
-# Okabe & Ito 2008, "Color Universal Design": told apart with any colour vision. Yellow is left out: it
-# vanishes on white. Markers and line styles change too, for more than seven models and prints without colour.
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*", "<", ">", "p")
-DASHES = ("-", "--", "-.", ":")
-INK, FAINT = "#2b2f36", "#d9dde3"
-BLUES = LinearSegmentedColormap.from_list("kdcli_blues", ["#ffffff", "#9ecae8", "#0072B2", "#002f4d"])
-STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "kdcli",
-    "text.parse_math": False,  # a class may be named "$5 note"
-    "font.size": 10,
-    "axes.titlesize": 10.5,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.edgecolor": "#8a919c",
-    "axes.labelcolor": INK,
-    "axes.titlecolor": INK,
-    "text.color": INK,
-    "xtick.color": "#8a919c",
-    "ytick.color": "#8a919c",
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "grid.color": FAINT,
-    "grid.linewidth": 0.7,
-    "lines.linewidth": 1.8,
-    "lines.markersize": 5.5,
-    "legend.frameon": False,
-}
-ROOT = "stroke-linejoin: round; stroke-linecap: butt; font-family: 'DejaVu Sans', Verdana, sans-serif"
 ALL_NAMES = 60  # up to so many classes are named along a confusion matrix
 ALL_COUNTS = 20  # and up to so many have their counts written in the cells
-
-
-@contextmanager
-def _style() -> Iterator[None]:
-    """Matplotlib's defaults and the style above, not the user's matplotlibrc; restored on leaving."""
-    with mpl.rc_context(), warnings.catch_warnings():
-        # Text is set by the browser: for lack of a glyph matplotlib only measures it a little off.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        mpl.rcdefaults()
-        mpl.rcParams.update(STYLE)
-        yield
-
-
-def _svg(figure: Figure, label: str) -> str:
-    """The figure as an ``<svg>`` element that scales to its container, with ids that no other figure has."""
-    buffer = io.StringIO()
-    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    figure.savefig(buffer, format="svg", metadata=nothing, bbox_inches="tight", pad_inches=0.05)
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    # A <style> would reach out of the figure into the page.
-    text = re.sub(r"\s*<defs>\s*<style.*?</style>\s*</defs>", "", text, count=1, flags=re.DOTALL)
-    prefix = "f" + hashlib.sha256((label + text).encode()).hexdigest()[:10]
-    used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', text))
-
-    def tidy(tag: re.Match[str]) -> str:
-        # HTML knows the namespaces of inline SVG; the font is named once, at the root.
-        short_tag = re.sub(r' xmlns(:\w+)?="[^"]*"', "", tag.group()).replace(" xlink:href=", " href=")
-        short_tag = re.sub(r" font-family: [^;\"]*;?", "", short_tag)
-        short_tag = re.sub(r' id="([^"]*)"', lambda m: m.group() if m[1] in used else "", short_tag)
-        return re.sub(r'(\sid="|\shref="#|url\(#)', rf"\g<1>{prefix}-", short_tag)
-
-    text = re.sub(r"<\w[^>]*>", tidy, text)  # only in tags: a class may be named 'id="x'
-    start = f'<svg role="img" aria-label="{html.escape(legible(label))}" style="{ROOT}" '
-    return text.replace("<svg ", start, 1).strip()
-
-
-def short(name: str, length: int = 28) -> str:
-    """The name made legible, its middle cut out where it is longer than ``length`` characters."""
-    name = legible(name)
-    if len(name) <= length:
-        return name
-    head = (length - 1) // 2
-    return f"{name[:head]}…{name[head + 1 - length :]}"
-
-
-def _looks(index: int) -> dict[str, Any]:
-    """Colour, marker and dashes of the ``index``-th model, the same in every figure."""
-    turn = index // len(PALETTE)
-    return {
-        "color": PALETTE[index % len(PALETTE)],
-        "marker": MARKERS[index % len(MARKERS)],
-        "linestyle": DASHES[turn % len(DASHES)],
-    }
-
-
-def _legend(figure: Figure, models: Sequence[tuple[int, Model]], line: bool = True) -> None:
-    """One legend for the figure, below it; none for a single model."""
-    if len(models) < 2:
-        return
-    handles = []
-    for index, _ in models:
-        looks = _looks(index) if line else _looks(index) | {"linestyle": "none"}
-        handles.append(Line2D([], [], **looks))
-    names = [short(str(model["name"])) for _, model in models]
-    columns = min(len(models), 3)
-    figure.legend(handles, names, loc="outside lower center", ncols=columns, fontsize=9)
-
-
-def _refuse_none(models: Sequence[Any], what: str) -> None:
-    if not models:
-        raise ValueError(f"no model has {what} to draw")
 
 
 def reliability_curve(models: Sequence[Model]) -> str:
@@ -151,8 +42,8 @@ def reliability_curve(models: Sequence[Model]) -> str:
     Raises:
         ValueError: no models.
     """
-    _refuse_none(models, "a reliability curve")
-    with _style():
+    refuse_none(models, "a reliability curve")
+    with style():
         figure = Figure(figsize=(5.2, 5.4), layout="constrained")
         curve, shares = figure.subplots(2, 1, sharex=True, height_ratios=[3.4, 1])
         curve.plot([0, 100], [0, 100], color="#8a919c", linewidth=1, linestyle=(0, (4, 3)))
@@ -162,19 +53,19 @@ def reliability_curve(models: Sequence[Model]) -> str:
             count = np.asarray(bins["count"], dtype=float)
             filled = count > 0
             x, y = (100 * np.asarray(bins[key], dtype=float)[filled] for key in ("confidence", "accuracy"))
-            curve.plot(x, y, **_looks(index), clip_on=False)
+            curve.plot(x, y, **looks_of(index), clip_on=False)
             edges = np.linspace(0, 100, len(count) + 1)
             color = PALETTE[index % len(PALETTE)]
             share = 100 * count / max(count.sum(), 1)
-            shares.stairs(share, edges, color=color, linewidth=1.3, linestyle=_looks(index)["linestyle"])
+            shares.stairs(share, edges, color=color, linewidth=1.3, linestyle=looks_of(index)["linestyle"])
             if len(models) == 1:
                 shares.stairs(share, edges, color=color, fill=True, alpha=0.2)
         curve.set(xlim=(0, 100), ylim=(0, 100), ylabel="accuracy (%)")
         shares.set(xlabel="confidence (%)", ylabel="samples (%)")
         shares.set_ylim(bottom=0)
         shares.yaxis.set_major_locator(MaxNLocator(3))
-        _legend(figure, list(enumerate(models)))
-        return _svg(figure, "Reliability: accuracy against confidence")
+        legend(figure, list(enumerate(models)))
+        return svg(figure, "Reliability: accuracy against confidence")
 
 
 def confusion_matrix(confusion: Sequence[Sequence[int]], classes: Sequence[str], name: str = "") -> str:
@@ -199,7 +90,7 @@ def confusion_matrix(confusion: Sequence[Sequence[int]], classes: Sequence[str],
     named, written = size <= ALL_NAMES, size <= ALL_COUNTS
     side = max(0.42 * size, 2.6) if written else 8.4 if named else 6.4
     fontsize = min(9.0, 0.8 * 72 * side / size)
-    with _style():
+    with style():
         figure = Figure(figsize=(side + 1.6, side + 1.1), layout="constrained")
         axes = figure.subplots()
         image = axes.imshow(share, cmap=BLUES, norm=PowerNorm(0.5, 0, 100), interpolation="none")
@@ -224,7 +115,7 @@ def confusion_matrix(confusion: Sequence[Sequence[int]], classes: Sequence[str],
         bar.set_label("share of the true class (%)")
         bar.outline.set_visible(False)
         bar.solids.set_rasterized(True)  # type: ignore[union-attr]  # one picture, not 256 polygons with seams
-        return _svg(figure, f"Confusion matrix of {size} classes: {name}" if name else "Confusion matrix")
+        return svg(figure, f"Confusion matrix of {size} classes: {name}" if name else "Confusion matrix")
 
 
 # Of each cost the label, and its value between the ends of its error bar.
@@ -261,23 +152,23 @@ def quality_against_cost(models: Sequence[Model], quality: Quality) -> str:
     costly = [
         (i, model) for i, model in enumerate(models) if model.get("cost") and quality.of(model) is not None
     ]
-    _refuse_none(costly, "a cost")
+    refuse_none(costly, "a cost")
     unit = 100 if quality.fraction else 1
-    with _style():
+    with style():
         figure = Figure(figsize=(3.1 * len(COSTS) + 0.5, 3.4), layout="constrained")
         row = figure.subplots(1, len(COSTS), sharey=True)
         for axes, (label, spread) in zip(row, COSTS):
             for index, model in costly:
                 low, x, high = spread(model["cost"])
-                looks = _looks(index) | {"linestyle": "none", "markersize": 8}
+                looks = looks_of(index) | {"linestyle": "none", "markersize": 8}
                 ends = [[max(0.0, x - low)], [max(0.0, high - x)]]
                 axes.errorbar(x, unit * quality.of(model), xerr=ends, capsize=2.5, **looks)
             _scale(axes, [value for _, model in costly for value in spread(model["cost"])])
             axes.set_xlabel(label)
         row[0].set_ylabel(quality.axis)
         row[0].margins(y=0.15)
-        _legend(figure, costly, line=False)
-        return _svg(figure, "Quality against cost")
+        legend(figure, costly, line=False)
+        return svg(figure, "Quality against cost")
 
 
 def training_curves(models: Sequence[Model]) -> str:
@@ -293,17 +184,17 @@ def training_curves(models: Sequence[Model]) -> str:
     trained = [(index, model) for index, model in enumerate(models) if model.get("curves")]
     records = [record for _, model in trained for record in model["curves"]]
     keys, _ = drawn(records)
-    _refuse_none(keys, "training curves")
+    refuse_none(keys, "training curves")
     columns = min(len(keys), 3)
     rows = math.ceil(len(keys) / columns)
-    with _style():
+    with style():
         figure = Figure(figsize=(3.1 * columns + 0.5, 2.5 * rows + 0.5), layout="constrained")
         panels = figure.subplots(rows, columns, sharex=True, squeeze=False).ravel()
         for axes, key in zip(panels, keys):
             for index, model in trained:
                 points = [(r["step"], r[key]) for r in model["curves"] if r.get(key) is not None]
                 xy = np.array([point for point in points if math.isfinite(point[1])]).reshape(-1, 2)
-                looks = _looks(index) | ({} if len(xy) < 30 else {"marker": ""})
+                looks = looks_of(index) | ({} if len(xy) < 30 else {"marker": ""})
                 axes.plot(*xy.T, **looks, markersize=3.5)
             axes.set_title(short(key))
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
@@ -311,8 +202,8 @@ def training_curves(models: Sequence[Model]) -> str:
             axes.tick_params(labelbottom=True)
         for axes in panels[len(keys) :]:
             axes.remove()
-        _legend(figure, trained)
-        return _svg(figure, "Training curves")
+        legend(figure, trained)
+        return svg(figure, "Training curves")
 
 
 def widths(models: Sequence[Model], most_drawn: int = 6) -> str:
@@ -326,9 +217,9 @@ def widths(models: Sequence[Model], most_drawn: int = 6) -> str:
         ValueError: none has.
     """
     smaller = [(i, model) for i, model in enumerate(models) if model.get("compression")][:most_drawn]
-    _refuse_none(smaller, "a compression")
+    refuse_none(smaller, "a compression")
     most = max(len(model["compression"]["widths"]) for _, model in smaller)
-    with _style():
+    with style():
         size = (3.4 * len(smaller) + 0.5, min(0.8 + 0.17 * most, 14))
         figure = Figure(figsize=size, layout="constrained")
         panels = figure.subplots(1, len(smaller), squeeze=False)[0]
@@ -343,7 +234,7 @@ def widths(models: Sequence[Model], most_drawn: int = 6) -> str:
             axes.set_yticks(places, [short(site, 20) for site in sites], fontsize=7)
             axes.invert_yaxis()
             axes.grid(visible=False, axis="y")
-        return _svg(figure, "Channels before and after")
+        return svg(figure, "Channels before and after")
 
 
 def along(models: Sequence[Model], quality: Quality) -> str:
@@ -358,18 +249,18 @@ def along(models: Sequence[Model], quality: Quality) -> str:
     """
     found = [(index, model, _course(model, quality)) for index, model in enumerate(models)]
     found = [(index, model, pairs) for index, model, pairs in found if len(pairs)]
-    _refuse_none(found, "a course")
+    refuse_none(found, "a course")
     unit = 100 if quality.fraction else 1
-    with _style():
+    with style():
         figure = Figure(figsize=(4.6, 3.4), layout="constrained")
         axes = figure.subplots()
         for index, _, pairs in found:
-            axes.plot(100 * pairs[:, 0], unit * pairs[:, 1], **_looks(index), markersize=3.5)
+            axes.plot(100 * pairs[:, 0], unit * pairs[:, 1], **looks_of(index), markersize=3.5)
         axes.invert_xaxis()
         axes.set_xlabel("FLOPs left (%)")
         axes.set_ylabel(quality.axis or quality.label)
-        _legend(figure, [(index, model) for index, model, _ in found])
-        return _svg(figure, "Quality along the course")
+        legend(figure, [(index, model) for index, model, _ in found])
+        return svg(figure, "Quality along the course")
 
 
 def has_course(model: Model, quality: Quality) -> bool:

@@ -179,6 +179,7 @@ def of_eval(config: Any) -> Iterator[Rule]:
     """``eval``: nothing is trained."""
     yield from of_pictures(config)
     yield "repeats", not config.cost, "--no-cost measures no time"
+    yield "occlusion_grid", not config.occlusion, "nothing is hidden without occlusion=true"
     yield "data.class_balance data.labelled_fraction data.per_identity", True, "nothing is trained here"
     yield "data.labels_per_class", config.split != "train", "labels are hidden in the training split alone"
     yield "track", True, "only distill writes to trackers"

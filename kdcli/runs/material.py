@@ -47,6 +47,7 @@ from kdcli.words.analysis import (
     calls_made,
     is_cacheable,
     needs_labels,
+    taps_used,
 )
 from kdcli.words.answers import calibrated
 
@@ -108,7 +109,12 @@ class Material:
     @property
     def cached(self) -> bool:
         """Whether teacher outputs come from the cache."""
-        return self.caching.rows(self.method, "teacher") > 0 and self.live_forwards.get("teacher", 0) > 0
+        return any(self.caching.rows(self.method, t) and self.live_forwards.get(t) for t in self.teachers)
+
+    @property
+    def teachers(self) -> list[str]:
+        """Names of the frozen networks."""
+        return [p.name for p in self.method.parties if p.role == "frozen" and p.name in self.networks]
 
     @cached_property
     def live_forwards(self) -> dict[str, int]:
@@ -139,18 +145,19 @@ class Material:
     @property
     def temperatures(self) -> list[float]:
         """Those that were fitted to the teachers; empty where there is none."""
-        teacher = self.networks.get("teacher")
-        return [] if teacher is None else [value for value in teacher.temperatures if value != 1]
+        own = [value for name in self.teachers for value in self.networks[name].temperatures]
+        return [value for value in own if value != 1]
 
     @property
     def teacher_forwards(self) -> int:
-        """Pictures that the teacher sees: to fill the cache, or live."""
-        return self.forwards.get("teacher", 0)
+        """Pictures that the teachers see: to fill the cache, or live."""
+        return sum(self.forwards.get(name, 0) for name in self.teachers)
 
     @property
     def cache_bytes(self) -> int:
         """Size of the teacher cache."""
-        return self.caching.rows(self.method, "teacher") * self.row_bytes if self.cached else 0
+        rows = max((self.caching.rows(self.method, name) for name in self.teachers), default=0)
+        return rows * self.row_bytes if self.cached else 0
 
 
 def gather(lesson: Lesson, console: Console, networks: dict[str, Model] | None = None) -> Material:
@@ -187,9 +194,8 @@ def gather(lesson: Lesson, console: Console, networks: dict[str, Model] | None =
     warn_of_points(method, assembly, console)
     warn_of_signs(method, assembly, console)
     store = Store(config.views.store)
-    own = assembly.shapes.get("t.embedding")
-    count = networks["teacher" if taught else "student"].logit_count if own is None else own[-1]
-    row_bytes = bytes_per_view(count, store)
+    features = config.views.count.isdigit()  # asked for by number, caches keep what takes much room too
+    row_bytes = _row_bytes(method, networks, assembly, store, features=features)
     steps = planned = planned_steps(optim, len(pool))
     if optim.stop_epoch is not None:
         steps = min(planned, math.ceil(optim.stop_epoch * len(pool) / optim.batch_size))
@@ -197,10 +203,10 @@ def gather(lesson: Lesson, console: Console, networks: dict[str, Model] | None =
     mixes = bool(optim.mixup or optim.cutmix)
     views = fixed_views(
         config.views.count,
-        teacher=taught and not only_plain(method),
-        cacheable=is_cacheable(method) and not mixes,
+        teacher=taught and not only_plain(method, features=features),
+        cacheable=is_cacheable(method, features=features) and not mixes,
         epochs=steps * optim.batch_size / len(pool),
-        affordable=max(affordable - (PLAIN in cacheable_calls(method).values()), 0),
+        affordable=max(affordable - (PLAIN in cacheable_calls(method, features=features).values()), 0),
     )
     balanced = config.data.class_balance == "sampler"
     order = Order(
@@ -213,8 +219,29 @@ def gather(lesson: Lesson, console: Console, networks: dict[str, Model] | None =
         per_label=lesson.task.group,
     )
     live = mixes or config.views.count == "live" or (config.views.count == "auto" and not affordable)
-    cached = Caching() if live else caching(method, order, view, steps)
+    cached = Caching() if live else caching(method, order, view, steps, features=features)
     return Material(lesson, pool, order, view, targets, networks, assembly, steps, planned, row_bytes, cached)
+
+
+def _row_bytes(
+    method: Method, networks: Mapping[str, Model], assembly: Assembly, store: Store, *, features: bool
+) -> int:
+    """Size of what a cache keeps of one view: all that teachers are read for, each of their calls once."""
+    taught = "teacher" in networks
+    own = assembly.shapes.get("t.embedding")
+    count = networks["teacher" if taught else "student"].logit_count if own is None else own[-1]
+    more = 0
+    if features:
+        served = cacheable_calls(method, features=True)
+        taps = {
+            f"{call}.{tap}"
+            for turn in method.turns
+            for call, names in taps_used(turn).items()
+            for tap in names
+            if call in served and tap in ("pooled", "grid")
+        }
+        more = sum(math.prod(assembly.shapes[tap]) for tap in taps)
+    return bytes_per_view(count, store, more)
 
 
 def planned_steps(optim: OptimSection, pictures: int) -> int:

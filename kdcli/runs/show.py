@@ -98,6 +98,21 @@ def built(console: Console, parties: Mapping[str, nn.Module], networks: Mapping[
         console.note(f"brings   {', '.join(brought)} parameters")
 
 
+def grids(console: Console, method: Method, assembly: Assembly) -> None:
+    """One line about each map that is brought to the grid of another."""
+    from kdcli.models.feature_adapters import on_grid_of
+
+    for derive in (d for turn in method.turns for d in turn.derives if d.function is on_grid_of):
+        here, there = (
+            assembly.shapes.get(name, ()) for name in (derive.args[0].removeprefix("~"), derive.out)
+        )
+        if here[1:] != there[1:]:
+            sizes = ["x".join(map(str, shape[1:])) for shape in (here, there)]
+            console.note(
+                f"aligns   {derive.args[0].lstrip('~')}: its {sizes[0]} map is interpolated to {sizes[1]}"
+            )
+
+
 def parameters(networks: Mapping[str, nn.Module]) -> dict[str, int]:
     """Number of parameters of each network."""
     return {name: sum(p.numel() for p in net.parameters()) for name, net in networks.items()}

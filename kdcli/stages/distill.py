@@ -123,12 +123,13 @@ class Plan:
         console.note(f"trains   {material.steps:,} steps of {batch}, {kind}")
         show.learning(console, self.config.optim, self.method, material.steps)
         if "teacher" in material.networks:
-            live = material.live_forwards["teacher"]
+            live = sum(material.live_forwards[name] for name in material.teachers)
             cache = f"cache of {size(material.cache_bytes)}, live would be {live:,}"
             how = cache if material.cached else "live, no cache"
             console.note(f"teacher  {material.teacher_forwards:,} forwards ({how})")
             show.temperatures(console, material.temperatures, self.config.teacher_temperature)
             show.answers(console, self._answers())
+        show.grids(console, self.method, self.material.assembly)
         show.table(console, "objective", self._objective())
         show.table(console, "settings", self._settings())
         show.beyond_the_table(console, self.method, self.material.assembly)

@@ -63,10 +63,16 @@ class Config(RunSection):
     repeats: int = option(30, "Timed forwards of latency and throughput.", ge=3, le=1_000_000)
     exit_slack: float = option(0.005, "Accuracy that early exit may lose on validation.", ge=0, le=1)
     effects_mix: float = option(0.5, "Weight of the teacher in the effects' gradient factors.", ge=0, le=1)
+    occlusion: bool = option(False, "Measure also with 10 % to 90 % of a picture's cells hidden at random.")
+    occlusion_grid: int = option(14, "Cells along a side of a picture.", ge=2, le=LARGEST_SIDE)
+    cka: bool = option(False, "Compare each block with each of the teacher's (CKA).")
 
 
 # Keys that say how, and that only some tasks heed; see kdcli.tasks.settings.EvalOptions.
-_OF_SOME_TASKS = ("window", "stride", "exit_slack", "effects_mix", "rerank")
+_OF_SOME_TASKS = (
+    *("window", "stride", "exit_slack", "effects_mix", "rerank"),
+    *("occlusion", "occlusion_grid", "cka"),
+)
 
 
 @dataclass
@@ -153,9 +159,10 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
     built, task, absent = _built(config, task)
     if absent:
         console.warn(_lacking(task.classes, absent))
-    evaluation = task.evaluation(_options(config, absent), paths, validation)
     networks = {short: built[name] for short, name in paths.items()}
     teacher = built[config.teacher] if config.teacher else None
+    options = _options(config, networks, teacher, absent, len(samples))
+    evaluation = task.evaluation(options, paths, validation)
     return Plan(
         config, target, data, samples, networks, teacher, gates, evaluation, tuple(task.classes), absent
     )
@@ -194,11 +201,19 @@ def _lacking(classes: Sequence[str], absent: Sequence[str]) -> str:
     )
 
 
-def _options(config: Config, absent: tuple[str, ...]) -> EvalOptions:
+def _options(
+    config: Config,
+    networks: dict[str, Model],
+    teacher: Model | None,
+    absent: tuple[str, ...],
+    pictures: int,
+) -> EvalOptions:
     fields, values = Config.model_fields, {key: getattr(config, key) for key in _OF_SOME_TASKS}
     return EvalOptions(
         given=frozenset(key for key, value in values.items() if value != fields[key].default),
-        teacher=config.teacher is not None,
+        networks=networks,
+        teacher=teacher,
+        pictures=pictures,
         class_order=config.data.class_order,
         repeats=config.repeats if config.cost else 0,
         seed=config.seed,

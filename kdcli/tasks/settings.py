@@ -121,16 +121,21 @@ class Probing:
 
 @dataclass(frozen=True)
 class EvalOptions:
-    """What a task may look at of the configuration of ``eval``.
+    """What a task may look at of the configuration of ``eval``, and of what it is asked to measure.
 
     Attributes:
         given: names of the keys below that are not at their default; a task refuses those that it does not
             heed (:func:`refuse_unheeded`).
-        teacher: whether models are compared with one.
+        networks: that are measured, by the name that the report gives each.
+        teacher: that they are compared with, or None.
+        pictures: number of those measured.
         window: side of a window that slides over a picture, in its pixels; None for the whole picture.
         stride: pixels between windows.
         exit_slack: accuracy that early exit may lose on validation, as a fraction.
         effects_mix: weight λ of the teacher in the gradient factors of distillation.
+        occlusion: whether quality is measured while more and more of a picture is hidden.
+        occlusion_grid: cells along a side of a picture, each hidden or not.
+        cka: whether blocks are compared with the teacher's.
         class_order: how classes of models and data match.
         repeats: timed forwards; 0 for no latency.
         rerank: whether answers are ranked again by what their neighbours have in common.
@@ -139,11 +144,16 @@ class EvalOptions:
     """
 
     given: frozenset[str]
-    teacher: bool
+    networks: Mapping[str, Model]
+    teacher: Model | None
+    pictures: int
     window: int | None
     stride: int | None
     exit_slack: float
     effects_mix: float
+    occlusion: bool
+    occlusion_grid: int
+    cka: bool
     class_order: Literal["names", "same"]
     repeats: int
     rerank: bool

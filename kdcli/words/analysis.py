@@ -11,6 +11,9 @@ from typing import Any
 from kdcli.words.data import Call, Method, State, Term, Turn
 
 _ANSWERS = ((), ("logits",), ("embedding",))  # taps of a call that a cache can keep
+_FEATURES = frozenset(
+    ("logits", "embedding", "pooled", "grid")
+)  # and those that it keeps where it is asked to
 
 
 @lru_cache(maxsize=4096)  # the same few are asked for again and again
@@ -197,10 +200,11 @@ def _reduced(turn: Turn, wanted: Iterable[str], **kept: Any) -> Turn:
     )
 
 
-def cacheable_calls(method: Method) -> dict[str, str]:
+def cacheable_calls(method: Method, *, features: bool = False) -> dict[str, str]:
     """Calls of frozen parties whose answers a cache can keep, and what they read: ``x`` or ``x@plain``.
 
-    The same name stands for the same call in all turns.
+    The same name stands for the same call in all turns. With ``features`` it keeps pooled features and maps
+    too, which are a hundred times as large as answers.
     """
     frozen = {party.name for party in method.parties if party.role == "frozen"}
     found: dict[str, str] = {}
@@ -209,7 +213,9 @@ def cacheable_calls(method: Method) -> dict[str, str]:
     for turn in method.turns:
         for call in turn.calls:
             same = uses.setdefault(call.name, call) == call
-            served = call.inputs in (("x",), ("x@plain",)) and taps_used(turn)[call.name] in _ANSWERS
+            taps = taps_used(turn)[call.name]
+            kept = taps in _ANSWERS or (features and _FEATURES.issuperset(taps))
+            served = call.inputs in (("x",), ("x@plain",)) and kept
             if call.party in frozen and served and same:
                 found[call.name] = call.inputs[0]
             else:
@@ -217,10 +223,10 @@ def cacheable_calls(method: Method) -> dict[str, str]:
     return {name: read for name, read in found.items() if name not in unlike}
 
 
-def is_cacheable(method: Method) -> bool:
+def is_cacheable(method: Method, *, features: bool = False) -> bool:
     """Whether frozen parties answer to nothing but the view or the plain cut, with what caches can keep."""
     frozen = {party.name for party in method.parties if party.role == "frozen"}
-    served = cacheable_calls(method)
+    served = cacheable_calls(method, features=features)
     return all(call.name in served for t in method.turns for call in t.calls if call.party in frozen)
 
 

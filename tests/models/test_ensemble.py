@@ -59,6 +59,7 @@ def test_what_others_read_of_it(members: list[TimmModel]) -> None:
     assert made.spec.size == (48, 48)
     assert made.name == "m0 + m1 + m2"
     assert made.classes == ["a", "b", "c"]
+    assert made.block_taps() == []
     means: tuple[Mean, ...] = ("logits", "probabilities")
     groups = (members, members[:2], members[::-1])
     assert len({Ensemble(some, mean).source for some in groups for mean in means}) == 6  # of cache keys

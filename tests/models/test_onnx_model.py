@@ -58,6 +58,7 @@ def test_answers_come_in_the_order_that_is_asked_for(tmp_path: Path) -> None:
 
 def test_it_gives_nothing_but_its_answer(tmp_path: Path) -> None:
     model = exported(tmp_path, inside=False)
+    assert model.block_taps() == []
     with pytest.raises(InputError, match="has no tap 'layer1': an exported form gives its answer alone"):
         model.call([torch.zeros(1, 3, 64, 64, dtype=torch.uint8)], ["layer1"])
     with pytest.raises(InputError, match="has no parameters that a method could read"):

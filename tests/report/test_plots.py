@@ -7,7 +7,7 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 
-from kdcli.report import plots
+from kdcli.report import canvas, plots
 from kdcli.report.figures import Figure
 from kdcli.report.forms import percent
 from kdcli.report.plots import confusion_matrix, quality_against_cost, reliability_curve, training_curves
@@ -128,9 +128,9 @@ def test_a_misfit_is_refused():
 
 def test_a_model_keeps_its_colour_where_another_is_left_out():
     svg = quality_against_cost([model("bare", cost=False), model("other")], TOP1)
-    second = plots.PALETTE[1].lower()
+    second = canvas.PALETTE[1].lower()
     assert second in svg
-    assert plots.PALETTE[0].lower() not in svg.replace(second, "")
+    assert canvas.PALETTE[0].lower() not in svg.replace(second, "")
 
 
 def test_names_are_text_never_markup_or_mathematics():
@@ -138,13 +138,13 @@ def test_names_are_text_never_markup_or_mathematics():
     svg = confusion_matrix(np.eye(5, dtype=int).tolist(), names)
     assert "<script" not in svg
     shown = texts(svg)
-    assert all(plots.short(name, 20) in shown for name in names)
+    assert all(canvas.short(name, 20) in shown for name in names)
     assert {"_hidden", "$x^2$"} <= set(texts(training_curves([model("_hidden"), model("$x^2$")])))
 
 
 def test_long_names_are_cut_in_the_middle():
-    assert plots.short("short") == "short"
-    cut = plots.short("runs/distill-0123456789abcdef/students/vit_tiny_patch16_224")
+    assert canvas.short("short") == "short"
+    cut = canvas.short("runs/distill-0123456789abcdef/students/vit_tiny_patch16_224")
     assert len(cut) == 28
     assert cut.startswith("runs/distill-")
     assert cut.endswith("patch16_224")
@@ -154,7 +154,7 @@ def test_long_names_are_cut_in_the_middle():
 def test_many_models_and_wide_costs_are_drawn():
     many = [model(f"model {i}", 2.0**-i) for i in range(15)]
     assert {f"model {i}" for i in range(15)} <= set(texts(quality_against_cost(many, TOP1)))
-    looks = [(look["color"], look["linestyle"]) for look in map(plots._looks, range(15))]
+    looks = [(look["color"], look["linestyle"]) for look in map(canvas.looks_of, range(15))]
     assert len(set(looks)) == 15
     equal = copy.deepcopy(many[:1])
     equal[0]["cost"]["flops"] = 0

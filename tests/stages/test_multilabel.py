@@ -156,6 +156,24 @@ def test_figures_are_scikit_learns(teacher: Path, several: Path, tmp_path: Path)
     assert model["metrics"]["exact"] == pytest.approx(sk.accuracy_score(truth, said), abs=1e-6)
 
 
+def test_occlusion_is_measured_by_mean_average_precision(
+    teacher: Path, several: Path, tmp_path: Path
+) -> None:
+    out = measured([teacher], several, tmp_path / "r", occlusion=True, cka=True, teacher=str(teacher)).path
+    report = json.loads((out / "report.json").read_text())
+    (model,) = report["models"]
+    curve = [row["mean_ap"] for row in model["occlusion"]]
+    assert curve[0] == model["metrics"]["mean_ap"]
+    assert len(set(curve)) == 10
+    truth = datasets.load_from_disk(str(several))["test"]["labels"]
+    shares = [np.mean([label in one for one in truth]) for label in range(3)]
+    assert report["occlusion"]["chance"] == pytest.approx(np.mean(shares))
+    assert model["cka"]["values"][-1][-1] == pytest.approx(1)
+    page = (out / "report.html").read_text()
+    assert "mean average precision (%)" in page
+    assert "Shown is mAP while" in " ".join(page.split())
+
+
 def test_without_validation_thresholds_are_one_half(teacher: Path, several: Path, tmp_path: Path) -> None:
     alone = datasets.DatasetDict({"test": datasets.load_from_disk(str(several))["test"]})
     alone.save_to_disk(str(tmp_path / "d"))

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
@@ -47,7 +48,8 @@ def options(**given: object) -> EvalOptions:
     """Of ``eval``, as its stage makes them."""
     usual: dict[str, object] = {
         **{"window": None, "stride": None, "exit_slack": 0.005, "effects_mix": 0.5},
-        **{"teacher": False, "class_order": "names", "repeats": 0, "rerank": False, "seed": 0},
+        **{"teacher": None, "class_order": "names", "repeats": 0, "rerank": False, "seed": 0},
+        **{"occlusion": False, "occlusion_grid": 14, "cka": False, "networks": {}, "pictures": 9},
     }
     return EvalOptions(given=frozenset(given), **{**usual, **given})  # type: ignore[arg-type]
 
@@ -61,6 +63,11 @@ def options(**given: object) -> EvalOptions:
         ("multi-label", {"stride": 64}, "stride: only masks are judged by sliding windows"),
         ("multi-label", {"exit_slack": 0.1}, "exit_slack: early exit stops at the largest probability"),
         ("multi-label", {"effects_mix": 0.1}, "effects_mix: the effects of a teacher are measured of"),
+        ("classification", {"cka": True}, "cka: it compares blocks with those of a teacher; give --teacher"),
+        ("multi-label", {"cka": True}, "cka: it compares blocks with those of a teacher; give --teacher"),
+        ("retrieval", {"occlusion": True}, "occlusion: patches are hidden from networks that name classes"),
+        ("segmentation", {"occlusion": True}, "occlusion: patches are hidden from networks that name"),
+        ("segmentation", {"cka": True}, "cka: blocks are compared of networks that name classes"),
         ("segmentation", {"exit_slack": 0.1}, "exit_slack: networks for masks have no exits"),
         ("segmentation", {"effects_mix": 0.1}, "effects_mix: the effects of a teacher are measured of"),
     ],
@@ -73,8 +80,14 @@ def test_options_of_other_tasks_are_refused(task: str, given: dict[str, object],
 def test_an_option_that_a_task_heeds_is_taken() -> None:
     found = task_named("segmentation", ["a", "b"]).evaluation(options(window=64), {}, Validation(None))
     assert found.window.step == 42  # type: ignore[attr-defined]
-    mixed = replace(options(effects_mix=0.1), teacher=True)
+    mixed = replace(options(effects_mix=0.1), teacher=cast(Any, object()))
     task_named("classification", ["a"]).evaluation(mixed, {}, Validation(None))
+
+
+def test_blocks_are_compared_on_enough_pictures() -> None:
+    few = replace(options(cka=True), teacher=cast(Any, object()), pictures=3)
+    with pytest.raises(InputError, match="cka: it takes 4 pictures or more, and 3 are measured"):
+        task_named("classification", ["a", "b"]).evaluation(few, {}, Validation(None))
 
 
 @pytest.mark.parametrize("task", ["classification", "segmentation"])

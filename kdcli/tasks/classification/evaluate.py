@@ -19,6 +19,8 @@ from kdcli.metrics.classification import classification_metrics, confused, confu
 from kdcli.metrics.effects import effects
 from kdcli.metrics.peers import peers
 from kdcli.models.protocol import Model
+from kdcli.tasks import analyses
+from kdcli.tasks.analyses import Analyses, Quality
 from kdcli.tasks.classification import exits
 from kdcli.tasks.classification.exits import Exits
 from kdcli.tasks.matching import unseen
@@ -27,7 +29,7 @@ from kdcli.tasks.settings import EvalOptions, Measured, Validation, refuse_unhee
 if TYPE_CHECKING:
     from kdcli.report.panels import Panel
 
-_HEEDED = ("exit_slack", "effects_mix")
+_HEEDED = ("exit_slack", "effects_mix", *analyses.HEEDED)
 _WINDOWS = "only masks are judged by sliding windows"
 MATRIX = 1000  # up to so many classes a report has the whole confusion matrix
 CONFUSED = 100  # pairs of classes that it keeps instead
@@ -56,6 +58,7 @@ class Evaluation:
         seed: of its permutations.
         lacking: why there are no validation pictures, where exits want some.
         there: number of classes, the first ones, that the data have.
+        analyses: that were asked for.
     """
 
     classes: Sequence[str]
@@ -64,6 +67,7 @@ class Evaluation:
     seed: int
     lacking: str
     there: int
+    analyses: Analyses
 
     @classmethod
     def of(
@@ -79,10 +83,11 @@ class Evaluation:
         }
         if "exit_slack" in options.given and not own:
             raise UsageError("exit_slack: no model has exits.")
-        if "effects_mix" in options.given and not options.teacher:
+        if "effects_mix" in options.given and options.teacher is None:
             raise UsageError("effects_mix: it weighs a teacher; give --teacher.")
         there = len(classes) - len(options.absent)
-        return cls(classes, own, options.effects_mix, options.seed, validation.lacking, there)
+        asked = Analyses.of(options)
+        return cls(classes, own, options.effects_mix, options.seed, validation.lacking, there, asked)
 
     def describe(self) -> list[str]:
         """Lines of the plan."""
@@ -90,7 +95,7 @@ class Evaluation:
         for name, own in self.exits.items():
             how = f"{len(own.validation):,} validation pictures" if own.validation else "no validation"
             lines.append(f"exits    {name}: {', '.join(own.heads)}; early exit chosen on {how}")
-        return lines
+        return [*lines, *self.analyses.describe()]
 
     def measure(
         self,
@@ -119,13 +124,16 @@ class Evaluation:
                 parts[name]["calibrated"] = figures(logits / networks[name].temperature, y)
             if own := self.exits.get(name):
                 parts[name]["exits"] = exits.measure(networks[name], own, answers[name], measuring)
-        together = {"peers": peers(found, y)} if len(found) > 1 else {}
+        further = self.analyses.measure(measuring, networks, teacher, self._quality(parts, y), console)
+        for name, part in further.models.items():
+            parts[name] |= part
+        together = {**({"peers": peers(found, y)} if len(found) > 1 else {}), **further.together}
         notes = unseen(
             self.classes[: self.there], torch.bincount(y, minlength=self.there).tolist(), "picture"
         )
         notes += [f"No threshold was chosen for early exit: {self.lacking}"] if self.lacking else []
         notes += [_softened(name, net, parts[name]) for name, net in networks.items() if net.temperature != 1]
-        return Measured(parts, together, notes)
+        return Measured(parts, together, [*notes, *further.notes])
 
     def panels(self, report: Mapping[str, Any], shown: Any) -> list[Panel]:
         """The panels of the report."""
@@ -140,6 +148,16 @@ class Evaluation:
             if (own := self.exits.get(name)) is not None:
                 return exits.outputs(network, own, measuring, bar.update)
             return inference.outputs(network, measuring, bar.update)[:, None]
+
+    def _quality(self, parts: Mapping[str, dict[str, Any]], y: Tensor) -> Quality:
+        """Accuracy, of which it is kept which answers are right."""
+        return Quality(
+            "accuracy",
+            keep=lambda logits, rows: (logits.argmax(dim=1).cpu() == y[rows])[:, None],
+            of=lambda right: float(right.double().mean()),
+            chance=1 / len(self.classes),
+            plain={name: part["metrics"]["top1"] for name, part in parts.items()},
+        )
 
     def _confusions(self, logits: Tensor, y: Tensor) -> dict[str, Any]:
         """The confusion matrix; of many classes, whose matrix nobody reads, its largest cells and sums."""

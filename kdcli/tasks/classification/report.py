@@ -1,4 +1,4 @@
-"""Panels of the report on classifiers: effects of a teacher, models together, exits, calibration, confusions.
+"""Panels of the report on classifiers: effects of a teacher, models together, analyses, exits, confusions.
 
 A model's part of the report has, beside its metrics::
 
@@ -13,7 +13,8 @@ A model's part of the report has, beside its metrics::
                "early"?: a row of "curve", with "latency_ms"? and
                          "validation": {"samples", "top1", "last", "slack"}}
 
-and the report ``"peers"?``, see :func:`kdcli.metrics.peers.peers`.
+and the report ``"peers"?``, see :func:`kdcli.metrics.peers.peers`. Analyses that were asked for are described
+in :mod:`kdcli.tasks.analyses`.
 """
 
 from __future__ import annotations
@@ -21,10 +22,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kdcli.report import plots
+from kdcli.report import alike, occlusion, plots
 from kdcli.report.forms import MISSING, correlation, gflops, number, percent
 from kdcli.report.panels import Beside, Block, Drawing, Heading, Panel, Table, Text, spread
+from kdcli.tasks.classification.figures import FIGURES
 
+QUALITY = next(figure for figure in FIGURES if figure.axis)
 PAIRS = 10  # of classes that are shown as taken for one another
 
 _NO_MATRIX = (
@@ -41,6 +44,8 @@ def panels(report: Mapping[str, Any], shown: None = None) -> list[Panel]:
     found = [
         _effects([model for model in models if model.get("effects")]),
         _together(models, report.get("peers")),
+        occlusion.panel(report, QUALITY),
+        alike.panel(report),
         _exits([model for model in models if model.get("exits")]),
         Panel("Calibration", [Drawing(plots.reliability_curve(models))]),
         Panel("Confusions", [block for model in models for block in _confusions(model, classes)]),

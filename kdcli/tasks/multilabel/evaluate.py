@@ -15,6 +15,8 @@ from kdcli.engine import inference
 from kdcli.engine.inference import Measuring
 from kdcli.metrics.multilabel import agreement, average_precision, counts, f1, multilabel_metrics, thresholds
 from kdcli.models.protocol import Model
+from kdcli.tasks import analyses
+from kdcli.tasks.analyses import Analyses, Quality
 from kdcli.tasks.multilabel.probe import answers
 from kdcli.tasks.settings import EvalOptions, Measured, Validation, refuse_unheeded
 
@@ -42,25 +44,26 @@ class Evaluation:
         classes: names of the labels.
         validation: pictures to choose thresholds on, or None.
         lacking: why there are none.
+        analyses: that were asked for.
     """
 
     classes: Sequence[str]
     validation: Samples | None
     lacking: str
+    analyses: Analyses
 
     @classmethod
     def of(cls, classes: Sequence[str], options: EvalOptions, validation: Validation) -> Evaluation:
         """Check the options; see :meth:`kdcli.tasks.Task.evaluation`."""
-        refuse_unheeded(options, (), "multi-label", _REASONS)
-        return cls(classes, validation.samples, validation.lacking)
+        refuse_unheeded(options, analyses.HEEDED, "multi-label", _REASONS)
+        return cls(classes, validation.samples, validation.lacking, Analyses.of(options))
 
     def describe(self) -> list[str]:
         """Lines of the plan."""
-        if self.validation is None:
-            return [f"labels   {len(self.classes)}, said from a probability of one half on"]
-        return [
-            f"labels   {len(self.classes)}, thresholds chosen on {len(self.validation):,} validation pictures"
-        ]
+        how = "said from a probability of one half on"
+        if self.validation is not None:
+            how = f"thresholds chosen on {len(self.validation):,} validation pictures"
+        return [f"labels   {len(self.classes)}, {how}", *self.analyses.describe()]
 
     def measure(
         self,
@@ -85,7 +88,10 @@ class Evaluation:
                 follows = agreement(logits, taught[0], y, cuts, taught[1])
                 parts[name]["teacher"] = {"name": teacher.name, **follows}
         notes = [f"No thresholds were chosen, each is one half: {self.lacking}"] if self.lacking else []
-        return Measured(parts, notes=notes)
+        further = self.analyses.measure(measuring, networks, teacher, _quality(parts, y), console)
+        for name, part in further.models.items():
+            parts[name] |= part
+        return Measured(parts, further.together, [*notes, *further.notes])
 
     def panels(self, report: Mapping[str, Any], shown: Any) -> list[Panel]:
         """The panels of the report."""
@@ -105,6 +111,18 @@ class Evaluation:
         with console.progress(f"{name}, validation", len(self.validation), "pictures") as bar:
             seen = inference.outputs(network, replace(measuring, samples=self.validation), bar.update)
         return logits, thresholds(seen, answers(self.validation))
+
+
+def _quality(parts: Mapping[str, dict[str, Any]], y: Tensor) -> Quality:
+    """Mean average precision; that of guessing is the mean share of pictures with a label."""
+    shares = (y == 1).sum(0) / (~y.isnan()).sum(0)
+    return Quality(
+        "mean_ap",
+        keep=lambda logits, _: logits,
+        of=lambda logits: float(average_precision(logits, y).nanmean()),
+        chance=float(shares[shares > 0].double().mean()),
+        plain={name: part["metrics"]["mean_ap"] for name, part in parts.items()},
+    )
 
 
 def by_label(logits: Tensor, y: Tensor, cuts: Tensor) -> list[dict[str, float | None]]:

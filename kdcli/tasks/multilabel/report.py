@@ -1,7 +1,8 @@
 """Panels of the report on networks for several labels: each label, how often it occurs, how well it is found.
 
 A model's part of the report has, beside its metrics, ``labels``, see
-:func:`kdcli.tasks.multilabel.evaluate.by_label`.
+:func:`kdcli.tasks.multilabel.evaluate.by_label`; analyses that were asked for are described in
+:mod:`kdcli.tasks.analyses`.
 """
 
 from __future__ import annotations
@@ -9,9 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from kdcli.report import alike, occlusion
 from kdcli.report.forms import amount, percent
 from kdcli.report.panels import Block, Heading, Panel, Table, Text
+from kdcli.tasks.multilabel.figures import FIGURES
 
+QUALITY = next(figure for figure in FIGURES if figure.axis)
 LISTED = 200  # labels of a table; of more the weakest
 
 _SAYS = (
@@ -29,7 +33,8 @@ def panels(report: Mapping[str, Any]) -> list[Panel]:
         blocks.append(Text(f"Of {len(classes):,} labels the {LISTED} of the least average precision."))
     for model in models:
         blocks += [Heading(str(model["name"])), _labels(model["labels"], classes)]
-    return [Panel("Labels", blocks)]
+    asked = (occlusion.panel(report, QUALITY), alike.panel(report))
+    return [*(panel for panel in asked if panel is not None), Panel("Labels", blocks)]
 
 
 def _labels(rows: list[Mapping[str, Any]], classes: list[str]) -> Table:

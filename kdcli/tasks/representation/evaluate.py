@@ -16,6 +16,7 @@ from kdcli.engine.inference import Measuring
 from kdcli.errors import InputError, NotFinite
 from kdcli.metrics.representation import neighbour_accuracy, ridge_accuracy
 from kdcli.models.protocol import Model
+from kdcli.tasks.analyses import OTHERS
 from kdcli.tasks.settings import EvalOptions, Measured, Validation, refuse_unheeded
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ BANK = 10_000
 """Training pictures at most that neighbours are looked for among: those at even steps."""
 
 _REASONS = {
+    **OTHERS,
     **dict.fromkeys(("window", "stride"), "only masks are judged by sliding windows"),
     "exit_slack": "a backbone has no exits",
     "effects_mix": "the effects of a teacher are measured of classifiers with one class a picture",

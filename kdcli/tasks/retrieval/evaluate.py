@@ -17,6 +17,7 @@ from kdcli.errors import InputError
 from kdcli.metrics.reranking import reranked
 from kdcli.metrics.retrieval import Embedded, Retrieved, retrieval
 from kdcli.models.protocol import Model
+from kdcli.tasks import analyses
 from kdcli.tasks.retrieval.target import GALLERY, QUERY, Identities
 from kdcli.tasks.settings import EvalOptions, Measured, refuse_unheeded
 
@@ -28,6 +29,7 @@ _REASONS = {
     **dict.fromkeys(("window", "stride"), "only masks are judged by sliding windows"),
     "exit_slack": "early exit stops at the largest probability of one class",
     "effects_mix": "the effects of a teacher are measured of classifiers with one class a picture",
+    **analyses.OTHERS,
 }
 _MOST_RERANKED = 20_000  # pictures, of which all pairs are held: 1.6 GB
 SHOWN, ANSWERS = 8, 5  # queries of a report, and answers to each

@@ -11,6 +11,7 @@ from kdcli.console import Console
 from kdcli.engine.inference import Measuring
 from kdcli.metrics.segmentation import FOLLOWS, class_iou, segmentation_metrics
 from kdcli.models.protocol import Model
+from kdcli.tasks import analyses
 from kdcli.tasks.matching import unseen
 from kdcli.tasks.segmentation import overlays
 from kdcli.tasks.segmentation.pixels import Tally, Window, tallies
@@ -47,6 +48,7 @@ class Evaluation:
         reasons = {
             "exit_slack": "networks for masks have no exits",
             "effects_mix": "the effects of a teacher are measured of classifiers of whole pictures",
+            **analyses.OTHERS,
         }
         refuse_unheeded(options, ("window", "stride"), "segmentation", reasons)
         window = None if options.window is None else Window(options.window, options.stride)
