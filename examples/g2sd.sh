@@ -53,4 +53,4 @@ for seed in "${seeds[@]}"; do
   reports+=("$report")
   echo "seed $seed: $report" >&2
 done
-python "$here/summary.py" g2sd "${reports[@]}"
+python "$here/summary_generic.py" g2sd "${reports[@]}"

@@ -179,7 +179,10 @@ TIMM = {
 }
 MODELS = {
     f"kdcli/models/{name}.py"
-    for name in ("timm", "taps", "build", "creation", "checkpoints", "checks", "surgery", "branches")
+    for name in (
+        *("timm", "taps", "build", "creation", "checkpoints", "checks", "surgery", "branches"),
+        *("masked", "distilled"),
+    )
 }
 
 
@@ -213,10 +216,11 @@ OPTIONS = {
     "synthesize": f"{RUN} --data --on-bad-image --weights --teacher --student --merge --mixer --sources "
     "--strengths --pad-tokens --guidance --steps --scheduler --resolution --per-image --count --shard "
     "--batch-size",
-    "distill": f"{RUN} {DATA} --views --extra --extra-ratio --teacher --via --student --weights "
+    "distill": f"{RUN} {DATA} --views --extra --extra-ratio --teacher --via --student --student-arg "
+    "--weights "
     "--from-scratch --image-size --method --recipe --add --alpha --temperature --opt --lr --weight-decay "
     "--epochs --max-steps --batch-size --auto-batch",
-    "compress": f"{RUN} {DATA} --views --teacher --student --weights --image-size --method "
+    "compress": f"{RUN} {DATA} --views --teacher --student --student-arg --weights --image-size --method "
     "--target --export --quantize --recipe --opt --lr --weight-decay --epochs --max-steps --batch-size",
     "eval": f"{RUN} {DATA} --teacher --split --require --cost --batch-size",
 }
@@ -255,7 +259,7 @@ KEYS = {
         "base reduction min_count small_classes temperature",
     },
     "distill": {
-        "": f"{RUN_KEYS} teacher teacher_mean teacher_temperature via recipe terms student "
+        "": f"{RUN_KEYS} teacher teacher_mean teacher_temperature via recipe terms student student_args "
         "weights from_scratch image_size head drop_path evaluate_every evaluate_steps save_steps "
         "save_minutes log_every",
         "data": f"extra extra_ratio {DATA_KEYS}",
@@ -265,7 +269,7 @@ KEYS = {
     },
     "compress": {
         "": f"{RUN_KEYS} teacher teacher_mean teacher_temperature recipe target threshold "
-        "export quantize inside student "
+        "export quantize inside student student_args "
         "weights from_scratch image_size head drop_path evaluate_every evaluate_steps save_steps "
         "save_minutes log_every",
         "data": f"extra extra_ratio {DATA_KEYS}",
@@ -445,6 +449,6 @@ def test_every_class_of_the_table_of_tasks_exists() -> None:
             kinds.append(getattr(importlib.import_module(module), kind))
         assert kinds[1].task == name
         assert figures(name)
-        assert entry.provides <= {"picture", "class"}
+        assert entry.provides <= {"picture", "class", "features"}
         assert set(entry.options) <= set(DATA_KEYS.split())
     assert kinds[1].claims(None, None)  # the last one takes what is left

@@ -209,6 +209,18 @@ def commit_model(
     return path
 
 
+def autoencoder(path: Path) -> Path:
+    """A masked autoencoder of random weights for 32 pixels, with its decoder of three blocks."""
+    from kdcli.models.build import Wanted, build
+    from kdcli.models.masked import Decoder, patch_grid
+
+    if path.exists():
+        return path
+    network = build("test_vit", Wanted([], task="representation"), pretrained=False, size=32)
+    network.decoder = Decoder(64, 32, 3, 0, patch_grid(network), 3 * 16 * 16)
+    return commit_model(network, path)
+
+
 def method_options(
     name: str, pictures: Path, probed: Callable[[str], Path], folder: Path, **more: object
 ) -> dict[str, object]:
@@ -219,10 +231,23 @@ def method_options(
         "sskd": {"method.head_share": 0.5},
         "ft": {"method.paraphrase_share": 0.5, "method.student": "stage2", "method.teacher": "stage2"},
         "crd": {"method.negatives": 16},
+        "seed": {"method.queue": 64},
+        "mae": {"student": "test_vit", "method.decoder": 32, "method.decoder_depth": 1},
+        "g2sd-generic": {
+            "student": "test_vit",
+            "method.decoder": 32,
+            "method.decoder_depth": 1,
+            "method.teacher_block": 2,
+        },
+        "g2sd-specific": {"student": "test_vit"},
+        "proteus": {"student": "test_vit"},
         "ab": {"method.boundary_share": 0.5},
         "eskd": {"method.stop": 0.5},
         "sequential": {"method.generations": 1},
     }
+    teacher = probed("test_vit" if name == "proteus" else "test_resnet")
+    if name == "g2sd-generic":
+        teacher = autoencoder(folder / "autoencoder")
     options: dict[str, object] = {
         "student": "test_resnet",
         "from_scratch": True,
@@ -234,7 +259,7 @@ def method_options(
         "method.name": name,
         "out": str(folder / "out"),
         "cache": str(folder / "cache"),
-        **({"teacher": str(probed("test_resnet"))} if METHODS[name].teacher else {}),
+        **({"teacher": str(teacher)} if METHODS[name].teacher else {}),
         **small.get(name, {}),
         **more,
     }

@@ -31,8 +31,8 @@ class Assembly:
 
     Attributes:
         parties: all, by name.
-        shapes: of one row of every tap and derive that is computed, by reference; those of lists are left
-            out.
+        shapes: of one row of every tap that a term reads, by reference; those of lists are left out.
+        seen: the same of every tap and derive that was computed.
         rows: of a call's output over those of the batch, by turn and call, where it was run.
         signed: references of the taps that had negative values.
         states: first tensors by state and name.
@@ -43,6 +43,7 @@ class Assembly:
     rows: dict[tuple[str, str], float]
     signed: set[str] = field(default_factory=set)
     states: States = field(default_factory=dict)
+    seen: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 def assemble(
@@ -139,7 +140,8 @@ def _note(turn: Turn, values: dict[str, Any], rows: int, found: Assembly) -> Non
     """Keep what a dry step has shown of the taps."""
     tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
     read = {reference.removeprefix("~") for term in turn.terms for reference in term.args}
-    found.shapes.update({name: tuple(tensor.shape[1:]) for name, tensor in tensors.items()})
+    found.shapes.update({name: tuple(tensors[name].shape[1:]) for name in read & tensors.keys()})
+    found.seen.update({name: tuple(tensor.shape[1:]) for name, tensor in tensors.items()})
     found.signed.update(name for name in read & tensors.keys() if (tensors[name] < 0).any())
     for name, tensor in tensors.items():
         call = split_reference(name)[1]

@@ -148,7 +148,7 @@ def _specific_recipe() -> Recipe:
     )
     return published(
         "imagenet",
-        {**steps, **views, "drop_path": 0.0, **keys("method", ce=0.5, hard=0.5)},
+        {**steps, **views, **keys("method", ce=0.5, hard=0.5)},
         "SD.sh and the defaults of the authors' code",
         {"optim.lr": "1e-3 for each 256 of a batch", "optim.warmup": "5 of 200 epochs"},
         (),

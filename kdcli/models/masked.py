@@ -180,6 +180,11 @@ class Decoder(nn.Module):
         self.apply(_begin)
         nn.init.normal_(self.mask_token, std=0.02)
 
+    @property
+    def depth(self) -> int:
+        """Number of its blocks."""
+        return len(self.blocks)
+
     def forward(self, tokens: Tensor, visible: Tensor) -> dict[str, Tensor]:
         """What the last block gives, and where it tells them the pixels.
 

@@ -105,7 +105,7 @@ class TimmModel(Model):
                 perhaps a token [B, D] that stands for those that are not, which are else left out.
             taps: see :mod:`kdcli.models.taps`.
         """
-        if len(inputs) in (2, 3):
+        if len(inputs) in (2, 3) and inputs[1].dtype == torch.bool:
             with seeing(self, *inputs[1:]):
                 return self._call(self.prepare(inputs[0]), taps, inputs[1])
         return self._call(self.prepare(self._single(inputs)), taps)
@@ -136,7 +136,7 @@ class TimmModel(Model):
             )
         if visible is None:
             raise InputError(f"{self.name}: '{taps[0]}' is of a call that sees some of the patches.")
-        depth = len(self.decoder.blocks)
+        depth = self.decoder.depth
         blocks = {tap: decoder_block(tap) for tap in taps}
         for tap, block in blocks.items():
             if not 1 <= block <= depth:

@@ -18,9 +18,8 @@ KEPT = ("keep", "decoder")
 
 def kept(network: Model) -> str:
     """What is kept of a network that no head is fitted to, for the plan."""
-    decoder = getattr(network, "decoder", None)
-    if decoder is not None:
-        return f"an encoder and its decoder of {len(decoder.blocks)} blocks, {decoder.facts['width']} wide"
+    if (decoder := network.decoder) is not None:
+        return f"an encoder and its decoder of {decoder.depth} blocks, {decoder.facts['width']} wide"
     return f"the trained classifier of {len(network.classes or [])} classes"
 
 

@@ -240,7 +240,7 @@ def _row_bytes(
             for tap in names
             if call in served and tap in ("pooled", "grid")
         }
-        more = sum(math.prod(assembly.shapes[tap]) for tap in taps)
+        more = sum(math.prod(assembly.seen[tap]) for tap in taps)
     return bytes_per_view(count, store, more)
 
 

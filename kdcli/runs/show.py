@@ -103,9 +103,7 @@ def grids(console: Console, method: Method, assembly: Assembly) -> None:
     from kdcli.models.feature_adapters import on_grid_of
 
     for derive in (d for turn in method.turns for d in turn.derives if d.function is on_grid_of):
-        here, there = (
-            assembly.shapes.get(name, ()) for name in (derive.args[0].removeprefix("~"), derive.out)
-        )
+        here, there = (assembly.seen.get(name, ()) for name in (derive.args[0].removeprefix("~"), derive.out))
         if here[1:] != there[1:]:
             sizes = ["x".join(map(str, shape[1:])) for shape in (here, there)]
             console.note(

@@ -29,6 +29,9 @@ SMALL = {
     "sequential": {"method.generations": 1},
     "ft": {"method.student": "stage2", "method.teacher": "stage2"},
     "crd": {"method.negatives": 16},
+    "seed": {"method.queue": 64},
+    "mae": {"method.decoder": "absent", "method.decoder_depth": "absent"},
+    "g2sd-generic": {"method.decoder_depth": "absent", "method.teacher_block": 3},
 }
 
 
@@ -85,7 +88,7 @@ def test_names_tell_the_recipes_of_a_method_apart() -> None:
     found = {name: [recipe.name for recipe in methods.recipes(name)] for name in methods.METHODS}
     assert all(len(set(names)) == len(names) and "default" not in names for names in found.values())
     without = {name for name, names in found.items() if not names}
-    assert without == {"self", "ensemble", "kd-pt", "kd-sim", "kd-topk", "darkrank"}, (
+    assert without == {"self", "ensemble", "kd-pt", "kd-sim", "kd-topk", "darkrank", "generic", "radio"}, (
         "what papers or code say could be read"
     )
     assert "paper" not in [name for names in found.values() for name in names[1:]]
@@ -393,14 +396,16 @@ def test_a_term_is_one_alone_and_in_its_method(name: str) -> None:
 def test_which_methods_fit_a_task() -> None:
     fitting = {
         provides: {name for name, row in methods.METHODS.items() if methods.fits(row.needs, provides)}
-        for provides in ((), ("picture",), ("picture", "class"))
+        for provides in ((), ("picture",), ("picture", "class"), ("features",))
     }
     assert fitting[()] == {"supervised", "kd", "task-specific"}
     assert fitting[("picture",)] - fitting[()] == {
         *("eskd", "sequential", "self", "ensemble"),
         *("hint", "at", "nst", "rkd", "sp", "cc", "pkt", "darkrank", "vid", "mgd", "ft", "ab"),
     }
-    assert fitting[("picture", "class")] == set(methods.METHODS)
+    alone = {"mae", "g2sd-generic", "generic", "radio", "proteus", "seed"}
+    assert fitting[("features",)] == alone, "what learns from labels or answers has nothing to learn by"
+    assert fitting[("picture", "class")] == set(methods.METHODS) - alone
 
 
 def test_reference_codes_have_raw_logits_where_there_is_a_teacher() -> None:
@@ -408,7 +413,8 @@ def test_reference_codes_have_raw_logits_where_there_is_a_teacher() -> None:
     for name, entry in methods.METHODS.items():
         for recipe in methods.recipes(name):
             raw = recipe.settings.get("teacher_temperature")
-            assert raw == ("raw" if entry.teacher and name != "task-specific" else None), (name, recipe.name)
+            answers = entry.teacher and entry.needs != "features"
+            assert raw == ("raw" if answers and name != "task-specific" else None), (name, recipe.name)
 
 
 def test_a_recipe_with_raw_logits_is_heeded_beneath_the_user(plan) -> None:

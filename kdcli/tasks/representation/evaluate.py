@@ -63,7 +63,7 @@ def metrics(measuring: Measuring, network: Model) -> dict[str, float]:
 
 
 def _measured(measuring: Measuring, bank: Samples, network: Model) -> dict[str, float]:
-    """``knn`` and ``linear``. Raises NotFinite for features that are no numbers."""
+    """``knn`` and ``linear_probe``. Raises NotFinite for features that are no numbers."""
     pooled: Any = Pooled(network)
     features = inference.outputs(pooled, measuring)
     known = inference.outputs(pooled, replace(measuring, samples=bank))
@@ -71,7 +71,7 @@ def _measured(measuring: Measuring, bank: Samples, network: Model) -> dict[str, 
         raise NotFinite(f"{network.name} gives features with NaN or Inf: some of its weights are damaged.")
     y, labels = (torch.from_numpy(s.labels) for s in (measuring.samples, bank))
     arguments = (features, y, known, labels)
-    return {"knn": neighbour_accuracy(*arguments), "linear": ridge_accuracy(*arguments)}
+    return {"knn": neighbour_accuracy(*arguments), "linear_probe": ridge_accuracy(*arguments)}
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class Evaluation:
         notes = [f"Neighbours are looked for among {len(self.bank):,} labelled training pictures."]
         if "teacher" in found and "teacher" not in networks:
             its = found["teacher"]
-            notes.append(f"The teacher: kNN {its['knn']:.1%}, linear {its['linear']:.1%}.")
+            notes.append(f"The teacher: kNN {its['knn']:.1%}, linear {its['linear_probe']:.1%}.")
         return Measured({name: {"metrics": found[name]} for name in networks}, notes=notes)
 
     def panels(self, report: Mapping[str, Any], shown: Any) -> list[Panel]:

@@ -19,9 +19,9 @@ FIGURES = (
         axis="accuracy by neighbours (%)",
     ),
     Figure(
+        "linear_probe",
         "linear",
-        "linear",
-        ("metrics", "linear"),
+        ("metrics", "linear_probe"),
         percent,
         fraction=True,
         takes=_LABELS,
