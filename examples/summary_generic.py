@@ -48,8 +48,8 @@ def backbone(folders: list[Path]) -> str:
             "",
             f"In per cent on the {report['data']['samples']:,} test pictures of Fashion-MNIST, mean ± "
             f"standard deviation over {len(probed)} seeds. The student is timm's `test_resnet` (0.47 M "
-            "parameters) at 32 px, distilled on the 18,000 pictures of train, whose labels it never sees; then a linear probe "
-            "has 10 labels of each class.",
+            "parameters) at 32 px, distilled on the 18,000 pictures of train, whose labels it never sees; "
+            "then a linear probe has 10 labels of each class.",
             "",
             "| student | kNN, all labels | linear probe, 10 labels a class | each seed |",
             "|---|---|---|---|",
@@ -57,8 +57,7 @@ def backbone(folders: list[Path]) -> str:
             "",
             *origin("backbone", folders),
             "* kNN: 20 neighbours among 10,000 labelled training pictures. Nothing was chosen on test; heads "
-            "of probes are chosen on the held-out tenth of train. The teacher's row is one run, measured with "
-            "each seed's models.",
+            "of probes are chosen on the held-out tenth of train. The teacher's row is one run.",
         ]
     )
 
@@ -77,9 +76,8 @@ def drawn(curves: list[list[tuple[int, float]]], points: int = 10) -> list[str]:
     for step in chosen:
         values = [dict(c)[step] for c in curves]
         mean = sum(values) / len(values)
-        rows.append(
-            f"| {step:,} | {mean:.3f} | {min(values):.3f} to {max(values):.3f} | {'█' * round(30 * max(mean, 0))} |"
-        )
+        bar = "█" * round(30 * max(mean, 0))
+        rows.append(f"| {step:,} | {mean:.3f} | {min(values):.3f} to {max(values):.3f} | {bar} |")
     return rows
 
 
@@ -100,9 +98,9 @@ def g2sd(folders: list[Path]) -> str:
             "# G2SD: generic, then specific, against the same student without each stage",
             "",
             f"Top-1 in per cent on the {reports[0]['data']['samples']:,} test pictures of Fashion-MNIST, "
-            f"mean ± standard deviation over {len(folders)} seeds. 18,000 pictures to train on, 100 labels of each "
-            "class. Student: a ViT of 4 blocks, 64 wide, patches of 7 pixels; teacher: 6 blocks, 128 wide, "
-            "pretrained here as a masked autoencoder (`mae`) and finetuned on the same labels. All students "
+            f"mean ± standard deviation over {len(folders)} seeds. 18,000 pictures to train on, 100 labels "
+            "of each class. Student: a ViT of 4 blocks, 64 wide, patches of 7 pixels; teacher: 6 blocks, 128 "
+            "wide, pretrained here as a masked autoencoder (`mae`), finetuned on these labels. All students "
             "have the same number of steps.",
             "",
             "| student | top-1 | against scratch | each seed |",

@@ -191,7 +191,9 @@ def _fit(network: TimmModel, wanted: Wanted) -> None:
 
 
 def _has_rows(network: TimmModel) -> bool:
-    return network.head is not None or network.class_rows() is not None
+    return network.head is not None or all(
+        hasattr(layer, "weight") for layer in network.class_layers or [None]
+    )
 
 
 # -- sources -------------------------------------------------------------------------------------------------

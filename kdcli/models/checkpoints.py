@@ -123,9 +123,9 @@ def _match(body: Any, tensors: dict[str, Tensor], classifier: set[str]) -> _Matc
 def _classifier_names(body: Any) -> set[str]:
     """Names of the tensors of a model's classifier."""
     classifier = body.get_classifier()
-    if not isinstance(classifier, nn.Module):
-        return set()
-    owned = {id(t) for t in (*classifier.parameters(), *classifier.buffers())}
+    layers = classifier if isinstance(classifier, tuple) else (classifier,)
+    modules = [layer for layer in layers if isinstance(layer, nn.Module)]
+    owned = {id(t) for layer in modules for t in (*layer.parameters(), *layer.buffers())}
     return {name for name, t in (*body.named_parameters(), *body.named_buffers()) if id(t) in owned}
 
 

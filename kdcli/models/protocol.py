@@ -286,12 +286,20 @@ class Model(nn.Module, ABC):
         self.classes = list(classes)
         if order is None:
             return
-        linear = self.linear
         rows = torch.tensor(list(order))
         with torch.no_grad():
-            linear.weight.copy_(linear.weight[rows].clone())
-            if linear.bias is not None:
-                linear.bias.copy_(linear.bias[rows].clone())
+            for linear in self.class_layers or [self.linear]:
+                linear.weight.copy_(linear.weight[rows].clone())
+                if linear.bias is not None:
+                    linear.bias.copy_(linear.bias[rows].clone())
+
+    @property
+    def class_layers(self) -> list[Any]:
+        """Layers whose rows are its classes: its classifier, or two that answer by their mean."""
+        try:
+            return [self.linear]
+        except InputError:
+            return []
 
     def class_rows(self) -> Tensor | None:
         """Weight [C, D] of its linear classifier, None where it ends otherwise."""

@@ -310,6 +310,15 @@ class TimmModel(Model):
         return self.head.linear if self.head is not None else classifier(self.body)
 
     @property
+    def class_layers(self) -> list[Any]:
+        """Its classifier, or the two of a distilled ViT."""
+        body: Any = self.body
+        found = body.get_classifier()
+        if self.head is None and isinstance(found, tuple) and all(isinstance(f, nn.Linear) for f in found):
+            return list(found)
+        return super().class_layers
+
+    @property
     def layout(self) -> str:
         """``timm`` if plain timm loads the artifact with the same logits, else ``kdcli``."""
         return "timm" if self.head is None and not self.operations else "kdcli"
