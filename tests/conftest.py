@@ -109,6 +109,42 @@ def probed(
 
 
 @pytest.fixture(scope="session")
+def masked(
+    masks_data: Path, weights: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
+    """Artifact of a toy network by its name, as ``probed`` has them: with a head fitted on masks."""
+    from toolbox import QUIET, heads_plan
+
+    from kdcli.stages import probe
+
+    folder = tmp_path_factory.mktemp("masked")
+
+    @cache
+    def teacher(name: str) -> Path:
+        small = {"teacher": name, "features": "grid4", "grid.lr": [1e-2], "grid.epochs": 1}
+        made = heads_plan(masks_data, weights[name], folder / name, folder / "cache", **small)
+        return probe.run(made, QUIET).path
+
+    return teacher
+
+
+@pytest.fixture(scope="session")
+def options_of(
+    pictures: Path, probed: Callable[[str], Path], masks_data: Path, masked: Callable[[str], Path]
+) -> Callable[..., dict[str, object]]:
+    """Options of ``kdcli distill`` for a method, by :func:`toolbox.method_options`, on data that it fits."""
+    from toolbox import method_options
+
+    from kdcli.methods import METHODS
+
+    def options(name: str, folder: Path, **more: object) -> dict[str, object]:
+        data = (masks_data, masked) if METHODS[name].needs == "pixel" else (pictures, probed)
+        return method_options(name, *data, folder, **more)
+
+    return options
+
+
+@pytest.fixture(scope="session")
 def teacher(probed: Callable[[str], Path]) -> Path:
     """A probed toy ViT."""
     return probed("test_vit")

@@ -31,13 +31,15 @@ from kdcli.console import Console
 from kdcli.engine.job import Job
 from kdcli.engine.loop import train
 from kdcli.engine.runtime import open_runtime
-from kdcli.methods import METHODS
+from kdcli.methods import METHODS, fits
 from kdcli.runs.training import training_job
 from kdcli.stages import distill
+from kdcli.tasks import TASKS
 
 QUIET = Console(silent=True)
 STUDENT, SIZE, BATCH, STEPS = "test_resnet", 32, 64, 8
 BASE, LIVE = "supervised", "kd, live"
+FITTING = [name for name, row in METHODS.items() if fits(row.needs, TASKS["classification"].provides)]
 PARAMETERS = {"sequential": {"method.generations": 1}}  # one link of the chain, which is a run of its own
 
 
@@ -102,7 +104,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=15)
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--student", default=STUDENT, help="any timm name with four stages")
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=[*METHODS])
+    parser.add_argument("--methods", nargs="+", choices=FITTING, default=FITTING)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)

@@ -150,7 +150,9 @@ class Runs:
         dense = self.teacher("probe, masks", "test_vit", **{"data.source": str(self.masks)})
         for name, entry in METHODS.items():
             given = {"method.name": name, **SMALL.get(name, {})}
-            self.student(name, **given, **({"teacher": str(resnet)} if entry.teacher else {}))
+            given |= {"data.source": str(self.masks)} if entry.needs == "pixel" else {}
+            teacher = dense if entry.needs == "pixel" else resnet
+            self.student(name, **given, **({"teacher": str(teacher)} if entry.teacher else {}))
         for name, options in OPTIONS.items():
             self.student(name, teacher=str(resnet), **options)
         self.student("kd, two teachers", teacher=[str(resnet), str(vit)], **{"method.name": "kd"})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Needs = Literal["any", "picture", "class", "features"]
+Needs = Literal["any", "picture", "class", "pixel", "features"]
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,8 @@ class Entry:
         teacher: whether it needs one.
         needs: of a task. ``any``: the method learns by the task's own terms only; ``picture``: it compares
             what networks say of whole pictures; ``class``: it takes logits for those of one class a picture,
-            or reads class numbers; ``features``: it learns from pictures alone, without labels or answers.
+            or reads class numbers; ``pixel``: it compares maps of logits; ``features``: it learns
+            from pictures alone, without labels or answers.
         several: whether each of several teachers is matched by itself; the function takes their number.
         twin: whether teacher and student must be of one architecture.
         parts: functions that make what ``target`` is given after the task. Their parameters are the method's
@@ -181,6 +182,13 @@ METHODS: dict[str, Entry] = {
         "Tian et al. 2020, arXiv 1910.10699",
         parts=(_at("crd", "part"),),
     ),
+    "cwd": Entry(
+        _at("cwd", "cwd"),
+        "where in a picture the teacher sees each class",
+        "Shu et al. 2021, arXiv 2011.13256",
+        needs="pixel",
+        parts=(_at("cwd", "part"),),
+    ),
     "sp": Entry(
         _at("sp", "sp"),
         "similarities between pictures",
@@ -337,6 +345,7 @@ COMPRESSORS: dict[str, Entry] = {
 """Methods of ``kdcli compress``: functions of a task, and of what the student's layers are."""
 
 ADDITIONS: dict[str, str] = {
-    name: METHODS[name].parts[0] for name in ("kd", "dkd", "hint", "at", "nst", "rkd", "sp", "cc", "pkt")
+    name: METHODS[name].parts[0]
+    for name in ("kd", "dkd", "hint", "at", "nst", "rkd", "sp", "cc", "pkt", "cwd")
 }
 """Terms that ``--add`` puts beside any method's: name → function of the weight that returns a part."""

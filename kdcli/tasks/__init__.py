@@ -44,8 +44,9 @@ class Entry:
         figures: ``module:TABLE`` of its :class:`kdcli.report.figures.Figure`.
         help: one line.
         provides: what terms beside the task's own may read: ``picture`` (one answer a picture: logits
-            [B, C]) and ``class`` (class numbers ``y`` [B]). ``features`` stands alone: networks answer
-            nothing, whatever their task is they may teach by their features, and labels are optional.
+            [B, C]), ``class`` (class numbers ``y`` [B]) and ``pixel`` (logits [B, C, h, w], and ``mask``
+            [B, H, W]). ``features`` stands alone: networks answer nothing, whatever their task is they may
+            teach by their features, and labels are optional.
         options: fields of the data section that mean nothing to tasks which do not list them.
         subsets: whether networks can be measured on data that lack some of their classes: the task then has
             these behind its own, and :class:`kdcli.tasks.settings.EvalOptions` says which they are.
@@ -74,6 +75,7 @@ TASKS: dict[str, Entry] = {
         "kdcli.tasks.segmentation.target:MaskReader",
         "kdcli.tasks.segmentation.figures:FIGURES",
         "a class for every pixel",
+        provides=frozenset({"pixel"}),
         options=("mask_column", "void", "class_names"),
         subsets=True,
     ),

@@ -91,8 +91,8 @@ def test_states_and_edits_on_two_processes(pictures, probed, tmp_path, monkeypat
 
 
 @pytest.mark.long
-def test_every_method_on_two_processes(pictures, probed, tmp_path):
-    options = {name: method_options(name, pictures, probed, tmp_path) for name in methods.METHODS}
+def test_every_method_on_two_processes(options_of, tmp_path):
+    options = {name: options_of(name, tmp_path) for name in methods.METHODS}
     on_two_ranks(gloo_job.methods_work, tmp_path, options)
     found = json.loads((tmp_path / "methods.json").read_text())
     assert found == dict.fromkeys(methods.METHODS, "equal")

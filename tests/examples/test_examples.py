@@ -111,6 +111,7 @@ def test_scripts_are_executable_bash(path):
         ("good_practices.sh", 5, "$data"),
         ("compress_tiny.sh", 4, "example:fashion-mnist"),
         ("pairs.sh", 11, "$runs/emoji"),
+        ("masks.sh", 5, "$runs/masks"),
         ("smaller.sh", 10, "$data"),
     ],
 )
@@ -173,6 +174,7 @@ def test_this_parser_refuses_what_kdcli_refuses(line, message):
         "examples/new_method.md",
         "examples/new_task.md",
         "examples/results/few_labels.md",
+        "examples/results/masks.md",
         "examples/results/matrix.md",
         "examples/results/several_labels.md",
         "examples/results/sweep.md",

@@ -1,4 +1,4 @@
-"""The table of examples/matrix.sh from reports made by hand."""
+"""Tables of examples/matrix.sh and examples/masks.sh from reports made by hand."""
 
 import json
 import runpy
@@ -40,3 +40,23 @@ def test_the_matrix_compares_with_kd_seed_by_seed(tmp_path):
     assert "toy` from random weights, 5 steps of 64 (2.0 epochs) at learning rate 0.003" in text
     assert "all labels, 91.0 ± 1.0." in text
     assert "over 3 seeds" in text
+
+
+def test_masks_are_compared_seed_by_seed(tmp_path):
+    figures = {
+        "seed-0": {"teacher": 60, "alone": 40, "pixels": 44, "channels": 43},
+        "seed-1": {"teacher": 60, "alone": 41, "pixels": 42, "channels": 45},
+    }
+    folders = [report(tmp_path / name, miou) for name, miou in figures.items()]
+    for folder in folders:
+        made = json.loads((folder / "report.json").read_text())
+        for model in made["models"]:
+            miou = model["metrics"].pop("top1")
+            model["metrics"] = dict.fromkeys(("miou", "pixel_accuracy", "mean_accuracy"), miou)
+            model["teacher"] = {"agreement": 0.9}
+        (folder / "report.json").write_text(json.dumps(made))
+    text = runpy.run_path(str(SCRIPT))["masks"](folders)
+    assert "| teacher | 60.0 | 60.0 | 60.0 |  | 5 |" in text
+    assert "| alone | 40.5 (40.0 to 41.0) | 40.5 (40.0 to 41.0) | 40.5 (40.0 to 41.0) | 90.0 | 5 |" in text
+    assert "`pixels` less `alone`: +4.0, +1.0; `channels` less `alone`: +3.0, +4.0;" in text
+    assert "`channels` less `pixels`: -1.0, +3.0." in text

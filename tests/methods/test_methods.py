@@ -25,9 +25,9 @@ KINDS = {
 
 
 @pytest.fixture
-def plan(pictures, probed, tmp_path):
+def plan(options_of, tmp_path):
     def make(name, **more):
-        options = method_options(name, pictures, probed, tmp_path, **more)
+        options = options_of(name, tmp_path, **more)
         return distill.plan(resolve(distill.Config, options=options), QUIET)
 
     return make
@@ -38,7 +38,8 @@ def columns(rows_=8, side=32, classes=4):
     y = torch.arange(rows_) % classes
     labelled = torch.ones(rows_, dtype=torch.bool)
     x = torch.randint(256, (rows_, 3, side, side), generator=made, dtype=torch.uint8)
-    return {"x": x, "y": y, "target": y, "labelled": labelled, "index": torch.arange(rows_)}
+    mask = y[:, None, None].expand(-1, side, side)
+    return {"x": x, "y": y, "target": y, "labelled": labelled, "mask": mask, "index": torch.arange(rows_)}
 
 
 @pytest.mark.parametrize("name", methods.METHODS)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from toolbox import QUIET, facts, method_options, rows
+from toolbox import QUIET, facts, rows
 
 from kdcli import methods
 from kdcli.config import resolve
@@ -36,11 +36,11 @@ SMALL = {
 
 
 @pytest.fixture
-def plan(pictures, probed, tmp_path):
+def plan(options_of, tmp_path):
     def make(name, file=None, sets=(), **more):
         shares = ("method.hint_share", "method.head_share", "method.boundary_share")
         given = dict.fromkeys(("optim.batch_size", *shares), "absent")
-        options = method_options(name, pictures, probed, tmp_path, **{**given, **SMALL.get(name, {}), **more})
+        options = options_of(name, tmp_path, **{**given, **SMALL.get(name, {}), **more})
         return distill.plan(resolve(distill.Config, options=options, file=file, sets=sets), QUIET)
 
     return make
@@ -383,7 +383,7 @@ def test_no_parameter_is_declared_twice(name: str) -> None:
 def test_a_term_is_one_alone_and_in_its_method(name: str) -> None:
     """``--add`` weighs by its number; without one by 1, whatever the method's own weight."""
     known = methods.parameters(name)
-    assert ("weight" in known) == (name in ("hint", "at", "nst", "sp", "cc", "pkt"))
+    assert ("weight" in known) == (name in ("hint", "at", "nst", "sp", "cc", "pkt", "cwd"))
     own = methods._keywords(methods._load(methods.ADDITIONS[name]))
     assert {key: known[key].default for key in own if key != "name"} == {
         key: parameter.default for key, parameter in own.items() if key != "name"
@@ -396,16 +396,17 @@ def test_a_term_is_one_alone_and_in_its_method(name: str) -> None:
 def test_which_methods_fit_a_task() -> None:
     fitting = {
         provides: {name for name, row in methods.METHODS.items() if methods.fits(row.needs, provides)}
-        for provides in ((), ("picture",), ("picture", "class"), ("features",))
+        for provides in ((), ("pixel",), ("picture",), ("picture", "class"), ("features",))
     }
     assert fitting[()] == {"supervised", "kd", "task-specific"}
+    assert fitting[("pixel",)] - fitting[()] == {"cwd"}
     assert fitting[("picture",)] - fitting[()] == {
         *("eskd", "sequential", "self", "ensemble"),
         *("hint", "at", "nst", "rkd", "sp", "cc", "pkt", "darkrank", "vid", "mgd", "ft", "ab"),
     }
     alone = {"mae", "g2sd-generic", "generic", "radio", "proteus", "seed"}
     assert fitting[("features",)] == alone, "what learns from labels or answers has nothing to learn by"
-    assert fitting[("picture", "class")] == set(methods.METHODS) - alone
+    assert fitting[("picture", "class")] == set(methods.METHODS) - alone - {"cwd"}
 
 
 def test_reference_codes_have_raw_logits_where_there_is_a_teacher() -> None:

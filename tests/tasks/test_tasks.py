@@ -84,7 +84,7 @@ def test_a_network_and_a_made_up_batch_fit_the_terms(fixture: str, request: pyte
     assert not unused or task.leaves_unused
 
 
-def test_only_what_gives_class_numbers_says_so() -> None:
+def test_what_terms_may_read_is_what_a_task_gives() -> None:
     provided = {name: set(entry.provides) for name, entry in TASKS.items()}
     assert provided["classification"] == {"picture", "class"}
-    assert provided["segmentation"] == set()
+    assert provided["segmentation"] == {"pixel"}
