@@ -58,6 +58,8 @@ def open_data(
         splits |= {role: s for role, s in (("train", train), ("validation", validation)) if role in need}
     else:
         raw.notes.extend(_unheeded(config))
+        if carving and "train" in wanted:  # of no labels nothing is carved
+            splits.pop("validation", None)
     if "train" in splits and classes is not None:
         reader.check(splits["train"], classes)
         if config.labels_per_class:

@@ -105,9 +105,9 @@ def _built(
 ) -> Any:
     """A party or a state made to fit the shapes of what it reads; ``who`` names it, and seeds it."""
     name, seed = who
-    shapes = [_shape(method, found.parties, reference, batch, name) for reference in reads]
-    torch.manual_seed(seed >> 1)
     try:
+        shapes = [_shape(method, found.parties, reference, batch, name) for reference in reads]
+        torch.manual_seed(seed >> 1)
         return build(*shapes)
     except ValueError as error:
         raise InputError(f"{name}: {error}") from error

@@ -187,7 +187,7 @@ def _validation(config: Config, samples: Samples, split: str) -> Validation:
         return Validation(None, str(error))
     found = found.without(samples)
     if len(found) == 0:
-        return Validation(None, f"all pictures of {split} are in the split {config.split}.")
+        return Validation(None, f"all {split} pictures are in the split {config.split}.")
     return Validation(found)
 
 

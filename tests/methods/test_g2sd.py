@@ -7,21 +7,29 @@ from __future__ import annotations
 
 import math
 import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
 import torch
+from toolbox import QUIET, method_options, rows
 from torch import Tensor, nn
 
 from kdcli.artifacts.model import InputSpec
+from kdcli.config import resolve
 from kdcli.engine.assembly import assemble
+from kdcli.engine.optim import build_optimizer
 from kdcli.engine.turn import TurnModule
 from kdcli.losses.masked import generic_distillation
 from kdcli.methods import function
-from kdcli.methods.g2sd import generic
+from kdcli.methods.g2sd import generic, larger_part, specific
 from kdcli.methods.mae import masking
 from kdcli.models.masked import Decoder, Predictor, positions, visible_of
 from kdcli.models.timm import TimmModel
+from kdcli.stages import distill
+from kdcli.tasks.classification import Classification
 from kdcli.tasks.representation import Representation
 
 SIDE, PATCH = 32, 8
@@ -229,3 +237,71 @@ def test_losses_that_are_easily_mistaken_for_it_differ(large: tuple[Tensor, Tens
     for value, found in wrong.items():
         assert found.item() == pytest.approx(value, rel=1e-5)
         assert abs(ours - value) > 1e-5 * ours
+
+
+# -- the specific stage --------------------------------------------------------------------------------------
+
+
+def test_the_specific_loss_is_that_of_the_reference() -> None:
+    """Half soft-target cross-entropy of one classifier, half hard distillation of the other."""
+    own, distilled = golden(8, 10, seed=20), golden(8, 10, seed=21)
+    teacher_logits, target = 2 * golden(8, 10, seed=22), (3 * golden(8, 10, seed=23)).softmax(dim=1)
+    method = specific(Classification(tuple("abcdefghij")))
+    module = TurnModule(method.turns[0], {"student": nn.Identity(), "teacher": nn.Identity()})
+    values = {"s.head": own, "s.head_dist": distilled, "t.logits": teacher_logits, "target": target}
+    batch = {**values, "labelled": torch.ones(8, dtype=torch.bool)}
+    terms = {term.name: module.term(term, dict(batch), torch.ones(2)) for term in method.turns[0].terms}
+    assert terms["ce"].item() == pytest.approx(2.7472060, rel=1e-5)
+    assert terms["hard"].item() == pytest.approx(2.9438014, rel=1e-5)
+    total = sum(float(term.weight) * terms[term.name].item() for term in method.turns[0].terms)  # type: ignore[arg-type]
+    assert total == pytest.approx(2.8455038, rel=1e-5)
+
+
+def test_the_token_learns_at_the_full_rate_under_layer_decay(
+    pictures: Path, probed: Callable[[str], Path], tmp_path: Path
+) -> None:
+    options = method_options("g2sd-specific", pictures, probed, tmp_path, **{"optim.layer_decay": 0.5})
+    plan = distill.plan(resolve(distill.Config, options=options), QUIET)
+    assert isinstance(plan, distill.Plan)
+    turn = plan.method.turns[0]
+    module = TurnModule(turn, plan.material.assembly.parties)
+    optimizer = build_optimizer(module.trained, plan.config.optim, turn.groups)
+    body: Any = module.trained["student"].body
+    scales = {
+        name: group["lr_scale"]
+        for group in optimizer.param_groups
+        for name, own in body.named_parameters()
+        if any(own is parameter for parameter in group["params"])
+    }
+    assert scales["dist_token"] == scales["head.weight"] == scales["head_dist.weight"] == 1
+    assert scales["cls_token"] == scales["pos_embed"] == scales["patch_embed.proj.weight"] < 0.2
+
+
+@pytest.mark.parametrize("mixup", [0.0, 0.8])
+def test_the_specific_stage_runs_and_its_token_has_no_position(
+    mixup: float, pictures: Path, probed: Callable[[str], Path], tmp_path: Path
+) -> None:
+    more = {"optim.mixup": mixup, "optim.label_smoothing": 0.1}
+    options = method_options("g2sd-specific", pictures, probed, tmp_path, **more)
+    plan = distill.plan(resolve(distill.Config, options=options), QUIET)
+    path = distill.run(plan, QUIET).path
+    body = timm.create_model(f"local-dir:{path}", pretrained=True)
+    assert type(body).__name__ == "VisionTransformerDistilled"
+    assert not body.pos_embed[0, 1].any()
+    assert body.pos_embed[0, 0].any()
+    seen = [row for row in rows(path) if "hard" in row]
+    assert all(row["loss"] == pytest.approx((row["ce"] + row["hard"]) / 2, rel=1e-4) for row in seen)
+
+
+def test_nkd_trains_the_one_classifier(pictures: Path, probed: Callable[[str], Path], tmp_path: Path) -> None:
+    more = {"method.nkd": 1.0, "method.hard": "absent", "optim.cutmix": 1.0}
+    options = method_options("g2sd-specific", pictures, probed, tmp_path, **more)
+    path = distill.run(distill.plan(resolve(distill.Config, options=options), QUIET), QUIET).path
+    assert type(timm.create_model(f"local-dir:{path}")).__name__ == "VisionTransformer"
+    assert any("nkd" in row for row in rows(path))
+
+
+def test_of_a_mixed_picture_the_larger_part_counts() -> None:
+    y = torch.tensor([2, 0])
+    assert larger_part(y) is y
+    assert larger_part(torch.tensor([[0.2, 0.5, 0.3], [0.9, 0.1, 0.0]])).tolist() == [1, 0]

@@ -14,6 +14,7 @@ from kdcli.engine import inference
 from kdcli.metrics.classification import classification_metrics
 from kdcli.report.page import render, to_json
 from kdcli.tasks import figures
+from kdcli.tasks.analyses import Analyses
 from kdcli.tasks.classification.evaluate import MATRIX, Evaluation
 
 CLASSES, SAMPLES = 10_000, 60
@@ -47,7 +48,8 @@ def report(monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, Any], Evaluation,
     monkeypatch.setattr(inference, "outputs", lambda *given: logits)
     measuring: Any = SimpleNamespace(samples=Labels(y), runtime=SimpleNamespace(device="cpu"))
     names = [f"class {i}" for i in range(CLASSES)]
-    evaluation = Evaluation(names, {}, 0.5, 0, "", CLASSES)
+    analyses = Analyses(grid=None, cka=False, seed=0, depths={}, pictures=SAMPLES)
+    evaluation = Evaluation(names, {}, 0.5, 0, "", CLASSES, analyses)
     network: Any = Network()
     found = evaluation.measure(measuring, {"net": network}, None, QUIET)
     data = {"name": "d", "split": "test", "samples": SAMPLES, "classes": names, "fingerprint": ""}

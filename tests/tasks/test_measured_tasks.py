@@ -31,7 +31,8 @@ def test_a_name_means_one_thing_in_all_tasks() -> None:
 @pytest.mark.parametrize("task", TASKS)
 def test_a_task_has_a_figure_to_select_and_to_plot_by(task: str) -> None:
     known = {figure.name: figure for figure in figures(task)}
-    assert known[task_named(task, ["a", "b"]).selection].axis
+    chosen = task_named(task, ["a", "b"]).selection
+    assert known[chosen].axis if chosen else any(figure.axis for figure in known.values())
     assert all(figure.takes for figure in known.values())
 
 
