@@ -6,8 +6,8 @@
 # DATA names Fashion-MNIST as fashion_mnist.py writes it (--train 2000 a class), RUNS the folder to write into,
 # SEEDS the seeds ("0 1 2") of weights, order and views, STEPS the steps of the generic stage; the specific one
 # has half as many, and what has one stage only gets the steps of both. The teacher is made here, once: pretrained
-# without labels (three halves of STEPS), then finetuned on LABELS labels of each class. Nothing was searched, and
-# every student is that of its last stage's best step on validation. Finished stages are not repeated.
+# without labels (three halves of STEPS), then finetuned for EPOCHS on LABELS labels of each class. Nothing was
+# searched, and every student is that of its last stage's best step on validation. Finished stages are not repeated.
 set -euo pipefail
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # equal seeds give equal numbers at an equal number of threads
 
@@ -16,14 +16,12 @@ runs=${RUNS:-$here/../runs/g2sd}
 mkdir -p "$runs"
 runs=$(cd "$runs" && pwd)
 data=${DATA:-$here/../data/fashion-mnist}
-labels=${LABELS:-100} size=${SIZE:-28}
+labels=${LABELS:-100} epochs=${EPOCHS:-40}
 steps=${STEPS:-2000} half=$((${STEPS:-2000} / 2)) twice=$((${STEPS:-2000} * 3 / 2))
 read -ra seeds <<<"${SEEDS:-0 1 2}"
 
-small=(--student vit_tiny_patch16_224 --image-size "$size" --student-arg patch_size=7 --student-arg embed_dim=64
-  --student-arg depth=4 --student-arg num_heads=2 --from-scratch)
-large=(--student vit_tiny_patch16_224 --image-size "$size" --student-arg patch_size=7 --student-arg embed_dim=128
-  --student-arg depth=6 --student-arg num_heads=4 --from-scratch)
+small=(--student vit_tiny_patch16_224,patch_size=7,embed_dim=64,depth=4,num_heads=2 --image-size 28 --from-scratch)
+large=(--student vit_tiny_patch16_224,patch_size=7,embed_dim=128,depth=6,num_heads=4 --image-size 28 --from-scratch)
 views=(--views live --set 'views.scale=[0.6,1]' --set views.interpolation=bilinear --quiet)
 slow=(--lr 1e-3 --set evaluate_steps=500 "${views[@]}")
 labelled=(--labels-per-class "$labels")
@@ -31,7 +29,7 @@ labelled=(--labels-per-class "$labels")
 mae=$(kdcli distill --method mae "${large[@]}" --data "$data" --max-steps "$twice" --set method.decoder=64 \
   --set method.decoder_depth=8 "${slow[@]}" --out "$runs/mae")
 teacher=$(kdcli probe --teacher "$mae" --data "$data" "${labelled[@]}" --features pooled --finetune --set optim.lr=5e-4 \
-  --set optim.epochs=40 --set 'views.scale=[0.6,1]' --quiet --out "$runs/teacher")
+  --set "optim.epochs=$epochs" --set 'views.scale=[0.6,1]' --quiet --out "$runs/teacher")
 
 reports=()
 for seed in "${seeds[@]}"; do
@@ -49,7 +47,7 @@ for seed in "${seeds[@]}"; do
   both=$(kdcli distill --method g2sd-specific --teacher "$teacher" --student "$generic" "${shared[@]}" \
     --max-steps "$half" --out "$out/both")
   report=$(kdcli eval "$scratch" "$only" "$tuned" "$both" --teacher "$teacher" --data "$data" --split test \
-    --seed "$seed" --quiet --out "$out/report")
+    --set occlusion=true --set occlusion_grid=4 --set cka=true --seed "$seed" --quiet --out "$out/report")
   reports+=("$report")
   echo "seed $seed: $report" >&2
 done

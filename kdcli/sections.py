@@ -208,9 +208,8 @@ class StudentSection(RunSection):
     teacher_temperature: Literal["fit", "raw"] = option(
         "fit", "Divide a teacher's logits by the temperature that probe fitted, or take them raw."
     )
-    student: str | None = inputs(None, "Alias, timm name, hf-hub:…, local-dir:… or artifact.", "--student")
-    student_args: list[str] = inputs(
-        [], "Argument of timm for it: patch_size=4 (repeatable).", "--student-arg", max_length=64
+    student: str | None = inputs(
+        None, "Alias, timm name[,depth=6,…], hf-hub:…, local-dir:…, artifact.", "--student"
     )
     weights: str | None = inputs(None, "The student's own checkpoint, FILE or FILE:ENTRY.", "--weights")
     from_scratch: bool = inputs(False, "Random weights for the student.", "--from-scratch")

@@ -216,11 +216,11 @@ OPTIONS = {
     "synthesize": f"{RUN} --data --on-bad-image --weights --teacher --student --merge --mixer --sources "
     "--strengths --pad-tokens --guidance --steps --scheduler --resolution --per-image --count --shard "
     "--batch-size",
-    "distill": f"{RUN} {DATA} --views --extra --extra-ratio --teacher --via --student --student-arg "
+    "distill": f"{RUN} {DATA} --views --extra --extra-ratio --teacher --via --student "
     "--weights "
     "--from-scratch --image-size --method --recipe --add --alpha --temperature --opt --lr --weight-decay "
     "--epochs --max-steps --batch-size --auto-batch",
-    "compress": f"{RUN} {DATA} --views --teacher --student --student-arg --weights --image-size --method "
+    "compress": f"{RUN} {DATA} --views --teacher --student --weights --image-size --method "
     "--target --export --quantize --recipe --opt --lr --weight-decay --epochs --max-steps --batch-size",
     "eval": f"{RUN} {DATA} --teacher --split --require --cost --batch-size",
 }
@@ -259,7 +259,7 @@ KEYS = {
         "base reduction min_count small_classes temperature",
     },
     "distill": {
-        "": f"{RUN_KEYS} teacher teacher_mean teacher_temperature via recipe terms student student_args "
+        "": f"{RUN_KEYS} teacher teacher_mean teacher_temperature via recipe terms student "
         "weights from_scratch image_size head drop_path evaluate_every evaluate_steps save_steps "
         "save_minutes log_every",
         "data": f"extra extra_ratio {DATA_KEYS}",
@@ -269,7 +269,7 @@ KEYS = {
     },
     "compress": {
         "": f"{RUN_KEYS} teacher teacher_mean teacher_temperature recipe target threshold "
-        "export quantize inside student student_args "
+        "export quantize inside student "
         "weights from_scratch image_size head drop_path evaluate_every evaluate_steps save_steps "
         "save_minutes log_every",
         "data": f"extra extra_ratio {DATA_KEYS}",

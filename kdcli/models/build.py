@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -70,7 +69,6 @@ class _Options:
     size: int | None
     drop_path: float | None
     decoder: bool
-    arguments: Mapping[str, Any]
 
 
 def build(
@@ -81,30 +79,29 @@ def build(
     weights: str | None = None,
     size: int | None = None,
     drop_path: float | None = None,
-    arguments: Sequence[str] = (),
     seed: int = 0,
 ) -> Model:
     """Build a network by any of its names.
 
     Args:
-        name: alias, timm name (with or without tag), ``hf-hub:…``, ``local-dir:…`` or the path of an
-            artifact.
+        name: alias, timm name (with or without tag; perhaps with arguments of timm's function for the
+            architecture, ``vit_tiny_patch16_224,patch_size=8,depth=6``), ``hf-hub:…``, ``local-dir:…`` or the
+            path of an artifact.
         wanted: give it a classifier for these classes, its own if that is one for them.
         pretrained: load weights; False for random ones.
         weights: the user's own checkpoint for a model name, ``FILE`` or ``FILE:KEY``.
         size: input size in pixels, position embeddings resampled.
         drop_path: stochastic depth rate.
-        arguments: ``NAME=VALUE`` each, of timm's function for the architecture.
         seed: of random weights.
 
     Raises:
         InputError: no such model, no weights to be had, weights that do not fit, an input that it has not.
-        UsageError: ``weights`` or ``arguments`` beside an artifact, a size beyond all measure.
+        UsageError: ``weights`` beside an artifact, an argument that is none, a size beyond all measure.
     """
     if size is not None and size > checks.LARGEST_SIDE:
         raise UsageError(f"--image-size {size}: at most {checks.LARGEST_SIDE}.")
     decoder = wanted is not None and wanted.decoder
-    options = _Options(pretrained, weights, size, drop_path, decoder, checks.arguments(arguments))
+    options = _Options(pretrained, weights, size, drop_path, decoder)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which seeds the GPUs too
         path = Path(name)
@@ -118,8 +115,6 @@ def build(
                 raise UsageError(
                     f"{name} is an artifact and has its weights; --weights goes with a model name."
                 )
-            if arguments:
-                raise UsageError(f"{name} is an artifact and has its structure: leave out --student-arg.")
             network = _from_artifact(path, options)
         elif os.sep in name and not prefixed:
             raise InputError(f"{name} does not exist (a hub model is named hf-hub:{name}).")
@@ -200,14 +195,15 @@ def _has_rows(network: TimmModel) -> bool:
 
 
 def _from_name(name: str, options: _Options) -> TimmModel:
-    timm_name, keywords = ALIASES.get(name, (name, {}))
+    plain, arguments = checks.with_arguments(name) if not name.startswith((*REMOTE, LOCAL)) else (name, {})
+    timm_name, keywords = ALIASES.get(plain, (plain, {}))
     local, remote = timm_name.startswith(LOCAL), timm_name.startswith(REMOTE)
     if not (local or remote):
-        refuse_unknown(name, timm_name)
+        refuse_unknown(plain, timm_name)
     load = options.pretrained and options.weights is None
     file = options.weights or name
     with explained(name, load, hub=remote or (load and not local)):
-        made = creator(timm_name, options.drop_path, options.arguments)
+        made = creator(timm_name, options.drop_path, arguments)
         body = sized(made, name, options.size or keywords.get("img_size"), load)
     if load:
         checkpoints.refuse_spoilt(body.state_dict(), name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -69,33 +69,34 @@ def refuse_configuration(config: Mapping[str, Any], where: str) -> None:
     _refuse_numbers(config, where, "")
 
 
-def arguments(texts: Sequence[str]) -> dict[str, Any]:
-    """What ``--student-arg`` gives timm's function for an architecture: numbers, words, true or false.
+def with_arguments(text: str) -> tuple[str, dict[str, Any]]:
+    """A network's name, and what stands behind it for timm's function for the architecture: ``NAME,depth=6``.
 
     Raises:
-        UsageError: no ``NAME=VALUE``, one that another option says, or a value beyond all measure.
+        UsageError: no ``KEY=VALUE``, one that an option says, or a value beyond all measure.
     """
+    network, *texts = text.split(",")
     found: dict[str, Any] = {}
     for text in texts:
         name, equals, written = text.partition("=")
         if not equals or not name.isidentifier():
-            raise UsageError(f"--student-arg {text}: NAME=VALUE is wanted, such as patch_size=4.")
+            raise UsageError(f"{network},{text}: KEY=VALUE is wanted behind a name, as in patch_size=8.")
         if name in _ELSEWHERE or name in _MAPS_ONLY:
-            raise UsageError(f"--student-arg {name}: {_ELSEWHERE.get(name, 'it makes a network of maps')}.")
+            raise UsageError(f"{network},{text}: {_ELSEWHERE.get(name, 'it makes a network of maps')}.")
         if name in found:
-            raise UsageError(f"--student-arg {text}: {name} is given a second time.")
+            raise UsageError(f"{network},{text}: {name} is given a second time.")
         try:
             value = yaml.safe_load(written)
         except yaml.YAMLError:
             value = None
         if not isinstance(value, (bool, int, float, str)):
-            raise UsageError(f"--student-arg {text}: a number, a word, true or false is wanted.")
+            raise UsageError(f"{network},{text}: a number, a word, true or false is wanted.")
         found[name] = value
     try:
-        _refuse_numbers(found, "--student-arg", "")
+        _refuse_numbers(found, network, "")
     except InputError as error:
         raise UsageError(str(error)) from error
-    return found
+    return network, found
 
 
 def _refuse_numbers(value: Any, where: str, path: str, depth: int = 0) -> None:

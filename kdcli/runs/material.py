@@ -279,7 +279,7 @@ def _parties(lesson: Lesson, console: Console) -> dict[str, nn.Module]:
             continue
         update: dict[str, Any] = {"seed": config.seed + party.seed}
         if party.source != "student":
-            update |= {"student": party.source, "weights": None, "student_args": []}
+            update |= {"student": party.source, "weights": None}
         network = build_student(config.model_copy(update=update), lesson.task)
         if party.prepare is not None:
             with torch.random.fork_rng(devices=[]):
@@ -319,7 +319,6 @@ def build_student(config: StudentSection, task: Task) -> Model:
         weights=config.weights,
         size=config.image_size,
         drop_path=config.drop_path,
-        arguments=config.student_args,
         seed=config.seed,
     )
 

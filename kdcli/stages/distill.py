@@ -183,7 +183,6 @@ def _link(config: Config, index: int, teacher: list[str]) -> Config:
         update |= {
             "student": config.via[index],
             "weights": None,
-            "student_args": [],
             "out": out,
             "seed": seed,
         }

@@ -40,7 +40,7 @@ def expanded(text: str, script: str) -> str:
     while found := re.search(r'"\$\{(\w+)\[@\]\}"', text):
         value = arrays.get(found[1], "").replace("\n", " ")  # empty: filled from the environment
         text = text.replace(found[0], "" if "$(" in value else value)  # no outputs of commands
-    text = re.sub(r"\$\{?(?:steps|twice)\}?", "250", text.replace('"$@"', ""))
+    text = re.sub(r"\$\{?(?:steps|twice|half|labels|epochs)\}?", "250", text.replace('"$@"', ""))
     text = re.sub(r"\$\{?rate\}?", "1e-3", text)
     text = re.sub(r"\$\{?method\}?", "kd", text)
     text = re.sub(r"\$\{?strength\}?", "0.1", text)
@@ -113,6 +113,7 @@ def test_scripts_are_executable_bash(path):
         ("pairs.sh", 11, "$runs/emoji"),
         ("masks.sh", 5, "$runs/masks"),
         ("smaller.sh", 10, "$data"),
+        ("g2sd.sh", 8, "$data"),
     ],
 )
 def test_every_command_of_a_script_parses(name, count, source):
@@ -120,6 +121,11 @@ def test_every_command_of_a_script_parses(name, count, source):
     assert len(found) == count
     for line in found:
         assert parse(line).data.source == source
+
+
+@pytest.mark.parametrize(("name", "count"), [("backbone.sh", 8), ("g2sd_imagenet.sh", 5)])
+def test_commands_without_data_parse_too(name, count):
+    assert len([parse(line) for line in script_commands(ROOT / "examples" / name)]) == count
 
 
 def test_every_command_of_the_readme_parses():
@@ -262,6 +268,7 @@ def test_quickstart_tiny_twice_from_a_folder_with_spaces(tmp_path):
         *(("dense_heads", ["--count", "4"]), ("distill", []), ("heads", []), ("methods", ["--steps", "4"])),
         ("synthesis", []),
         ("compress", ["--networks", "test_resnet", "--batches", "1,2"]),
+        ("backbones", []),
     ],
 )
 def test_a_benchmark_runs(name, more, tmp_path):

@@ -20,8 +20,8 @@ CLASSES = ["a", "b", "c"]
 
 
 def vit(name: str = "vit_tiny_patch16_224", **more: Any) -> TimmModel:
-    arguments = ["patch_size=8", "embed_dim=48", "depth=2", "num_heads=3"]
-    network = build(name, Wanted(CLASSES), pretrained=False, size=32, arguments=arguments, **more)
+    name = f"{name},patch_size=8,embed_dim=48,depth=2,num_heads=3"
+    network = build(name, Wanted(CLASSES), pretrained=False, size=32, **more)
     assert isinstance(network, TimmModel)
     return network.eval()
 

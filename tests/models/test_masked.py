@@ -81,7 +81,7 @@ def test_a_mask_hides_some_and_shows_some(patches: int, ratio: float, seen: int)
 @pytest.mark.parametrize("name", ["test_vit", "test_vit2", "test_vit4"])
 def test_an_encoder_sees_what_it_is_shown_behind_all_of_its_prefix_tokens(name: str) -> None:
     """As if the other tokens had been taken out by hand before the first block."""
-    network, x = vit(name, arguments=["patch_size=8"]), pictures()
+    network, x = vit(f"{name},patch_size=8"), pictures()
     visible = visible_of(torch.rand(3, 16, generator=torch.Generator().manual_seed(1)), ratio=0.75)
     body: Any = network.body
     with torch.no_grad():
@@ -97,7 +97,7 @@ def test_an_encoder_sees_what_it_is_shown_behind_all_of_its_prefix_tokens(name: 
 
 
 def test_a_token_stands_for_what_is_hidden() -> None:
-    network, x = vit(arguments=["patch_size=8"]), pictures()
+    network, x = vit("test_vit,patch_size=8"), pictures()
     visible = visible_of(torch.rand(3, 16, generator=torch.Generator().manual_seed(1)), ratio=0.5)
     token = torch.randn(3, 64, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():

@@ -20,7 +20,7 @@ from kdcli.models.masked import Decoder
 from kdcli.stages import distill, probe
 
 SMALL = ("--image-size", "32", "--max-steps", "4", "--batch-size", "8", "--quiet")
-VIT = ("--student", "test_vit", "--from-scratch", "--student-arg", "patch_size=8", *SMALL)
+VIT = ("--student", "test_vit,patch_size=8", "--from-scratch", *SMALL)
 
 
 def test_from_pixels_to_a_student_that_answers(pictures: Path, tmp_path: Path, capsys: Any) -> None:
@@ -144,7 +144,7 @@ def generic_plan(teacher: Path, pictures: Path, out: Path, **more: Any) -> Any:
     ("given", "message"),
     [
         ({"image_size": 64}, "divides a picture into 2x2 patches, and another network of this run into 16"),
-        ({"student_args": ["patch_size=8"]}, "divides a picture into 2x2 patches, and another network"),
+        ({"student": "test_vit,patch_size=8"}, "divides a picture into 2x2 patches, and another network"),
         ({"student": "test_resnet"}, "has no patches that could be hidden from it"),
         ({"method.teacher_block": 4}, r"no 'decoder4': the decoder of .* has blocks 1 to 3"),
         ({"method.mask_ratio": 0.9}, "a mask of 0.9 shows 0 of 4 patches"),
@@ -165,11 +165,12 @@ def test_a_teacher_without_its_decoder_is_refused(pictures: Path, probed: Any, t
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("patch_size", "NAME=VALUE is wanted, such as patch_size=4"),
+        ("patch_size", "test_vit,patch_size: KEY=VALUE is wanted behind a name"),
         ("img_size=64", "--image-size says it"),
         ("num_classes=3", "the data say it"),
         ("features_only=true", "it makes a network of maps"),
-        ("patch_size=[4, 4]", "a number, a word, true or false is wanted"),
+        ("patch_size={}", "a number, a word, true or false is wanted"),
+        ("depth=2,depth=3", "depth is given a second time"),
         ("embed_dim=99999999", "beyond what a network has"),
     ],
 )
@@ -177,17 +178,11 @@ def test_arguments_of_a_student_that_are_refused(
     argument: str, message: str, pictures: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UsageError, match=message):
-        generic_plan(autoencoder(tmp_path / "mae"), pictures, tmp_path / "out", student_args=[argument])
-
-
-def test_arguments_beside_an_artifact_are_refused(pictures: Path, tmp_path: Path) -> None:
-    path = autoencoder(tmp_path / "mae")
-    with pytest.raises(UsageError, match="is an artifact and has its structure: leave out --student-arg"):
         generic_plan(
-            path, pictures, tmp_path / "out", student=str(path), from_scratch=False, student_args=["depth=3"]
+            autoencoder(tmp_path / "mae"), pictures, tmp_path / "out", student=f"test_vit,{argument}"
         )
 
 
 def test_an_argument_that_timm_has_not_is_bad_input(pictures: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"cannot build test_vit: .*colour"):
-        generic_plan(autoencoder(tmp_path / "mae"), pictures, tmp_path / "out", student_args=["colour=red"])
+    with pytest.raises(InputError, match=r"cannot build test_vit,colour=red: .*colour"):
+        generic_plan(autoencoder(tmp_path / "mae"), pictures, tmp_path / "out", student="test_vit,colour=red")
