@@ -209,7 +209,7 @@ class StudentSection(RunSection):
         "fit", "Divide a teacher's logits by the temperature that probe fitted, or take them raw."
     )
     student: str | None = inputs(
-        None, "Alias, timm name[,depth=6,…], hf-hub:…, local-dir:…, artifact.", "--student"
+        None, "Alias, timm name[,depth=6], hf-hub:…, local-dir:…, artifact.", "--student"
     )
     weights: str | None = inputs(None, "The student's own checkpoint, FILE or FILE:ENTRY.", "--weights")
     from_scratch: bool = inputs(False, "Random weights for the student.", "--from-scratch")
