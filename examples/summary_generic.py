@@ -92,7 +92,6 @@ def g2sd(folders: list[Path]) -> str:
         + " |"
         for name, text in ARMS.items()
     ]
-    hidden = occlusion(reports)
     return "\n".join(
         [
             "# G2SD: generic, then specific, against the same student without each stage",
@@ -114,7 +113,8 @@ def g2sd(folders: list[Path]) -> str:
             "|---|---|---|---|",
             *drawn([curve(folder.parent / "generic") for folder in folders]),
             "",
-            *hidden,
+            *occlusion(reports),
+            *similarity(reports),
             *origin("g2sd", folders),
             "* Best step of the last stage on the held-out tenth of train; test is measured once per model.",
         ]
@@ -152,6 +152,36 @@ def occlusion(reports: list[dict[str, Any]]) -> list[str]:
         "",
         "| student | " + " | ".join(f"{ratio:.0%}" for ratio in ratios) + " |",
         "|---" * (1 + len(ratios)) + "|",
+        *rows,
+        "",
+    ]
+
+
+def similarity(reports: list[dict[str, Any]]) -> list[str]:
+    """CKA of each block with the teacher's block that is most like it, mean over seeds."""
+    if "cka" not in reports[0]:
+        return []
+    by_name = [{Path(m["name"]).name: m["cka"] for m in report["models"]} for report in reports]
+    rows = []
+    for name, text in ARMS.items():
+        tables = [seed[name]["values"] for seed in by_name]
+        cells = []
+        for i in range(len(tables[0])):
+            means = [
+                sum(table[i][j] or 0.0 for table in tables) / len(tables) for j in range(len(tables[0][i]))
+            ]
+            most = max(range(len(means)), key=lambda j: means[j])
+            cells.append(f"{means[most]:.2f} ({most + 1})")
+        rows.append(f"| {text} | " + " | ".join(cells) + " |")
+    count = len(by_name[0]["both"]["values"])
+    return [
+        "## Similarity to the teacher by layer",
+        "",
+        "Linear CKA of each block of a student with the teacher's block that is most like it, whose number "
+        "stands behind it, mean over seeds (`kdcli eval --set cka=true`).",
+        "",
+        "| student | " + " | ".join(f"block {i + 1}" for i in range(count)) + " |",
+        "|---" * (1 + count) + "|",
         *rows,
         "",
     ]

@@ -108,14 +108,14 @@ def pooled(
 
 
 def on_one_grid(
-    teacher: Teacher, mine: str, wanted: str, align: Align
-) -> tuple[str, str, tuple[Derive, ...]]:
-    """References of two maps on one grid: the teacher's, or the student's."""
+    name: str, mine: str, wanted: str, align: Align
+) -> tuple[tuple[str, str], tuple[Derive, ...]]:
+    """References of two maps on one grid, the teacher's or the student's, and what it takes."""
     if align == "student":
-        name = f"grid{teacher.ending}-on-student"
-        return mine, f"~{name}", (Derive(name, adapters.on_grid_of, (wanted, f"~{mine}")),)
-    name = f"{mine.partition('.')[0]}-on-teacher"
-    return name, wanted, (Derive(name, adapters.on_grid_of, (mine, wanted)),)
+        made = Derive(f"{name}-on-student", adapters.on_grid_of, (wanted, f"~{mine}"))
+        return (mine, f"~{made.out}"), (made,)
+    made = Derive(f"{name}-on-teacher", adapters.on_grid_of, (mine, wanted))
+    return (made.out, wanted), (made,)
 
 
 def patches(
@@ -132,21 +132,16 @@ def patches(
     build = partial(adapters.map_adapter, kind=adapter, align=align)
     party, call = teacher.between("grid-adapter", build, "s.grid", teacher.tap("grid"))
     wanted, derives = target(teacher, "grid", standard)
-    mine, its, aligned = on_one_grid(teacher, f"{call.name}.out", wanted, align)
-    term = Term(f"patches{teacher.ending}", loss, (mine, its), weight, keywords)
+    args, aligned = on_one_grid(f"grid{teacher.ending}", f"{call.name}.out", wanted, align)
+    term = Term(f"patches{teacher.ending}", loss, args, weight, keywords)
     return Part((term,), (party,), (call,), (*derives, *aligned))
 
 
 def relations(teacher: Teacher, weight: float, align: Align) -> Part:
     """How alike the places of a picture are, on one grid, without an adapter."""
-    mine, its, aligned = on_one_grid(teacher, "s.grid", f"~{teacher.tap('grid')}", align)
-    aligned = tuple(Derive(f"relations-{d.out}", d.function, d.args, d.keywords) for d in aligned)
-    renamed = {d.out.removeprefix("relations-"): d.out for d in aligned}
-    args = tuple(
-        f"{'~' * a.startswith('~')}{renamed.get(a.removeprefix('~'), a.removeprefix('~'))}"
-        for a in (mine, its)
-    )
-    return Part((Term(f"relations{teacher.ending}", losses.token_relations, args, weight),), derives=aligned)
+    name = f"relations{teacher.ending}"
+    args, aligned = on_one_grid(name, "s.grid", f"~{teacher.tap('grid')}", align)
+    return Part((Term(name, losses.token_relations, args, weight),), derives=aligned)
 
 
 def generic(
@@ -247,7 +242,7 @@ def proteus(
         its_grid = f"~{teacher.tap('grid')}"
         build = partial(adapters.map_adapter, kind="linear", align=align)
         party, call = teacher.between("grid-adapter", build, "s.grid", teacher.tap("grid"))
-        mine, its, aligned = on_one_grid(teacher, f"{call.name}.out", its_grid, align)
+        (mine, its), aligned = on_one_grid(f"grid{teacher.ending}", f"{call.name}.out", its_grid, align)
         args = (f"{first.calls[0].name}.out", mine, f"~{teacher.tap('pooled')}", its)
         whole = Term(f"features{teacher.ending}", losses.all_tokens, args, feature)
         parts += [first, Part((whole,), (party,), (call,), aligned)]

@@ -107,7 +107,7 @@ class Analyses:
         measuring: Measuring,
         networks: Mapping[str, Model],
         teacher: Model | None,
-        quality: Quality,
+        quality: Quality | None,
         console: Console,
     ) -> Measured:
         """Parts of the report; empty where nothing was asked for.
@@ -116,11 +116,11 @@ class Analyses:
             measuring: on what.
             networks: on the device, by the name that the report gives each.
             teacher: that they are compared with, on the device.
-            quality: of answers.
+            quality: of answers; None where networks answer nothing.
             console: shows progress.
         """
         found = Measured({name: {} for name in networks})
-        if self.grid is not None:
+        if self.grid is not None and quality is not None:
             self._occlude(self.grid, measuring, networks, quality, console, found)
         if self.cka and teacher is not None:
             self._align(measuring, networks, teacher, console, found)

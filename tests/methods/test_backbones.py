@@ -49,7 +49,7 @@ def test_a_cnn_learns_from_a_vit_on_the_teacher_s_grid(plan: Any, probed: Any) -
     made = plan("generic", teacher=str(probed("test_vit")))
     found = objective(made)
     assert set(found) == {"pooled", "patches"}
-    assert "grid-adapter-on-teacher [64, 2, 2]" in found["patches"]
+    assert "grid-on-teacher [64, 2, 2]" in found["patches"]
     student = plan("generic", teacher=str(probed("test_vit")), **{"method.align": "student"})
     assert "[64, 1, 1]" in objective(student)["patches"]
 

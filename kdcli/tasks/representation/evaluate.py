@@ -16,7 +16,7 @@ from kdcli.engine.inference import Measuring
 from kdcli.errors import InputError, NotFinite
 from kdcli.metrics.representation import neighbour_accuracy, ridge_accuracy
 from kdcli.models.protocol import Model
-from kdcli.tasks.analyses import OTHERS
+from kdcli.tasks.analyses import Analyses
 from kdcli.tasks.settings import EvalOptions, Measured, Validation, refuse_unheeded
 
 if TYPE_CHECKING:
@@ -27,7 +27,8 @@ BANK = 10_000
 """Training pictures at most that neighbours are looked for among: those at even steps."""
 
 _REASONS = {
-    **OTHERS,
+    "occlusion": "patches are hidden from networks that name classes of whole pictures",
+    "occlusion_grid": "patches are hidden from networks that name classes of whole pictures",
     **dict.fromkeys(("window", "stride"), "only masks are judged by sliding windows"),
     "exit_slack": "a backbone has no exits",
     "effects_mix": "the effects of a teacher are measured of classifiers with one class a picture",
@@ -80,23 +81,25 @@ class Evaluation:
 
     Attributes:
         bank: training pictures.
+        analyses: that were asked for: CKA.
     """
 
     bank: Samples
+    analyses: Analyses
 
     @classmethod
     def of(cls, options: EvalOptions, validation: Validation) -> Evaluation:
         """Check the options; see :meth:`kdcli.tasks.Task.evaluation`."""
-        refuse_unheeded(options, (), "representation", _REASONS)
+        refuse_unheeded(options, ("cka",), "representation", _REASONS)
         if validation.samples is None:
             raise InputError(
                 f"neighbours are looked for among labelled training pictures: {validation.lacking}"
             )
-        return cls(banked(validation.samples))
+        return cls(banked(validation.samples), Analyses.of(options))
 
     def describe(self) -> list[str]:
         """Lines of the plan."""
-        return [f"compares with {len(self.bank):,} labelled training pictures"]
+        return [f"compares with {len(self.bank):,} labelled training pictures", *self.analyses.describe()]
 
     def measure(
         self,
@@ -118,8 +121,13 @@ class Evaluation:
         if "teacher" in found and "teacher" not in networks:
             its = found["teacher"]
             notes.append(f"The teacher: kNN {its['knn']:.1%}, linear {its['linear_probe']:.1%}.")
-        return Measured({name: {"metrics": found[name]} for name in networks}, notes=notes)
+        further = self.analyses.measure(measuring, networks, teacher, None, console)
+        parts = {name: {"metrics": found[name], **further.models[name]} for name in networks}
+        return Measured(parts, further.together, [*notes, *further.notes])
 
     def panels(self, report: Mapping[str, Any], shown: Any) -> list[Panel]:
-        """None beside the main table."""
-        return []
+        """How alike blocks are to the teacher's, where that was asked for."""
+        from kdcli.report import alike
+
+        asked = alike.panel(report)
+        return [] if asked is None else [asked]
