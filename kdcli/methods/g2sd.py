@@ -32,9 +32,10 @@ def generic(task: Task, masking: Masking, *, teacher_block: Count = 4, beta: Pos
 
     The teacher is a model with its decoder: of ``kdcli distill --method mae``, or one of MAE's files by
     ``kdcli probe --head decoder``. Teacher and student divide a picture into as many patches. Written is the
-    student's encoder alone, at the last step. ``explained`` in the log is the part of the variance of the
-    targets that the student predicts. As in the authors' code all tokens are compared, the class token too,
-    and nothing of the encoders is.
+    student's encoder alone, at the last step. ``decoder`` is how wide its own decoder is: 0 for the paper's,
+    128 for students of 192 and 256 of 384; a head for each 32 of it unless ``decoder_heads`` says otherwise.
+    ``explained`` in the log is the part of the variance of the targets that the student predicts. As in the
+    authors' code all tokens are compared, the class token too, and nothing of the encoders is.
     """
     target = f"~t.decoder{teacher_block}"
     party, call = masking.decoder

@@ -62,8 +62,9 @@ def mae(task: Task, masking: Masking, *, norm_pixels: bool = True) -> Method:
     """An encoder sees a quarter of the patches, and a decoder tells the pixels of the others.
 
     The decoder is written beside the encoder: the two are a teacher of ``g2sd-generic``. A student of random
-    weights has fixed position embeddings of sines and cosines. The paper's decoder is 512 wide and has 8
-    blocks (``--recipe paper``). The last step is written: no label chooses one.
+    weights has fixed position embeddings of sines and cosines. ``decoder`` is how wide the decoder is: 0 for
+    G2SD's, 128 for students of 192 and 256 of 384; a head for each 32 of it. The paper's decoder is 512 wide
+    and has 8 blocks (``--recipe paper``). The last step is written: no label chooses one.
     """
     party, call = masking.decoder
     party = replace(party, reads=(*party.reads, "s.input"))

@@ -140,6 +140,8 @@ def labelled(config: DataSection, *splits: str, run: RunSection | None = None) -
     require(config.source, "--data")
     kept = None if run is None else partial(places.kept_hashes, run)
     data = open_task_data(config, *splits, kept=kept)
+    if data.classes is None and config.labels_per_class:
+        raise UsageError(f"--labels-per-class is given, and {config.source} has no labels to hide.")
     if data.classes is None and "features" not in entry(data.task).provides:
         raise InputError(
             f"{config.source} has no labels: no column of them (name it: --set data.label_column=…, or "

@@ -147,6 +147,11 @@ def test_what_is_about_labels_is_refused(
         backbone(pictures, probed("test_resnet"), tmp_path / "out", **given)
 
 
+def test_labels_that_are_not_there_cannot_be_hidden(loose: Path, probed: Any, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"--labels-per-class is given, and .* has no labels to hide"):
+        backbone(loose, probed("test_resnet"), tmp_path / "out", **{"data.labels_per_class": 2})
+
+
 def test_eval_measures_backbones_and_networks_of_any_task(
     pictures: Path, probed: Any, tmp_path: Path
 ) -> None:
