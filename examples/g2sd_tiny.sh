@@ -6,5 +6,5 @@ set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 export RUNS=${RUNS:-$here/../runs/g2sd-tiny} DATA=${DATA:-$here/data/fashion-mnist} STEPS=${STEPS:-20}
-export LABELS=${LABELS:-20} SEEDS=${SEEDS:-0} EPOCHS=${EPOCHS:-1}
+export LABELS=${LABELS:-20} SEEDS=${SEEDS:-0} EPOCHS=${EPOCHS:-1} PRETRAINING=${PRETRAINING:-30}
 "$here/g2sd.sh"

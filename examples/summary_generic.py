@@ -97,9 +97,9 @@ def g2sd(folders: list[Path]) -> str:
             "# G2SD: generic, then specific, against the same student without each stage",
             "",
             f"Top-1 in per cent on the {reports[0]['data']['samples']:,} test pictures of Fashion-MNIST, "
-            f"mean ± standard deviation over {len(folders)} seeds. 18,000 pictures to train on, 100 labels "
-            "of each class. Student: a ViT of 4 blocks, 64 wide, patches of 7 pixels; teacher: 6 blocks, 128 "
-            "wide, pretrained here as a masked autoencoder (`mae`), finetuned on these labels. All students "
+            f"mean ± standard deviation over {len(folders)} seeds. 18,000 labelled pictures "
+            "to train on. Student: a ViT of 4 blocks, 64 wide, patches of 7 pixels; teacher: 6 blocks, 128 "
+            "wide, pretrained here as a masked autoencoder (`mae`), finetuned on their labels. All students "
             "have the same number of steps.",
             "",
             "| student | top-1 | against scratch | each seed |",

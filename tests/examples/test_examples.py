@@ -40,7 +40,7 @@ def expanded(text: str, script: str) -> str:
     while found := re.search(r'"\$\{(\w+)\[@\]\}"', text):
         value = arrays.get(found[1], "").replace("\n", " ")  # empty: filled from the environment
         text = text.replace(found[0], "" if "$(" in value else value)  # no outputs of commands
-    text = re.sub(r"\$\{?(?:steps|twice|half|labels|epochs)\}?", "250", text.replace('"$@"', ""))
+    text = re.sub(r"\$\{?(?:steps|twice|half|labels|epochs|pretraining)\}?", "250", text.replace('"$@"', ""))
     text = re.sub(r"\$\{?rate\}?", "1e-3", text)
     text = re.sub(r"\$\{?method\}?", "kd", text)
     text = re.sub(r"\$\{?strength\}?", "0.1", text)
