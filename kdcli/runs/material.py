@@ -35,6 +35,7 @@ from kdcli.runs.refusals import (
     refuse_pyramid_pooling,
     refuse_to_split,
     refuse_unlike_inputs,
+    warn_of_long_queues,
     warn_of_points,
     warn_of_signs,
 )
@@ -193,6 +194,7 @@ def gather(lesson: Lesson, console: Console, networks: dict[str, Model] | None =
         refuse_to_split(optim, method, assembly.parties)
     warn_of_points(method, assembly, console)
     warn_of_signs(method, assembly, console)
+    warn_of_long_queues(method, assembly, len(pool), console)
     store = Store(config.views.store)
     features = config.views.count.isdigit()  # asked for by number, caches keep what takes much room too
     row_bytes = _row_bytes(method, networks, assembly, store, features=features)

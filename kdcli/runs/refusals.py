@@ -18,11 +18,12 @@ from kdcli.errors import InputError, UsageError
 from kdcli.launch import world_size
 from kdcli.losses import features
 from kdcli.models.adapters import Regressor
+from kdcli.models.feature_adapters import queue_state
 from kdcli.models.protocol import Model
 from kdcli.runs import frame
 from kdcli.sections import OptimSection, RunSection, StudentSection
 from kdcli.words import Method
-from kdcli.words.analysis import reads_labels, split_reference, views_used
+from kdcli.words.analysis import reads_labels, split_reference, states_of, views_used
 
 
 def refuse_options(config: StudentSection, method: Method) -> None:
@@ -196,6 +197,17 @@ def warn_of_signs(method: Method, assembly: Assembly, console: Console) -> None:
                     f"{term.name}: the teacher's map has negative values, which a regressor that ends in a "
                     "ReLU cannot give: relu=false leaves it out."
                 )
+
+
+def warn_of_long_queues(method: Method, assembly: Assembly, pictures: int, console: Console) -> None:
+    """Warn of queues of features that hold pictures several times: they cost much and tell nothing more."""
+    for name, state in states_of(method).items():
+        rows = assembly.states[name].get("rows")
+        if getattr(state.build, "func", None) is queue_state and rows is not None and len(rows) > pictures:
+            console.warn(
+                f"{name} holds features of {len(rows):,} pictures, and there are {pictures:,} to train on: each "
+                "is in it several times. --set method.queue=N makes it shorter."
+            )
 
 
 def warn_of_one_seed(config: StudentSection, console: Console) -> None:

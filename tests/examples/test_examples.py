@@ -123,7 +123,7 @@ def test_every_command_of_a_script_parses(name, count, source):
         assert parse(line).data.source == source
 
 
-@pytest.mark.parametrize(("name", "count"), [("backbone.sh", 8), ("g2sd_imagenet.sh", 5)])
+@pytest.mark.parametrize(("name", "count"), [("backbone.sh", 9), ("g2sd_imagenet.sh", 5)])
 def test_commands_without_data_parse_too(name, count):
     assert len([parse(line) for line in script_commands(ROOT / "examples" / name)]) == count
 

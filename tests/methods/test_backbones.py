@@ -177,3 +177,15 @@ def test_standardised_maps_are_compared_by_squared_error_in_radio(plan: Any) -> 
         UsageError, match=r"method\.cosine=0\.5 is given, and changes nothing in method radio"
     ):
         plan("radio", **{"method.standard": "scale", "method.cosine": 0.5})
+
+
+def test_a_queue_longer_than_the_data_is_said(
+    pictures: Path, probed: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from kdcli.console import Console
+
+    for length, said in ((64, True), (32, False)):
+        options = method_options("seed", pictures, probed, tmp_path, **{"method.queue": length})
+        distill.plan(resolve(distill.Config, options=options), Console())
+        message = f"queue holds features of {length} pictures, and there are 58 to train on"
+        assert (message in capsys.readouterr().err) is said
