@@ -205,8 +205,8 @@ def warn_of_long_queues(method: Method, assembly: Assembly, pictures: int, conso
         rows = assembly.states[name].get("rows")
         if getattr(state.build, "func", None) is queue_state and rows is not None and len(rows) > pictures:
             console.warn(
-                f"{name} holds features of {len(rows):,} pictures, and there are {pictures:,} to train on: each "
-                "is in it several times. --set method.queue=N makes it shorter."
+                f"{name} holds features of {len(rows):,} pictures, and there are {pictures:,} to train on: "
+                "each is in it several times. --set method.queue=N makes it shorter."
             )
 
 
