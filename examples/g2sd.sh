@@ -17,8 +17,8 @@ runs=${RUNS:-$here/../runs/g2sd}
 mkdir -p "$runs"
 runs=$(cd "$runs" && pwd)
 data=${DATA:-$here/../data/fashion-mnist}
-epochs=${EPOCHS:-6} pretraining=${PRETRAINING:-1500}
-steps=${STEPS:-600} half=$((${STEPS:-600} / 2)) twice=$((${STEPS:-600} * 3 / 2))
+epochs=${EPOCHS:-4} pretraining=${PRETRAINING:-1500}
+steps=${STEPS:-400} half=$((${STEPS:-400} / 2)) twice=$((${STEPS:-400} * 3 / 2))
 read -ra labelled <<<"${LABELS:+--labels-per-class $LABELS}"
 read -ra seeds <<<"${SEEDS:-0 1 2}"
 
@@ -26,17 +26,18 @@ small=(--student vit_tiny_patch16_224,patch_size=7,embed_dim=64,depth=4,num_head
 large=(--student vit_tiny_patch16_224,patch_size=7,embed_dim=128,depth=6,num_heads=4 --image-size 28 --from-scratch)
 views=(--views live --set 'views.scale=[0.6,1]' --set views.interpolation=bilinear --quiet)
 slow=(--lr 1e-3 --set evaluate_steps=500 "${views[@]}")
+whole=(--views live --set 'views.scale=[1,1]' --set optim.clip_grad=null --quiet) # labels are learned of whole pictures
 
 mae=$(kdcli distill --method mae "${large[@]}" --data "$data" --max-steps "$pretraining" --set method.decoder=64 \
   --set method.decoder_depth=8 "${slow[@]}" --out "$runs/mae")
 teacher=$(kdcli probe --teacher "$mae" --data "$data" "${labelled[@]}" --features pooled --finetune --set optim.lr=5e-4 \
-  --set "optim.epochs=$epochs" --set 'views.scale=[0.6,1]' --quiet --out "$runs/teacher")
+  --set "optim.epochs=$epochs" --set 'views.scale=[1,1]' --set optim.clip_grad=null --quiet --out "$runs/teacher")
 
 reports=()
 for seed in "${seeds[@]}"; do
   out=$runs/seed-$seed
   common=(--data "$data" --seed "$seed" "${slow[@]}")
-  few=("${common[@]}" "${labelled[@]}")
+  few=(--data "$data" --seed "$seed" --lr 1e-3 --set evaluate_steps=200 "${whole[@]}" "${labelled[@]}")
   scratch=$(kdcli distill --method supervised "${small[@]}" "${few[@]}" --max-steps "$twice" --out "$out/scratch")
   only=$(kdcli distill --method g2sd-specific --teacher "$teacher" "${small[@]}" "${few[@]}" \
     --max-steps "$twice" --out "$out/specific-only")
@@ -47,7 +48,7 @@ for seed in "${seeds[@]}"; do
   both=$(kdcli distill --method g2sd-specific --teacher "$teacher" --student "$generic" "${few[@]}" \
     --max-steps "$half" --out "$out/both")
   report=$(kdcli eval "$scratch" "$only" "$tuned" "$both" --teacher "$teacher" --data "$data" --split test \
-    --set occlusion=true --set occlusion_grid=4 --set cka=true --seed "$seed" --quiet --out "$out/report")
+    --set occlusion=true --set occlusion_grid=4 --set cka=true --no-cost --seed "$seed" --quiet --out "$out/report")
   reports+=("$report")
   echo "seed $seed: $report" >&2
 done
