@@ -26,12 +26,12 @@ small=(--student vit_tiny_patch16_224,patch_size=7,embed_dim=64,depth=4,num_head
 large=(--student vit_tiny_patch16_224,patch_size=7,embed_dim=128,depth=6,num_heads=4 --image-size 28 --from-scratch)
 views=(--views live --set 'views.scale=[0.6,1]' --set views.interpolation=bilinear --quiet)
 slow=(--lr 1e-3 --set evaluate_steps=500 "${views[@]}")
-whole=(--views live --set 'views.scale=[1,1]' --set optim.clip_grad=null --quiet) # labels are learned of whole pictures
+whole=(--views live --set 'views.scale=[0.7,0.9]' --set 'views.ratio=[1,1]' --set optim.clip_grad=null --quiet) # about what is evaluated
 
 mae=$(kdcli distill --method mae "${large[@]}" --data "$data" --max-steps "$pretraining" --set method.decoder=64 \
   --set method.decoder_depth=8 "${slow[@]}" --out "$runs/mae")
 teacher=$(kdcli probe --teacher "$mae" --data "$data" "${labelled[@]}" --features pooled --finetune --set optim.lr=5e-4 \
-  --set "optim.epochs=$epochs" --set 'views.scale=[1,1]' --set optim.clip_grad=null --quiet --out "$runs/teacher")
+  --set "optim.epochs=$epochs" --set 'views.scale=[0.7,0.9]' --set 'views.ratio=[1,1]' --set optim.clip_grad=null --quiet --out "$runs/teacher")
 
 reports=()
 for seed in "${seeds[@]}"; do

@@ -202,7 +202,7 @@ class StudentSection(RunSection):
     """What a student is made of and learns from."""
 
     teacher: list[str] = inputs(
-        [], "Model artifact with a head, or - (repeatable: their mean).", "--teacher", max_length=64
+        [], "Model, mostly of kdcli probe, or - (repeatable).", "--teacher", max_length=64
     )
     teacher_mean: Literal["logits", "probabilities"] = option("logits", "Mean of several teachers.")
     teacher_temperature: Literal["fit", "raw"] = option(

@@ -11,10 +11,12 @@ own, which are not written.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -100,9 +102,12 @@ def pooled(
 ) -> Part:
     """Pooled features through an adapter."""
     party, call = teacher.between(
-        "pooled-adapter", partial(adapters.TokenAdapter, kind=adapter), "s.pooled", teacher.tap("pooled")
+        "pooled-adapter",
+        partial(adapters.TokenAdapter, kind=adapter),
+        "s.representation",
+        teacher.tap("representation"),
     )
-    wanted, derives = target(teacher, "pooled", standard)
+    wanted, derives = target(teacher, "representation", standard)
     term = Term(f"pooled{teacher.ending}", loss, (f"{call.name}.out", wanted), weight)
     return Part((term,), (party,), (call,), derives)
 
@@ -243,7 +248,7 @@ def proteus(
         build = partial(adapters.map_adapter, kind="linear", align=align)
         party, call = teacher.between("grid-adapter", build, "s.grid", teacher.tap("grid"))
         (mine, its), aligned = on_one_grid(f"grid{teacher.ending}", f"{call.name}.out", its_grid, align)
-        args = (f"{first.calls[0].name}.out", mine, f"~{teacher.tap('pooled')}", its)
+        args = (f"{first.calls[0].name}.out", mine, f"~{teacher.tap('representation')}", its)
         whole = Term(f"features{teacher.ending}", losses.all_tokens, args, feature)
         parts += [first, Part((whole,), (party,), (call,), aligned)]
         if patch:
@@ -268,11 +273,14 @@ def _hidden(teacher: Teacher, weight: float, probability: float, ratio: float) -
 
 
 def some_hidden(x: Tensor, patches: Tensor, *, probability: float, ratio: float) -> Tensor:
-    """Which patches are shown, bool [B, N]: all of a picture, or with a probability a part of them."""
-    import torch
+    """Which patches are shown, bool [B, N]: all of a picture, or all but a part of them.
 
+    Of a part of the pictures, the same number in every batch: so a mean over hidden patches is one over the
+    batches of all processes.
+    """
     noise = torch.rand(len(x), patches.numel(), device=patches.device)
-    chosen = torch.rand(len(x), 1, device=patches.device) < probability
+    order = torch.rand(len(x), device=patches.device).argsort()
+    chosen = (order < math.ceil(probability * len(x)))[:, None]
     return visible_of(noise, ratio=ratio) | ~chosen
 
 
@@ -319,9 +327,9 @@ def seed(
     parts = []
     for teacher in map(Teacher, range(1, teachers + 1)):
         build = partial(adapters.TokenAdapter, kind="head")
-        party, call = teacher.between("head", build, "s.pooled", teacher.tap("pooled"))
-        name, its = f"queue{teacher.ending}", f"~{teacher.tap('pooled')}"
-        state = State(name, partial(adapters.queue_state, size=queue), reads=(teacher.tap("pooled"),))
+        party, call = teacher.between("head", build, "s.representation", teacher.tap("representation"))
+        name, its = f"queue{teacher.ending}", f"~{teacher.tap('representation')}"
+        state = State(name, partial(adapters.queue_state, size=queue), reads=(teacher.tap("representation"),))
         rows = Derive(name, adapters.queued, (its,), scope="batch", state=state)
         keywords = {"temperature": temperature, "teacher_temperature": teacher_temperature}
         args = (f"{call.name}.out", its, f"~{name}")

@@ -212,7 +212,7 @@ def _from_name(name: str, options: _Options) -> TimmModel:
     if options.weights is not None:
         found = read_weights(options.weights)
         loaded = checkpoints.load(body, found.tensors, options.weights)
-        classified, notes = loaded.classified, (*found.notes, *loaded.notes)
+        classified, notes = loaded.classified, (*found.notes, *(() if options.decoder else loaded.notes))
         source = _source(options.weights, options.size)
     classes, unnamed = _trained_classes(body) if classified else (None, 0)
     if classes is not None and (options.weights is not None or (local and not _label_names(body))):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -85,10 +85,7 @@ def with_arguments(text: str) -> tuple[str, dict[str, Any]]:
             raise UsageError(f"{network},{text}: {_ELSEWHERE.get(name, 'it makes a network of maps')}.")
         if name in found:
             raise UsageError(f"{network},{text}: {name} is given a second time.")
-        try:
-            value = yaml.safe_load(written)
-        except yaml.YAMLError:
-            value = None
+        value = _read(written)
         if not isinstance(value, (bool, int, float, str)):
             raise UsageError(f"{network},{text}: a number, a word, true or false is wanted.")
         found[name] = value
@@ -97,6 +94,17 @@ def with_arguments(text: str) -> tuple[str, dict[str, Any]]:
     except InputError as error:
         raise UsageError(str(error)) from error
     return network, found
+
+
+def _read(written: str) -> Any:
+    """A number, also as Python writes it (1e-5), or what YAML reads."""
+    for kind in (int, float):
+        with suppress(ValueError):
+            return kind(written)
+    try:
+        return yaml.safe_load(written)
+    except yaml.YAMLError:
+        return None
 
 
 def _refuse_numbers(value: Any, where: str, path: str, depth: int = 0) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from kdcli.errors import InputError
 from kdcli.models.timm import TimmModel
 
+_ALIKE = ("act_layer", "norm_layer")  # arguments that timm keeps and weights do not tell
 _BY_WIDTH = {192: "tiny", 384: "small", 768: "base"}
 _STD = 2e-5  # of new classifiers, in G2SD's code
 PLACE = 1  # of the token among those with a position embedding
@@ -34,9 +35,11 @@ def give_token(network: TimmModel) -> None:
     Raises:
         InputError: no plain ViT with a class token, for which timm has such a network.
     """
-    if is_distilled(network):
-        return
     body: Any = network.body
+    if is_distilled(network):
+        if network.fresh:
+            _begin(body.head, body.head_dist)
+        return
     made = _twin(network)
     own, table = dict(body.state_dict()), body.pos_embed
     zero = table.new_zeros(1, 1, table.shape[2])
@@ -48,14 +51,30 @@ def give_token(network: TimmModel) -> None:
             f"{network.name} ({network.architecture}) {_NONE}: {sorted(unlike)[0]} has no place."
         )
     made.load_state_dict(own, strict=False)
-    for linear in (made.head, made.head_dist) if network.fresh else (made.head_dist,):
-        nn.init.trunc_normal_(linear.weight, std=_STD)
-        nn.init.zeros_(linear.bias)
+    _refuse_unlike(network, made)
+    _begin(*((made.head, made.head_dist) if network.fresh else (made.head_dist,)))
     made.pos_embed.requires_grad_(table.requires_grad)
     network.body = made.to(table.device)
     network.notes += (
         "a distillation token and a second classifier are added; the mean of both classifiers is the answer",
     )
+
+
+def _begin(*classifiers: Any) -> None:
+    """Give new classifiers the published weights, near zero."""
+    for linear in classifiers:
+        nn.init.trunc_normal_(linear.weight, std=_STD)
+        nn.init.zeros_(linear.bias)
+
+
+def _refuse_unlike(network: TimmModel, made: Any) -> None:
+    """Raise InputError where a part without weights, an activation or a dropout, differs."""
+    ours, theirs = (dict(body.named_modules()) for body in (network.body, made))
+    for name, part in ours.items():
+        twin = theirs.get(name)
+        same = type(twin) is type(part) and getattr(twin, "p", None) == getattr(part, "p", None)
+        if name and not same:
+            raise InputError(f"{network.name} ({network.architecture}) {_NONE}: its {name} is another there.")
 
 
 _NONE = "is no ViT that timm has with a distillation token"
@@ -64,10 +83,17 @@ _NONE = "is no ViT that timm has with a distillation token"
 def _twin(network: TimmModel) -> Any:
     """timm's distilled ViT of the same sizes, random. Raises InputError where there is none."""
     import timm
+    from timm.models._input import get_model_args
 
     body: Any = network.body
     plain = type(body).__name__ == "VisionTransformer" and not network.operations and network.head is None
-    if not plain or body.cls_token is None or body.num_prefix_tokens != 1 or body.global_pool != "token":
+    if (
+        not plain
+        or body.no_embed_class
+        or body.cls_token is None
+        or body.num_prefix_tokens != 1
+        or body.global_pool != "token"
+    ):
         raise InputError(
             f"{network.name} ({network.architecture}) {_NONE}: take a plain ViT with a class token, which "
             "its classifier reads."
@@ -76,6 +102,7 @@ def _twin(network: TimmModel) -> Any:
     side, patch = body.patch_embed.img_size, body.patch_embed.patch_size
     scale = getattr(block.ls1, "gamma", None)
     arguments = {
+        **{name: value for name, value in get_model_args(body).items() if name in _ALIKE},
         "img_size": tuple(side),
         "patch_size": patch[0],
         "embed_dim": body.embed_dim,
@@ -83,13 +110,15 @@ def _twin(network: TimmModel) -> Any:
         "num_heads": block.attn.num_heads,
         "mlp_ratio": block.mlp.fc1.out_features / body.embed_dim,
         "qkv_bias": block.attn.qkv.bias is not None,
-        "init_values": None if scale is None else float(scale.flatten()[0]),
+        "init_values": None if scale is None else float(scale.detach().flatten()[0]),
         "num_classes": body.num_classes,
+        **({"dynamic_img_size": True} if body.dynamic_img_size else {}),
     }
     name = f"deit_{_BY_WIDTH.get(body.embed_dim, 'tiny')}_distilled_patch16_224"
     made = timm.create_model(name, **arguments)
-    for ours, theirs in zip(body.blocks, made.blocks):  # stochastic depth, a module without weights
-        theirs.drop_path1, theirs.drop_path2 = ours.drop_path1, ours.drop_path2
+    for place, part in body.named_modules():  # what only training has, and timm keeps no record of
+        if type(part).__name__ in ("Dropout", "DropPath"):
+            made.set_submodule(place, part)
     for key in ("mean", "std", "interpolation", "crop_pct", "label_names"):
         if key in body.pretrained_cfg:
             made.pretrained_cfg[key] = body.pretrained_cfg[key]
@@ -97,9 +126,13 @@ def _twin(network: TimmModel) -> Any:
 
 
 def without_position(gradients: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Gradients of position embeddings [1, P, D] with none for the distillation token."""
+    """Gradients of position embeddings [1, P, D] with none for a distillation token that has no position.
+
+    One that has learned its own, as DeiT's have, goes on learning it.
+    """
     found = {}
     for name, gradient in gradients.items():
-        found[name] = gradient.clone()
-        found[name][:, PLACE] = 0
+        if not weights[name][:, PLACE].any():
+            found[name] = gradient.clone()
+            found[name][:, PLACE] = 0
     return found

@@ -120,12 +120,12 @@ def scaled(features: Tensor, scale: Tensor) -> Tensor:
     return (features.float() - mean) / scale[-1]
 
 
-def some_places(grid: Tensor, count: int = 4) -> Tensor:
-    """Maps [B, D, h, w] at a few random places each [B, D, count], or vectors as they are."""
+def some_places(grid: Tensor, count: int = 8) -> Tensor:
+    """Maps [B, D, h, w] at evenly spaced places [B, D, count], the same in each, or vectors as they are."""
     if grid.ndim == 2:
         return grid
-    places = torch.randint(grid.shape[2] * grid.shape[3], (len(grid), 1, count), device=grid.device)
-    return grid.flatten(2).gather(2, places.expand(-1, grid.shape[1], -1))
+    places = grid.shape[2] * grid.shape[3]
+    return grid.flatten(2)[:, :, torch.linspace(0, places - 1, min(count, places)).round().long()]
 
 
 # -- a queue -------------------------------------------------------------------------------------------------

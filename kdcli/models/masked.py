@@ -76,13 +76,24 @@ def fix_positions(network: TimmModel) -> None:
     """Give a ViT of random weights sines and cosines for position embeddings, which stay as they are.
 
     MAE and G2SD train with them. A network that has learned its own keeps them, and goes on learning them.
+
+    Raises:
+        InputError: no plain ViT with a class token, or of a width that there are no such positions for.
     """
     body: Any = network.body
+    patch_grid(network)
+    if body.cls_token is None:
+        raise InputError(
+            f"{network.name} ({network.architecture}) has no class token, which decoders start with."
+        )
     table = getattr(body, "pos_embed", None)
     if network.trained != "random" or not isinstance(table, Tensor) or table.ndim != 3:
         return
     grid = patch_grid(network)
-    made = positions(table.shape[-1], grid, table.shape[1] - grid[0] * grid[1])
+    try:
+        made = positions(table.shape[-1], grid, table.shape[1] - grid[0] * grid[1])
+    except ValueError as error:
+        raise InputError(f"{network.name}: {error}.") from error
     with torch.no_grad():
         table.copy_(made.to(table))
     table.requires_grad_(False)
@@ -91,10 +102,11 @@ def fix_positions(network: TimmModel) -> None:
 def patch_grid(network: TimmModel) -> tuple[int, int]:
     """Rows and columns of patches of a ViT's pictures. Raises InputError for a network without patches."""
     grid = getattr(getattr(network.body, "patch_embed", None), "grid_size", None)
-    if grid is None or not isinstance(getattr(network.body, "patch_drop", None), nn.Module):
+    plain = isinstance(getattr(network.body, "patch_drop", None), nn.Identity)
+    if grid is None or not plain or not hasattr(network.body, "num_prefix_tokens"):
         raise InputError(
             f"{network.name} ({network.architecture}) has no patches that could be hidden from it: take a "
-            "plain ViT of timm (VisionTransformer)."
+            "plain ViT of timm (VisionTransformer) without patch dropout, or a method that hides none."
         )
     return int(grid[0]), int(grid[1])
 
@@ -250,6 +262,10 @@ def official(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         for theirs, ours in _OFFICIAL.items():
             if name == theirs or (theirs.endswith(".") and name.startswith(theirs)):
                 found[ours + name.removeprefix(theirs)] = tensor
+                break
+        else:
+            if name.startswith("decoder_"):
+                found[name] = tensor  # none of a decoder's, which its reader refuses
     return found
 
 
@@ -319,10 +335,9 @@ def decoder_for(
         ratio: part of the patches that is hidden.
 
     Raises:
-        ValueError: an encoder without a class token, or of a width that the paper has no decoder for.
+        ValueError: a mask that shows nothing, a width that the paper has no decoder for.
     """
-    if tokens[0] == seen_of(visible[0], ratio):
-        raise ValueError("the encoder has no class token, which its decoder starts with")
+    seen_of(visible[0], ratio)
     encoder = tokens[1]
     if not width and encoder not in _PAPER:
         raise ValueError(

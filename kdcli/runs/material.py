@@ -240,7 +240,7 @@ def _row_bytes(
             for turn in method.turns
             for call, names in taps_used(turn).items()
             for tap in names
-            if call in served and tap in ("pooled", "grid")
+            if call in served and tap in ("pooled", "representation", "grid")
         }
         more = sum(math.prod(assembly.seen[tap]) for tap in taps)
     return bytes_per_view(count, store, more)
@@ -276,7 +276,6 @@ def _parties(lesson: Lesson, console: Console) -> dict[str, nn.Module]:
             continue
         if party.source.startswith("teacher:"):
             name = config.teacher[int(party.source.removeprefix("teacher:")) - 1]
-            frame.warn_of_other_validation(name, lesson.data, console)
             found[party.name] = frame.teacher(name, lesson.task, config.data.class_order)
             continue
         update: dict[str, Any] = {"seed": config.seed + party.seed}
@@ -331,7 +330,7 @@ def _teacher(lesson: Lesson, console: Console) -> Model:
     Probabilities are averaged as the terms that read them soften them.
     """
     config, task = lesson.config, lesson.task
-    for name in config.teacher:
+    for name in config.teacher if task.selection else ():
         frame.warn_of_other_validation(name, lesson.data, console)
     teachers = [frame.teacher(name, task, config.data.class_order) for name in config.teacher]
     if len(teachers) == 1:

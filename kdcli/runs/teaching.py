@@ -91,6 +91,8 @@ class Lessons:
                 continue
             used = material.caching.used[material.caching.calls[call.name]]
             rows = np.flatnonzero(self.labelled & used.any(axis=0))
+            if not len(rows):
+                return {}
             pairs = list(zip(material.pool.ids[rows].tolist(), used[:, rows].argmax(axis=0).tolist()))
             cache = filled(Path(config.cache), request, config.precision)
             if cache is not None and cache.holds(pairs):

@@ -127,7 +127,8 @@ class Plan:
             cache = f"cache of {size(material.cache_bytes)}, live would be {live:,}"
             how = cache if material.cached else "live, no cache"
             console.note(f"teacher  {material.teacher_forwards:,} forwards ({how})")
-            show.temperatures(console, material.temperatures, self.config.teacher_temperature)
+            if self.task.selection:  # else no logits teach
+                show.temperatures(console, material.temperatures, self.config.teacher_temperature)
             show.answers(console, self._answers())
         show.grids(console, self.method, self.material.assembly)
         show.table(console, "objective", self._objective())

@@ -101,7 +101,7 @@ def test_features_are_read_from_a_cache_with_the_same_result(name: str, plan: An
     """Of fixed views; live, with the same views, the teacher says the same."""
     made = plan(name, **{"views.count": "2", "views.store": "fp32"})
     shapes = made.material.assembly.seen
-    numbers = sum(torch.Size(shapes[tap]).numel() for tap in ("t.pooled", "t.grid") if tap in shapes)
+    numbers = sum(torch.Size(shapes[tap]).numel() for tap in ("t.representation", "t.grid") if tap in shapes)
     assert made.material.cached
     assert made.material.row_bytes >= 12 + 4 * numbers
     distill.run(made, QUIET)
@@ -160,7 +160,7 @@ def test_patches_are_hidden_of_some_pictures_only() -> None:
     shown = some_hidden(torch.zeros(400, 1), torch.arange(16).view(4, 4), probability=0.25, ratio=0.5)
     counts = shown.sum(dim=1)
     assert set(counts.tolist()) == {8, 16}
-    assert 60 < int((counts == 8).sum()) < 140
+    assert int((counts == 8).sum()) == 100, "the same number in every batch"
 
 
 def test_terms_that_weigh_nothing_leave_their_adapters_out(plan: Any) -> None:

@@ -92,7 +92,7 @@ def test_the_order_of_classes_is_that_of_both_classifiers(tmp_path: Path) -> Non
         torch.testing.assert_close(turned(pictures()), network(pictures())[:, [2, 0, 1]])
 
 
-@pytest.mark.parametrize("name", ["test_resnet", "test_vit2", "test_vit3"])
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit2", "test_vit3", "deit3_small_patch16_224"])
 def test_a_student_that_timm_has_none_of_is_refused(name: str) -> None:
     network = build(name, Wanted(CLASSES), pretrained=False)
     assert isinstance(network, TimmModel)
@@ -102,10 +102,31 @@ def test_a_student_that_timm_has_none_of_is_refused(name: str) -> None:
 
 def test_the_token_never_gets_a_position() -> None:
     gradients = {"body.pos_embed": torch.ones(1, 6, 4)}
-    found = without_position(gradients, {})["body.pos_embed"]
+    weights = torch.ones(1, 6, 4).index_fill(1, torch.tensor(PLACE), 0)
+    found = without_position(gradients, {"body.pos_embed": weights})["body.pos_embed"]
     assert not found[:, PLACE].any()
     assert found.sum() == 5 * 4
     assert gradients["body.pos_embed"].all(), "nothing is changed in place"
+    assert not without_position(gradients, {"body.pos_embed": torch.ones(1, 6, 4)}), "DeiT's goes on learning"
+
+
+@pytest.mark.parametrize("argument", ["act_layer=relu", "drop_rate=0.5", "attn_drop_rate=0.25"])
+def test_parts_without_weights_are_the_student_s(argument: str) -> None:
+    network = build(f"test_vit,{argument}", Wanted(CLASSES), pretrained=False)
+    assert isinstance(network, TimmModel)
+    before = [(name, type(m), getattr(m, "p", None)) for name, m in network.body.named_modules() if name]
+    give_token(network)
+    after = {name: (name, type(m), getattr(m, "p", None)) for name, m in network.body.named_modules()}
+    assert before == [after[name] for name, _, _ in before]
+
+
+def test_a_part_that_timm_s_has_not_is_refused() -> None:
+    network = build("test_vit,patch_drop_rate=0.5", Wanted(CLASSES), pretrained=False)
+    assert isinstance(network, TimmModel)
+    with pytest.raises(
+        InputError, match="is no ViT that timm has with a distillation token: its patch_drop is"
+    ):
+        give_token(network)
 
 
 def test_stochastic_depth_comes_along() -> None:

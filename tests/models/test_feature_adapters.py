@@ -95,9 +95,8 @@ def test_one_scale_stretches_no_direction() -> None:
 def test_some_places_are_places_of_the_map() -> None:
     grid = torch.arange(2 * 3 * 4 * 4.0).view(2, 3, 4, 4)
     found = some_places(grid, 6)
-    assert found.shape == (2, 3, 6)
-    for picture, taken in zip(grid.flatten(2), found):
-        assert all(any(torch.equal(taken[:, i], picture[:, j]) for j in range(16)) for i in range(6))
+    assert torch.equal(found, grid.flatten(2)[:, :, [0, 3, 6, 9, 12, 15]])
+    assert some_places(grid[:, :, :2, :2]).shape == (2, 3, 4)
     rows = drawn(2, 3)
     assert some_places(rows) is rows
 

@@ -150,6 +150,24 @@ def test_new_positions_are_fixed_and_learned_ones_are_left() -> None:
     assert torch.equal(learned.body.pos_embed, before)  # type: ignore[arg-type]
 
 
+def test_a_student_without_a_class_token_is_refused() -> None:
+    for arguments in ("class_token=false,global_pool=avg", "class_token=false,global_pool=avg,reg_tokens=2"):
+        with pytest.raises(InputError, match="has no class token, which decoders start with"):
+            fix_positions(vit(f"test_vit,{arguments}"))
+
+
+def test_a_width_without_sines_and_cosines_is_refused() -> None:
+    with pytest.raises(InputError, match="a width that divides by 4, not 66"):
+        fix_positions(vit("test_vit,embed_dim=66,num_heads=2"))
+
+
+def test_patch_dropout_is_refused() -> None:
+    with pytest.raises(
+        InputError, match=r"has no patches that could be hidden from it: .* without patch dropout"
+    ):
+        fix_positions(vit("test_vit,patch_drop_rate=0.5"))
+
+
 def test_a_decoder_puts_tokens_back_in_their_places() -> None:
     torch.manual_seed(0)
     decoder = Decoder(64, 32, 2, 0, (2, 2), 12).eval()
@@ -186,7 +204,6 @@ def test_register_tokens_are_left_out_of_what_a_decoder_reads() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"tokens": (1, 24), "width": 16}, "no class token, which its decoder starts with"),
         ({"tokens": (2, 24), "width": 0}, r"students of width 192 and 384, and this one is 24 wide: say"),
         ({"tokens": (2, 24), "width": 16, "heads": 3}, "a decoder of width 16 does not divide into 3 heads"),
     ],

@@ -37,7 +37,9 @@ class UnreadReader(LabelReader):
         except InputError as error:
             if config.label_column:
                 raise
-            raw.notes.append(f"{config.source}: its labels are not read, not even to measure by: {error}")
+            raw.notes.append(
+                f"{config.source}: its labels are not read, not even to measure by: {str(error).rstrip('.')}"
+            )
             self.names, self.column, self.columns = None, None, ()
 
     @classmethod
