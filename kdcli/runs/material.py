@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from kdcli.console import Console
+from kdcli.console import Console, size
 from kdcli.data.cache import Store
 from kdcli.data.order import Order, Pool, Share
 from kdcli.data.other_views import PLAIN
@@ -222,6 +222,12 @@ def gather(lesson: Lesson, console: Console, networks: dict[str, Model] | None =
     )
     live = mixes or config.views.count == "live" or (config.views.count == "auto" and not affordable)
     cached = Caching() if live else caching(method, order, view, steps, features=features)
+    if features and cached.calls and views is not None and views > affordable:
+        needed = size(views * len(pool) * row_bytes)
+        console.warn(
+            f"{views} views of all pictures take {needed}, more than 80 % of what is free for "
+            f"--cache {config.cache}, unless they are there already: fewer --views, or --views live."
+        )
     return Material(lesson, pool, order, view, targets, networks, assembly, steps, planned, row_bytes, cached)
 
 

@@ -121,6 +121,24 @@ def test_half_precision_takes_half_of_the_room(plan: Any) -> None:
     assert rooms["fp32"] > 1.9 * rooms["fp16"]
 
 
+def test_a_cache_that_the_disk_has_no_room_for_is_said(
+    plan: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    pictures: Path,
+    probed: Any,
+) -> None:
+    from kdcli.console import Console
+
+    monkeypatch.setattr("kdcli.runs.material.affordable_views", lambda *given: 1)
+    options = method_options("generic", pictures, probed, pictures.parent / "room", **{"views.count": "3"})
+    distill.plan(resolve(distill.Config, options=options), Console())
+    assert (
+        "3 views of all pictures take 70.3 KB, more than 80 % of what is free"
+        in capsys.readouterr().err.replace("\n", " ")
+    )
+
+
 def test_auto_keeps_features_live(plan: Any) -> None:
     assert not plan("generic", **{"views.count": "auto"}).material.cached
 
