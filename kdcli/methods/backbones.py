@@ -104,10 +104,10 @@ def pooled(
     party, call = teacher.between(
         "pooled-adapter",
         partial(adapters.TokenAdapter, kind=adapter),
-        "s.representation",
-        teacher.tap("representation"),
+        "s.backbone",
+        teacher.tap("backbone"),
     )
-    wanted, derives = target(teacher, "representation", standard)
+    wanted, derives = target(teacher, "backbone", standard)
     term = Term(f"pooled{teacher.ending}", loss, (f"{call.name}.out", wanted), weight)
     return Part((term,), (party,), (call,), derives)
 
@@ -248,7 +248,7 @@ def proteus(
         build = partial(adapters.map_adapter, kind="linear", align=align)
         party, call = teacher.between("grid-adapter", build, "s.grid", teacher.tap("grid"))
         (mine, its), aligned = on_one_grid(f"grid{teacher.ending}", f"{call.name}.out", its_grid, align)
-        args = (f"{first.calls[0].name}.out", mine, f"~{teacher.tap('representation')}", its)
+        args = (f"{first.calls[0].name}.out", mine, f"~{teacher.tap('backbone')}", its)
         whole = Term(f"features{teacher.ending}", losses.all_tokens, args, feature)
         parts += [first, Part((whole,), (party,), (call,), aligned)]
         if patch:
@@ -327,9 +327,9 @@ def seed(
     parts = []
     for teacher in map(Teacher, range(1, teachers + 1)):
         build = partial(adapters.TokenAdapter, kind="head")
-        party, call = teacher.between("head", build, "s.representation", teacher.tap("representation"))
-        name, its = f"queue{teacher.ending}", f"~{teacher.tap('representation')}"
-        state = State(name, partial(adapters.queue_state, size=queue), reads=(teacher.tap("representation"),))
+        party, call = teacher.between("head", build, "s.backbone", teacher.tap("backbone"))
+        name, its = f"queue{teacher.ending}", f"~{teacher.tap('backbone')}"
+        state = State(name, partial(adapters.queue_state, size=queue), reads=(teacher.tap("backbone"),))
         rows = Derive(name, adapters.queued, (its,), scope="batch", state=state)
         keywords = {"temperature": temperature, "teacher_temperature": teacher_temperature}
         args = (f"{call.name}.out", its, f"~{name}")

@@ -2,7 +2,7 @@
 
 ``input`` [B,C,H,W], the pictures as the network takes them · ``logits`` [B,C] · ``pooled`` [B,D], what the
 classifier takes · ``embedding``, the same as retrieval calls it · ``features`` [B,D], what the neck of a head
-takes; ``pooled`` where there is none · ``representation`` [B,D], pooled features of the network itself,
+takes; ``pooled`` where there is none · ``backbone`` [B,D], pooled features of the network itself,
 whatever head stands on it · ``tokens`` [B,N,D], all tokens after the final norm · ``grid``
 [B,D,H,W], patch tokens or the last feature map · ``blockK``, output of the K-th block or stage (from 1;
 ``block-1`` is the last), as the network has it · ``mapK``, the same as a map [B,D,H,W], prefix tokens left
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from kdcli.models.timm import TimmModel
 
 _ROWS = ("pooled", "embedding", "features")
-_OWN = ("input", "logits", *_ROWS, "representation", "tokens", "grid")
+_OWN = ("input", "logits", *_ROWS, "backbone", "tokens", "grid")
 _BLOCK = re.compile(r"(block|map|stage)(-?\d+)")
 DECODED = re.compile(r"decoder(\d+)")
 _QUARTERS = 4
@@ -166,8 +166,8 @@ class Recorder:
         """The wanted tensors, once the call on ``x`` is over."""
         found = dict(self._seen)
         body: Any = self.network.body
-        if "representation" in self.names:
-            found["representation"] = body.forward_head(features, pre_logits=True)
+        if "backbone" in self.names:
+            found["backbone"] = body.forward_head(features, pre_logits=True)
         if not isinstance(features, Tensor) and {"tokens", "grid"} & set(self.names):
             raise InputError(f"{self.network.name} ends in several maps: no 'tokens' and no 'grid'.")
         if isinstance(features, Tensor) and features.ndim == 4:

@@ -246,7 +246,7 @@ def _row_bytes(
             for turn in method.turns
             for call, names in taps_used(turn).items()
             for tap in names
-            if call in served and tap in ("pooled", "representation", "grid")
+            if call in served and tap in ("pooled", "backbone", "grid")
         }
         more = sum(math.prod(assembly.seen[tap]) for tap in taps)
     return bytes_per_view(count, store, more)

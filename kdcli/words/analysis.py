@@ -12,7 +12,7 @@ from kdcli.words.data import Call, Method, State, Term, Turn
 
 _ANSWERS = ((), ("logits",), ("embedding",))  # taps of a call that a cache can keep
 _FEATURES = frozenset(
-    ("logits", "embedding", "pooled", "representation", "grid")
+    ("logits", "embedding", "pooled", "backbone", "grid")
 )  # and those that it keeps where it is asked to
 
 

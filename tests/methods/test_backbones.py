@@ -101,7 +101,7 @@ def test_features_are_read_from_a_cache_with_the_same_result(name: str, plan: An
     """Of fixed views; live, with the same views, the teacher says the same."""
     made = plan(name, **{"views.count": "2", "views.store": "fp32"})
     shapes = made.material.assembly.seen
-    numbers = sum(torch.Size(shapes[tap]).numel() for tap in ("t.representation", "t.grid") if tap in shapes)
+    numbers = sum(torch.Size(shapes[tap]).numel() for tap in ("t.backbone", "t.grid") if tap in shapes)
     assert made.material.cached
     assert made.material.row_bytes >= 12 + 4 * numbers
     distill.run(made, QUIET)

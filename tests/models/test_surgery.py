@@ -138,7 +138,9 @@ def views(network: Any) -> Tensor:
     return torch.randint(0, 256, (2, 3, *network.spec.size), dtype=torch.uint8, generator=draw)
 
 
-@pytest.mark.parametrize("name", BODIES)
+@pytest.mark.parametrize(
+    "name", [name if name == "test_vit" else pytest.param(name, marks=pytest.mark.long) for name in BODIES]
+)
 @torch.no_grad()
 def test_a_narrowed_network_comes_back_in_a_new_process(name: str, tmp_path: Path) -> None:
     made = narrowed(name)

@@ -113,7 +113,11 @@ def test_without_statistics_nothing_is_recorded(normed):
         ({"statistics.taps": ["layer9"]}, InputError, "has no module 'layer9' to tap"),
         ({"statistics.taps": ["ReLU.in"]}, UsageError, "ReLU.in names several layers; name each, as in"),
         ({"head": "keep", "data.source": None}, UsageError, "--statistics needs training pictures"),
-        ({"finetune": True, "processes": 2}, UsageError, "with --finetune no -n"),
+        (
+            {"finetune": True, "processes": 2},
+            UsageError,
+            "--statistics of a finetuned network is of one process: leave out -n",
+        ),
     ],
 )
 def test_probe_refuses(options, kind, message, normed, pictures, tmp_path):
