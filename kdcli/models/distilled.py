@@ -17,7 +17,7 @@ from kdcli.models.timm import TimmModel
 
 _ALIKE = ("act_layer", "norm_layer")  # arguments that timm keeps and weights do not tell
 _BY_WIDTH = {192: "tiny", 384: "small", 768: "base"}
-_STD = 2e-5  # of new classifiers, in G2SD's code
+STD = 2e-5  # of new classifiers, in G2SD's code
 PLACE = 1  # of the token among those with a position embedding
 
 
@@ -26,11 +26,15 @@ def is_distilled(network: TimmModel) -> bool:
     return isinstance(getattr(network.body, "dist_token", None), Tensor)
 
 
-def give_token(network: TimmModel) -> None:
+def give_token(network: TimmModel, *, std: float = STD) -> None:
     """Make a ViT one with a distillation token and a second classifier for the teacher's answers.
 
     Both classifiers begin near zero, but for one that the network has learned before, which the labels go on
     with. A network that has a token keeps what it has.
+
+    Args:
+        network: a plain ViT.
+        std: of the weights of new classifiers.
 
     Raises:
         InputError: no plain ViT with a class token, for which timm has such a network.
@@ -38,7 +42,7 @@ def give_token(network: TimmModel) -> None:
     body: Any = network.body
     if is_distilled(network):
         if network.fresh:
-            _begin(body.head, body.head_dist)
+            _begin(std, body.head, body.head_dist)
         return
     made = _twin(network)
     own, table = dict(body.state_dict()), body.pos_embed
@@ -52,7 +56,7 @@ def give_token(network: TimmModel) -> None:
         )
     made.load_state_dict(own, strict=False)
     _refuse_unlike(network, made)
-    _begin(*((made.head, made.head_dist) if network.fresh else (made.head_dist,)))
+    _begin(std, *((made.head, made.head_dist) if network.fresh else (made.head_dist,)))
     made.pos_embed.requires_grad_(table.requires_grad)
     network.body = made.to(table.device)
     network.notes += (
@@ -60,10 +64,10 @@ def give_token(network: TimmModel) -> None:
     )
 
 
-def _begin(*classifiers: Any) -> None:
-    """Give new classifiers the published weights, near zero."""
+def _begin(std: float, *classifiers: Any) -> None:
+    """Give new classifiers small random weights, and no bias."""
     for linear in classifiers:
-        nn.init.trunc_normal_(linear.weight, std=_STD)
+        nn.init.trunc_normal_(linear.weight, std=std)
         nn.init.zeros_(linear.bias)
 
 
