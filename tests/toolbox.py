@@ -211,8 +211,9 @@ def commit_model(
 
 def autoencoder(path: Path) -> Path:
     """A masked autoencoder of random weights for 32 pixels, with its decoder of three blocks."""
+    from kdcli.models.autoencoder import Decoder
     from kdcli.models.build import Wanted, build
-    from kdcli.models.masked import Decoder, patch_grid
+    from kdcli.models.masked import patch_grid
 
     if path.exists():
         return path

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from kdcli.losses.features import hint
 from kdcli.losses.products import product, same_shape, unit
 
 SMOOTH = 1.0  # of smooth L1: torch's beta
@@ -15,12 +16,6 @@ def cosine_distance(features: Tensor, teacher_features: Tensor) -> Tensor:
     """1 − cosine of rows [B, D], mean over them; of AM-RADIO's summaries (arXiv 2312.06709)."""
     same_shape(features, teacher_features)
     return 1 - (unit(features) * unit(teacher_features)).sum(dim=-1).mean()
-
-
-def squared_error(features: Tensor, teacher_features: Tensor) -> Tensor:
-    """Mean squared error of everything, in fp32: of Proteus's class tokens (arXiv 2407.10366)."""
-    same_shape(features, teacher_features)
-    return F.mse_loss(features.float(), teacher_features.float())
 
 
 def spatial_match(
@@ -45,7 +40,7 @@ def all_tokens(token: Tensor, grid: Tensor, teacher_token: Tensor, teacher_grid:
     """
     same_shape(grid, teacher_grid)
     places = grid.shape[2] * grid.shape[3]
-    of_token, of_grid = squared_error(token, teacher_token), squared_error(grid, teacher_grid)
+    of_token, of_grid = hint(token, teacher_token), hint(grid, teacher_grid)
     return (of_token + places * of_grid) / (1 + places)
 
 

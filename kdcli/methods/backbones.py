@@ -12,141 +12,26 @@ own, which are not written.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from kdcli.losses import representation as losses
+from kdcli.losses.features import hint
 from kdcli.methods.mae import Ratio
-from kdcli.methods.parts import STUDENT, Fraction, Part, Positive, S
+from kdcli.methods.matching import Standard, Teacher, matched, on_one_grid, patches, pooled, relations
+from kdcli.methods.parts import Fraction, Part, Positive
 from kdcli.methods.trainings import IMAGENET, keys, published, sgd
 from kdcli.models import feature_adapters as adapters
 from kdcli.models.feature_adapters import Adapter, Align
 from kdcli.models.masked import visible_of
 from kdcli.tasks import Task
-from kdcli.words import Call, Derive, Method, Party, Phase, Recipe, State, Term, Turn
+from kdcli.words import Call, Derive, Method, Party, Recipe, State, Term
 
 Rows = Annotated[int, Field(ge=2, le=1_000_000)]
-Standard = Literal["scale", "none"]
-
-
-@dataclass(frozen=True)
-class Teacher:
-    """One of several teachers: its party, its call, names of what stands between it and the student."""
-
-    number: int
-
-    @property
-    def ending(self) -> str:
-        """Of names: empty for the first."""
-        return "" if self.number == 1 else str(self.number)
-
-    @property
-    def party(self) -> Party:
-        """The network."""
-        return Party(f"teacher{self.ending}", "frozen", f"teacher:{self.number}")
-
-    @property
-    def call(self) -> Call:
-        """On the same views."""
-        return Call(f"t{self.ending}", self.party.name)
-
-    def tap(self, name: str) -> str:
-        """A tap of it."""
-        return f"{self.call.name}.{name}"
-
-    def between(self, name: str, build: Any, student: str, teacher: str) -> tuple[Party, Call]:
-        """A trained party that reads a tap of the student and is made to fit one of the teacher's."""
-        party = Party(f"{name}{self.ending}", "trained", build=build, reads=(student, teacher))
-        return party, Call(party.name, party.name, (student,))
-
-
-def put_together(name: str, teachers: int, parts: list[Part], recipes: tuple[Recipe, ...] = ()) -> Method:
-    """The method of one turn that trains the student and what stands between it and each teacher."""
-    its = [Teacher(number) for number in range(1, teachers + 1)]
-    parties = {party.name: party for part in parts for party in part.parties}
-    calls = {call.name: call for part in parts for call in part.calls}
-    derives = {derive.out: derive for part in parts for derive in part.derives}
-    turn = Turn(
-        "student",
-        trains=("student", *parties),
-        calls=(S, *(teacher.call for teacher in its), *calls.values()),
-        terms=tuple(term for part in parts for term in part.terms),
-        derives=tuple(derives.values()),
-    )
-    networks = (STUDENT, *(teacher.party for teacher in its), *parties.values())
-    return Method(name, networks, (Phase((turn,)),), recipes=recipes)
-
-
-def target(teacher: Teacher, tap: str, standard: Standard) -> tuple[str, tuple[Derive, ...]]:
-    """A reference of the teacher's features, as they are or at mean 0 and one scale, and what it takes.
-
-    Mean and scale are those of all features so far, of a few places of each map, the same on all processes.
-    """
-    own = f"~{teacher.tap(tap)}"
-    if standard == "none":
-        return own, ()
-    name = f"{tap}{teacher.ending}"
-    state = State(f"scale-{name}", adapters.scale_state, reads=(teacher.tap(tap),))
-    few, scale = Derive(f"few-{name}", adapters.some_places, (own,)), f"scale-{name}"
-    seen = Derive(scale, adapters.scale_of, (f"~few-{name}",), scope="batch", state=state)
-    return f"~{name}-scaled", (few, seen, Derive(f"{name}-scaled", adapters.scaled, (own, f"~{scale}")))
-
-
-def pooled(
-    teacher: Teacher, weight: float, loss: Any, *, adapter: Adapter | Literal["head"], standard: Standard
-) -> Part:
-    """Pooled features through an adapter."""
-    party, call = teacher.between(
-        "pooled-adapter",
-        partial(adapters.TokenAdapter, kind=adapter),
-        "s.backbone",
-        teacher.tap("backbone"),
-    )
-    wanted, derives = target(teacher, "backbone", standard)
-    term = Term(f"pooled{teacher.ending}", loss, (f"{call.name}.out", wanted), weight)
-    return Part((term,), (party,), (call,), derives)
-
-
-def on_one_grid(
-    name: str, mine: str, wanted: str, align: Align
-) -> tuple[tuple[str, str], tuple[Derive, ...]]:
-    """References of two maps on one grid, the teacher's or the student's, and what it takes."""
-    if align == "student":
-        made = Derive(f"{name}-on-student", adapters.on_grid_of, (wanted, f"~{mine}"))
-        return (mine, f"~{made.out}"), (made,)
-    made = Derive(f"{name}-on-teacher", adapters.on_grid_of, (mine, wanted))
-    return (made.out, wanted), (made,)
-
-
-def patches(
-    teacher: Teacher,
-    weight: float,
-    loss: Any,
-    keywords: dict[str, Any],
-    *,
-    adapter: Adapter,
-    align: Align,
-    standard: Standard,
-) -> Part:
-    """Maps through an adapter, on one grid."""
-    build = partial(adapters.map_adapter, kind=adapter, align=align)
-    party, call = teacher.between("grid-adapter", build, "s.grid", teacher.tap("grid"))
-    wanted, derives = target(teacher, "grid", standard)
-    args, aligned = on_one_grid(f"grid{teacher.ending}", f"{call.name}.out", wanted, align)
-    term = Term(f"patches{teacher.ending}", loss, args, weight, keywords)
-    return Part((term,), (party,), (call,), (*derives, *aligned))
-
-
-def relations(teacher: Teacher, weight: float, align: Align) -> Part:
-    """How alike the places of a picture are, on one grid, without an adapter."""
-    name = f"relations{teacher.ending}"
-    args, aligned = on_one_grid(name, "s.grid", f"~{teacher.tap('grid')}", align)
-    return Part((Term(name, losses.token_relations, args, weight),), derives=aligned)
 
 
 def generic(
@@ -173,24 +58,17 @@ def generic(
     ``--views K`` keeps the teacher's features of K fixed views in the cache, else each view is new and the
     teacher runs live. The backbone of the last step is written.
     """
-    parts = []
-    for teacher in map(Teacher, range(1, teachers + 1)):
-        parts.append(
-            pooled(teacher, pooled_weight, losses.cosine_distance, adapter=adapter, standard=standard)
-        )
-        parts.append(
-            patches(
-                teacher,
-                patches_weight,
-                losses.spatial_match,
-                {"cosine": cosine, "smooth_l1": smooth_l1},
-                adapter=adapter,
-                align=align,
-                standard=standard,
-            )
-        )
-        parts.append(relations(teacher, relations_weight, align))
-    return put_together("generic", teachers, parts)
+    weights = {"cosine": cosine, "smooth_l1": smooth_l1}
+
+    def of(teacher: Teacher) -> list[Part]:
+        adapted: Any = {"adapter": adapter, "standard": standard}
+        return [
+            pooled(teacher, pooled_weight, losses.cosine_distance, **adapted),
+            patches(teacher, patches_weight, losses.spatial_match, weights, align=align, **adapted),
+            relations(teacher, relations_weight, align),
+        ]
+
+    return matched("generic", teachers, of)
 
 
 def radio(
@@ -204,23 +82,25 @@ def radio(
     align: Align = "teacher",
     standard: Standard = "none",
 ) -> Method:
-    """AM-RADIO: cosine of summaries, and of maps 0.9 cosine and 0.1 smooth L1, by a two-layer adapter for
-    each.
+    """AM-RADIO: cosine of summaries, of maps 0.9 cosine and 0.1 smooth L1, each by a two-layer adapter.
 
     ``standard=scale`` is the step that PHI-S and RADIOv2.5 took: the teacher's maps at mean 0 and one scale,
     then compared by mean squared error (``cosine`` and ``smooth_l1`` are not read). PHI-S rotates them too,
     so that every direction has the same variance; the squared error is blind to a rotation, which the
     adapter's last layer makes as well, and it is left out. Summaries stay as they are.
     """
-    parts = []
-    for teacher in map(Teacher, range(1, teachers + 1)):
-        parts.append(pooled(teacher, summary, losses.cosine_distance, adapter="mlp", standard="none"))
-        loss: Any = losses.spatial_match
-        keywords = {"cosine": cosine, "smooth_l1": smooth_l1}
-        if standard == "scale":
-            loss, keywords = losses.squared_error, {}
-        parts.append(patches(teacher, spatial, loss, keywords, adapter="mlp", align=align, standard=standard))
-    return put_together("radio", teachers, parts)
+    loss: Any = losses.spatial_match
+    keywords = {"cosine": cosine, "smooth_l1": smooth_l1}
+    if standard == "scale":
+        loss, keywords = hint, {}
+
+    def of(teacher: Teacher) -> list[Part]:
+        return [
+            pooled(teacher, summary, losses.cosine_distance, adapter="mlp", standard="none"),
+            patches(teacher, spatial, loss, keywords, adapter="mlp", align=align, standard=standard),
+        ]
+
+    return matched("radio", teachers, of)
 
 
 def proteus(
@@ -241,19 +121,26 @@ def proteus(
     three kinds of shape; here at random places. A second pass of the student sees them: a student without
     patches, or of another grid than the teacher's, needs ``method.patch=0``.
     """
-    parts = []
-    for teacher in map(Teacher, range(1, teachers + 1)):
-        first = pooled(teacher, token, losses.squared_error, adapter="linear", standard="none")
-        its_grid = f"~{teacher.tap('grid')}"
-        build = partial(adapters.map_adapter, kind="linear", align=align)
-        party, call = teacher.between("grid-adapter", build, "s.grid", teacher.tap("grid"))
-        (mine, its), aligned = on_one_grid(f"grid{teacher.ending}", f"{call.name}.out", its_grid, align)
-        args = (f"{first.calls[0].name}.out", mine, f"~{teacher.tap('backbone')}", its)
-        whole = Term(f"features{teacher.ending}", losses.all_tokens, args, feature)
-        parts += [first, Part((whole,), (party,), (call,), aligned)]
-        if patch:
-            parts.append(_hidden(teacher, patch, mask_probability, mask_ratio))
-    return put_together("proteus", teachers, parts, (_proteus_recipe(),))
+
+    def of(teacher: Teacher) -> list[Part]:
+        first = pooled(teacher, token, hint, adapter="linear", standard="none")
+        its = (f"{first.calls[0].name}.out", f"~{teacher.tap('backbone')}")
+        found = [first, _all_tokens(teacher, feature, its, align)]
+        return [*found, _hidden(teacher, patch, mask_probability, mask_ratio)] if patch else found
+
+    return matched("proteus", teachers, of, (_proteus_recipe(),))
+
+
+def _all_tokens(teacher: Teacher, weight: float, pooled: tuple[str, str], align: Align) -> Part:
+    """The feature objective, on what ``pooled`` names of both and on their maps."""
+    its = f"~{teacher.tap('grid')}"
+    build = partial(adapters.map_adapter, kind="linear", align=align)
+    party, call = teacher.between("grid-adapter", build, "s.grid", teacher.tap("grid"))
+    grids, aligned = on_one_grid(f"grid{teacher.ending}", f"{call.name}.out", its, align)
+    args = (pooled[0], grids[0], pooled[1], grids[1])
+    return Part(
+        (Term(f"features{teacher.ending}", losses.all_tokens, args, weight),), (party,), (call,), aligned
+    )
 
 
 def _hidden(teacher: Teacher, weight: float, probability: float, ratio: float) -> Part:
@@ -324,18 +211,19 @@ def seed(
     end in a projection of 128 numbers, here the pooled features are compared. A queue much larger than the
     data holds each picture several times.
     """
-    parts = []
-    for teacher in map(Teacher, range(1, teachers + 1)):
+    keywords = {"temperature": temperature, "teacher_temperature": teacher_temperature}
+
+    def of(teacher: Teacher) -> list[Part]:
+        name, tap = f"queue{teacher.ending}", teacher.tap("backbone")
         build = partial(adapters.TokenAdapter, kind="head")
-        party, call = teacher.between("head", build, "s.backbone", teacher.tap("backbone"))
-        name, its = f"queue{teacher.ending}", f"~{teacher.tap('backbone')}"
-        state = State(name, partial(adapters.queue_state, size=queue), reads=(teacher.tap("backbone"),))
-        rows = Derive(name, adapters.queued, (its,), scope="batch", state=state)
-        keywords = {"temperature": temperature, "teacher_temperature": teacher_temperature}
-        args = (f"{call.name}.out", its, f"~{name}")
+        party, call = teacher.between("head", build, "s.backbone", tap)
+        state = State(name, partial(adapters.queue_state, size=queue), reads=(tap,))
+        rows = Derive(name, adapters.queued, (f"~{tap}",), scope="batch", state=state)
+        args = (f"{call.name}.out", f"~{tap}", f"~{name}")
         term = Term(f"seed{teacher.ending}", losses.queue_similarities, args, 1.0, keywords)
-        parts.append(Part((term,), (party,), (call,), (rows,)))
-    return put_together("seed", teachers, parts, (_seed_recipe(),))
+        return [Part((term,), (party,), (call,), (rows,))]
+
+    return matched("seed", teachers, of, (_seed_recipe(),))
 
 
 def _seed_recipe() -> Recipe:

@@ -22,8 +22,8 @@ from kdcli.losses import logits, masked
 from kdcli.methods.mae import Masking, pretraining
 from kdcli.methods.parts import STUDENT, TEACHER, Count, Part, Positive, S, T, labels, one_turn
 from kdcli.methods.trainings import keys, published
+from kdcli.models.autoencoder import Predictor
 from kdcli.models.distilled import STD, give_token, without_position
-from kdcli.models.masked import Predictor
 from kdcli.tasks import Task
 from kdcli.words import Call, Derive, Edit, Method, Party, Phase, Recipe, Term, Turn
 

@@ -14,7 +14,8 @@ from pydantic import Field
 from kdcli.losses import masked
 from kdcli.methods.parts import STUDENT, Few
 from kdcli.methods.trainings import keys, published
-from kdcli.models.masked import decoder_for, fix_positions, random_visible
+from kdcli.models.autoencoder import decoder_for
+from kdcli.models.masked import fix_positions, random_visible
 from kdcli.tasks import Task
 from kdcli.words import Call, Derive, Method, Party, Phase, Recipe, Term, Turn
 
@@ -47,9 +48,9 @@ def masking(
 
     0 is a width by the student's, 128 for 192 and 256 for 384 (G2SD's), and a head for each 32 of it.
     """
-    build = partial(decoder_for, width=decoder, depth=decoder_depth, heads=decoder_heads, ratio=mask_ratio)
+    build = partial(decoder_for, width=decoder, depth=decoder_depth, heads=decoder_heads)
     visible = Derive("visible", random_visible, ("x", "~s:patches"), {"ratio": mask_ratio})
-    party = Party("decoder", "trained", build=build, reads=("s.tokens", "visible", "s:patches"))
+    party = Party("decoder", "trained", build=build, reads=("s.tokens", "s:patches"))
     return Masking(
         replace(STUDENT, prepare=fix_positions),
         visible,

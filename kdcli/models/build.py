@@ -18,6 +18,7 @@ from kdcli.artifacts.reading import read_object
 from kdcli.errors import InputError, UsageError
 from kdcli.models import checkpoints, checks, heads, surgery
 from kdcli.models.aliases import ALIASES
+from kdcli.models.autoencoder import Decoder, official, read_decoder
 from kdcli.models.checks import input_spec
 from kdcli.models.creation import (
     LOCAL,
@@ -32,7 +33,6 @@ from kdcli.models.creation import (
 from kdcli.models.heads.base import Head
 from kdcli.models.integers import restored
 from kdcli.models.legacy import first_line, read_weights
-from kdcli.models.masked import Decoder, official, read_decoder
 from kdcli.models.protocol import Model
 from kdcli.models.timm import TimmModel
 
@@ -186,9 +186,7 @@ def _fit(network: TimmModel, wanted: Wanted) -> None:
 
 
 def _has_rows(network: TimmModel) -> bool:
-    return network.head is not None or all(
-        hasattr(layer, "weight") for layer in network.class_layers or [None]
-    )
+    return network.head is not None or bool(network.class_layers)
 
 
 # -- sources -------------------------------------------------------------------------------------------------

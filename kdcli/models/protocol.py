@@ -20,8 +20,8 @@ from kdcli.artifacts.model import InputSpec
 from kdcli.errors import InputError
 
 if TYPE_CHECKING:
+    from kdcli.models.autoencoder import Decoder
     from kdcli.models.heads.base import Head
-    from kdcli.models.masked import Decoder
 
 
 class Model(nn.Module, ABC):

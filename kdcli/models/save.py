@@ -14,7 +14,7 @@ from kdcli.artifacts.store import write_bytes, write_tensors
 from kdcli.models.surgery import FIELD, REPLACE_HEAD
 
 if TYPE_CHECKING:
-    from kdcli.models.masked import Decoder
+    from kdcli.models.autoencoder import Decoder
     from kdcli.models.timm import TimmModel
 
 

@@ -15,11 +15,12 @@ from kdcli.artifacts.model import InputSpec
 from kdcli.errors import InputError, nearest
 from kdcli.metrics.efficiency import evaluating
 from kdcli.models import heads, surgery
+from kdcli.models.autoencoder import Decoder
 from kdcli.models.heads.base import Head
 from kdcli.models.heads.dense import GRIDS, assembled_grid, feature_maps, is_vit
 from kdcli.models.heads.embedding import EmbeddingHead
 from kdcli.models.heads.linear import FEATURES, FeatureHead
-from kdcli.models.masked import Decoder, patch_grid, seeing
+from kdcli.models.masked import patch_grid, seeing
 from kdcli.models.protocol import Model
 from kdcli.models.save import write
 from kdcli.models.taps import DECODED, Recorder, as_map, block_names, block_path, decoder_block

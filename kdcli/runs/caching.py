@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+
 import numpy as np
 
+from kdcli.data.cache import Store
 from kdcli.data.order import Order
 from kdcli.data.other_views import PLAIN, plain_cut
 from kdcli.data.views import TrainingView
+from kdcli.engine.assembly import Assembly
+from kdcli.engine.budget import bytes_per_view
 from kdcli.engine.cache import Caching
+from kdcli.models.protocol import Model
 from kdcli.words import Method
 from kdcli.words.analysis import cacheable_calls, taps_used
 
@@ -41,3 +48,25 @@ def caching(
     used = order.used(steps)
     drawn = np.asarray(used.any(axis=0))[None]
     return Caching(calls, {"x": view, PLAIN: plain_cut(view)}, {"x": used, PLAIN: drawn})
+
+
+def row_size(
+    method: Method, networks: Mapping[str, Model], assembly: Assembly, store: Store, *, features: bool = False
+) -> int:
+    """Bytes that a cache keeps of one view: all that frozen networks are read for, each call once."""
+    served = cacheable_calls(method, features=features)
+    taps = {
+        f"{call}.{tap}"
+        for turn in method.turns
+        for call, names in taps_used(turn).items()
+        if call in served
+        for tap in names
+    }
+    more = {tap for tap in taps if tap.partition(".")[2] not in ("logits", "embedding")}
+    own = assembly.shapes.get("t.embedding")
+    count = (
+        networks["teacher" if "teacher" in networks else "student"].logit_count if own is None else own[-1]
+    )
+    if more == taps and more:  # no answers are among them
+        count = 0
+    return bytes_per_view(count, store, sum(math.prod(assembly.seen[tap]) for tap in more))

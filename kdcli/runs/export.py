@@ -12,9 +12,9 @@ from kdcli.artifacts.store import Output
 from kdcli.engine.job import Outcome
 from kdcli.engine.loop import LOG
 from kdcli.engine.runtime import Runtime
+from kdcli.models.autoencoder import Decoder
 from kdcli.models.branches import Tail
 from kdcli.models.exits import ExitHead, save_exits
-from kdcli.models.masked import Decoder
 from kdcli.models.protocol import Model
 from kdcli.models.save import write_decoder
 from kdcli.runs import frame

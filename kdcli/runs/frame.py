@@ -273,10 +273,7 @@ def _admit(network: Model, name: str, task: Task, order: Literal["names", "same"
 
 def warn_of_other_validation(name: str, data: Data, console: Console) -> None:
     """Warn where a model was chosen on other pictures than the validation split of ``data``."""
-    if "validation" in data.splits and split_hash(name, "validation") not in (
-        "",
-        data.split("validation").fingerprint,
-    ):
+    if split_hash(name, "validation") not in ("", data.split("validation").fingerprint):
         console.warn(f"{name} was chosen on other validation samples than this run selects by.")
 
 

@@ -21,7 +21,7 @@ from kdcli.data.samples import Data
 from kdcli.data.targets import TargetColumns
 from kdcli.data.views import TrainingView
 from kdcli.engine.assembly import Assembly
-from kdcli.engine.budget import affordable_views, bytes_per_view, fixed_views
+from kdcli.engine.budget import affordable_views, fixed_views
 from kdcli.engine.cache import Caching
 from kdcli.errors import UsageError
 from kdcli.models.branches import Tail
@@ -29,7 +29,7 @@ from kdcli.models.build import Wanted, build
 from kdcli.models.ensemble import Ensemble
 from kdcli.models.protocol import Model
 from kdcli.runs import frame
-from kdcli.runs.caching import caching, only_plain
+from kdcli.runs.caching import caching, only_plain, row_size
 from kdcli.runs.refusals import (
     refuse_options,
     refuse_pyramid_pooling,
@@ -48,7 +48,6 @@ from kdcli.words.analysis import (
     calls_made,
     is_cacheable,
     needs_labels,
-    taps_used,
 )
 from kdcli.words.answers import calibrated
 
@@ -197,7 +196,7 @@ def gather(lesson: Lesson, console: Console, networks: dict[str, Model] | None =
     warn_of_long_queues(method, assembly, len(pool), console)
     store = Store(config.views.store)
     features = config.views.count.isdigit()  # asked for by number, caches keep what takes much room too
-    row_bytes = _row_bytes(method, networks, assembly, store, features=features)
+    row_bytes = row_size(method, networks, assembly, store, features=features)
     steps = planned = planned_steps(optim, len(pool))
     if optim.stop_epoch is not None:
         steps = min(planned, math.ceil(optim.stop_epoch * len(pool) / optim.batch_size))
@@ -229,27 +228,6 @@ def gather(lesson: Lesson, console: Console, networks: dict[str, Model] | None =
             f"--cache {config.cache}, unless they are there already: fewer --views, or --views live."
         )
     return Material(lesson, pool, order, view, targets, networks, assembly, steps, planned, row_bytes, cached)
-
-
-def _row_bytes(
-    method: Method, networks: Mapping[str, Model], assembly: Assembly, store: Store, *, features: bool
-) -> int:
-    """Size of what a cache keeps of one view: all that teachers are read for, each of their calls once."""
-    taught = "teacher" in networks
-    own = assembly.shapes.get("t.embedding")
-    count = networks["teacher" if taught else "student"].logit_count if own is None else own[-1]
-    more = 0
-    if features:
-        served = cacheable_calls(method, features=True)
-        taps = {
-            f"{call}.{tap}"
-            for turn in method.turns
-            for call, names in taps_used(turn).items()
-            for tap in names
-            if call in served and tap in ("pooled", "backbone", "grid")
-        }
-        more = sum(math.prod(assembly.seen[tap]) for tap in taps)
-    return bytes_per_view(count, store, more)
 
 
 def planned_steps(optim: OptimSection, pictures: int) -> int:

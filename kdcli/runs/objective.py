@@ -49,8 +49,10 @@ def of_pictures_alone(config: Any) -> Any:
     """
     if methods.entry(config.method.name).needs != "features":
         return config
+    from kdcli.tasks import of_features
+
     idle.refuse_idle(config, idle.of_pictures_alone(config))
-    return beneath(config, {"data.task": "representation"})[0]
+    return beneath(config, {"data.task": of_features()})[0]
 
 
 def objective(config: Any, data: Data, parts: Sequence[Part]) -> tuple[Any, Task, Method, recipes.Choice]:

@@ -170,7 +170,7 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
     frame.refuse_absent(config)
 
     from kdcli.models.build import DROPPED, Wanted, build
-    from kdcli.tasks import task_of
+    from kdcli.tasks import of_features, task_of
 
     task = None
     if data is not None:
@@ -180,7 +180,7 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
     refuse_idle(config, of_probe(config))
     if config.finetune:
         refuse_idle(config, of_optimizer(config.optim))
-    wanted = Wanted([], task="representation", decoder=True) if config.head == "decoder" else None
+    wanted = Wanted([], task=of_features(), decoder=True) if config.head == "decoder" else None
     network = build(str(config.teacher), wanted, weights=config.weights, size=config.image_size)
     if network.decoder is not None and wanted is None:
         network.decoder = None

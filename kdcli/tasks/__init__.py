@@ -285,6 +285,11 @@ def entry(name: str) -> Entry:
     return TASKS[name]
 
 
+def of_features() -> str:
+    """Name of the task whose networks answer nothing: backbones, learned of pictures alone."""
+    return next(name for name, row in TASKS.items() if "features" in row.provides)
+
+
 def task_of(
     data: Data, section: DataSection, optim: OptimSection | None = None, views: ViewSection | None = None
 ) -> Task:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import timm
 import torch
-from toolbox import QUIET, StopAfter, facts, method_options, rows
+from toolbox import QUIET, StopAfter, method_options, rows
 
 from kdcli.artifacts.model import InputSpec, read_tensors
 from kdcli.config import resolve
@@ -74,19 +75,8 @@ def test_several_teachers_are_matched_each_by_itself(plan: Any, probed: Any) -> 
     assert made.material.networks["teacher2"].name == teachers[1]
     assert made.material.teacher_forwards == 2 * 4 * 8
     distill.run(made, QUIET)
-    found = facts(made.target.path)
-    assert [p["role"] for p in found["config"] and _parents(made.target.path)] == [
-        "student",
-        "teacher1",
-        "teacher2",
-    ]
-
-
-def _parents(path: Path) -> list[dict[str, str]]:
-    import json
-
-    found: list[dict[str, str]] = json.loads((path / "kdcli.json").read_text())["parents"]
-    return found
+    parents = json.loads((made.target.path / "kdcli.json").read_text())["parents"]
+    assert [parent["role"] for parent in parents] == ["student", "teacher1", "teacher2"]
 
 
 def test_a_mean_of_teachers_is_refused(plan: Any, probed: Any) -> None:
@@ -103,7 +93,7 @@ def test_features_are_read_from_a_cache_with_the_same_result(name: str, plan: An
     shapes = made.material.assembly.seen
     numbers = sum(torch.Size(shapes[tap]).numel() for tap in ("t.backbone", "t.grid") if tap in shapes)
     assert made.material.cached
-    assert made.material.row_bytes >= 12 + 4 * numbers
+    assert made.material.row_bytes == 12 + 4 * numbers
     distill.run(made, QUIET)
     again = plan(name, "again", **{"views.count": "2", "views.store": "fp32"})
     distill.run(again, QUIET)
@@ -134,7 +124,7 @@ def test_a_cache_that_the_disk_has_no_room_for_is_said(
     options = method_options("generic", pictures, probed, pictures.parent / "room", **{"views.count": "3"})
     distill.plan(resolve(distill.Config, options=options), Console())
     assert (
-        "3 views of all pictures take 70.3 KB, more than 80 % of what is free"
+        "3 views of all pictures take 68.9 KB, more than 80 % of what is free"
         in capsys.readouterr().err.replace("\n", " ")
     )
 
@@ -190,7 +180,7 @@ def test_terms_that_weigh_nothing_leave_their_adapters_out(plan: Any) -> None:
 def test_standardised_maps_are_compared_by_squared_error_in_radio(plan: Any) -> None:
     made = plan("radio", **{"method.standard": "scale"})
     losses = {row["term"]: row["loss"] for row in made.to_json()["objective"]}
-    assert losses == {"pooled": "cosine_distance", "patches": "squared_error"}
+    assert losses == {"pooled": "cosine_distance", "patches": "hint"}
     with pytest.raises(
         UsageError, match=r"method\.cosine=0\.5 is given, and changes nothing in method radio"
     ):

@@ -26,7 +26,8 @@ from kdcli.losses.masked import generic_distillation
 from kdcli.methods import function
 from kdcli.methods.g2sd import generic, larger_part, specific
 from kdcli.methods.mae import masking
-from kdcli.models.masked import Decoder, Predictor, positions, visible_of
+from kdcli.models.autoencoder import Decoder, Predictor
+from kdcli.models.masked import positions, visible_of
 from kdcli.models.timm import TimmModel
 from kdcli.stages import distill
 from kdcli.tasks.classification import Classification

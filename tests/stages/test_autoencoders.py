@@ -15,8 +15,8 @@ from torch import Tensor
 from kdcli.artifacts.model import DECODER, read_tensors
 from kdcli.config import resolve
 from kdcli.errors import InputError, UsageError
+from kdcli.models.autoencoder import Decoder
 from kdcli.models.build import build
-from kdcli.models.masked import Decoder
 from kdcli.stages import distill, probe
 
 SMALL = ("--image-size", "32", "--max-steps", "4", "--batch-size", "8", "--quiet")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from kdcli.errors import UsageError
 from kdcli.words import Term
@@ -26,6 +26,13 @@ if TYPE_CHECKING:
     from kdcli.tasks import Evaluation
     from kdcli.tasks.judging import Judge
     from kdcli.tasks.settings import EvalOptions, ProbeOptions, Probing, Validation
+
+
+def _refuse_heads() -> NoReturn:
+    raise UsageError(
+        "data.task=representation has no head to fit: probe the backbone on the task that it is for, or "
+        "measure it as it is with kdcli eval --set data.task=representation."
+    )
 
 
 @dataclass(frozen=True)
@@ -86,18 +93,15 @@ class Representation:
 
     def heads(self, options: ProbeOptions, features: Sequence[str]) -> list[HeadSpec]:
         """Raises UsageError: a head is fitted on labels."""
-        raise UsageError(
-            "data.task=representation has no head to fit: probe the backbone on the task that it is for, or "
-            "measure it as it is with kdcli eval --set data.task=representation."
-        )
+        _refuse_heads()
 
     def fit(self, probing: Probing) -> list[HeadResult]:
-        """Never: there are no heads."""
-        raise NotImplementedError
+        """Raises UsageError, as :meth:`heads` does before."""
+        _refuse_heads()
 
     def attach(self, network: Model, result: HeadResult) -> None:
-        """Never: there are no heads."""
-        raise NotImplementedError
+        """Raises UsageError, as :meth:`heads` does before."""
+        _refuse_heads()
 
     def judge(self) -> Judge | None:
         """None: a teacher answers nothing here that could be right."""
