@@ -54,9 +54,8 @@ def backbone(folders: list[Path]) -> str:
             "",
             f"In per cent on the {report['data']['samples']:,} test pictures of Fashion-MNIST, mean ± "
             f"standard deviation over {len(probed)} seeds. The student is timm's `test_resnet` (0.47 M "
-            f"parameters) at 32 px, distilled on the {trained_on(folders[0]):,} pictures of train, whose labels "
-            "it never sees; "
-            "then a linear probe has 10 labels of each class.",
+            f"parameters) at 32 px, distilled on the {trained_on(folders[0]):,} pictures of train, whose "
+            "labels it never sees; then a linear probe has 10 labels of each class.",
             "",
             "| student | kNN, all labels | linear probe, 10 labels a class | each seed |",
             "|---|---|---|---|",
@@ -104,10 +103,10 @@ def g2sd(folders: list[Path]) -> str:
             "# G2SD: generic, then specific, against the same student without each stage",
             "",
             f"Top-1 in per cent on the {reports[0]['data']['samples']:,} test pictures of Fashion-MNIST, "
-            f"mean ± standard deviation over {len(folders)} seeds. "
-            f"{trained_on(folders[0]):,} pictures to train on. Student: a ViT of 4 blocks, 64 wide, patches of 7 pixels; teacher: 6 blocks, 128 "
-            "wide, pretrained here as a masked autoencoder (`mae`), finetuned on their labels. All students "
-            "have the same number of steps.",
+            f"mean ± standard deviation over {len(folders)} seeds. {trained_on(folders[0]):,} pictures to "
+            "train on. Student: a ViT of 4 blocks, 64 wide, patches of 7 pixels; teacher: 6 blocks, 128 wide, "
+            "pretrained here as a masked autoencoder (`mae`), finetuned on their labels. All students have the "
+            "same number of steps.",
             "",
             "| student | top-1 | against scratch | each seed |",
             "|---|---|---|---|",
