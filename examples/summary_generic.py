@@ -104,9 +104,9 @@ def g2sd(folders: list[Path]) -> str:
             "",
             f"Top-1 in per cent on the {reports[0]['data']['samples']:,} test pictures of Fashion-MNIST, "
             f"mean ± standard deviation over {len(folders)} seeds. {trained_on(folders[0]):,} pictures to "
-            "train on. Student: a ViT of 4 blocks, 64 wide, patches of 7 pixels; teacher: 6 blocks, 128 wide, "
-            "pretrained here as a masked autoencoder (`mae`), finetuned on their labels. All students have the "
-            "same number of steps.",
+            "train on. Student: a ViT of 4 blocks, 64 wide, patches of 7 pixels; teacher: 6 blocks, 128 "
+            "wide, pretrained as a masked autoencoder (`mae`), finetuned on their labels. All students "
+            "have the same number of steps.",
             "",
             "| student | top-1 | against scratch | each seed |",
             "|---|---|---|---|",
