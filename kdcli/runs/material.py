@@ -50,6 +50,7 @@ from kdcli.words.analysis import (
     needs_labels,
 )
 from kdcli.words.answers import calibrated
+from kdcli.words.given import given
 
 
 @dataclass(frozen=True)
@@ -183,7 +184,9 @@ def gather(lesson: Lesson, console: Console, networks: dict[str, Model] | None =
     networks = {name: party for name, party in parties.items() if isinstance(party, Model)}
     if taught and config.teacher_temperature == "fit":
         method = calibrated(method, "teacher", networks["teacher"].temperature)
-        lesson = replace(lesson, method=method)
+    row = TASKS.get(lesson.task.name)
+    method = given(method, () if row is None else row.given)
+    lesson = replace(lesson, method=method)
     refuse_pyramid_pooling(config, method, networks)
     refuse_unlike_inputs(method, networks)
     largest = max(network.spec.size[0] for network in networks.values())

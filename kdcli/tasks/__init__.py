@@ -44,8 +44,8 @@ class Entry:
         figures: ``module:TABLE`` of its :class:`kdcli.report.figures.Figure`.
         help: one line.
         provides: what terms beside the task's own may read: ``picture`` (one answer a picture: logits
-            [B, C]), ``class`` (class numbers ``y`` [B]) and ``pixel`` (logits [B, C, h, w], and ``mask``
-            [B, H, W]). ``features`` stands alone: networks answer nothing, whatever their task is they may
+            [B, C]), ``class`` (class numbers ``y`` [B]), ``pixel`` (logits [B, C, h, w], and ``mask``
+            [B, H, W]) and ``object`` (what detectors give of each place and query). ``features`` stands alone: networks answer nothing, whatever their task is they may
             teach by their features, and labels are optional.
         options: fields of the data section that mean nothing to tasks which do not list them.
         subsets: whether networks can be measured on data that lack some of their classes: the task then has
@@ -53,6 +53,7 @@ class Entry:
         settings: parameters of methods, by method, that stand in the place of their own defaults: what was
             measured (``examples/results/pairs.md``) where no paper has any for the task.
         beside: the split that :meth:`Task.wants_validation` speaks of.
+        given: columns of a batch that networks in training are given beside the pictures.
         embeds: whether networks answer with an embedding, so that a backbone without a head is one of its
             networks (``probe --head none``) and a probe trains none of it further.
     """
@@ -66,6 +67,7 @@ class Entry:
     subsets: bool = False
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     beside: Literal["validation", "train"] = "validation"
+    given: tuple[str, ...] = ()
     embeds: bool = False
 
 

@@ -121,6 +121,7 @@ class Term:
             a relation is one between those of all processes. A choice that depends on the rows beside it is
             made inside a loss of scope ``batch``.
         watched: whether it is computed for the log where it weighs nothing.
+        derives: what it reads that is made for it: every turn that has the term has these too.
     """
 
     name: str
@@ -131,6 +132,7 @@ class Term:
     scope: Literal["sample", "batch"] = "sample"
     rows: str | None = None
     watched: bool = False
+    derives: tuple[Derive, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -170,7 +172,8 @@ class Turn:
         trains: names of parties.
         calls: of parties.
         terms: of the scalar.
-        derives: what terms, calls and other derives read beside taps and columns.
+        derives: what terms, calls and other derives read beside taps and columns; those that terms bring
+            are added where none of that name is there.
         optim: fields of the optimiser section that differ in this turn.
         edits: in their order.
         groups: by trained party, or by ``PARTY:PATTERN`` for those of its parameters that a pattern fits,
@@ -186,6 +189,12 @@ class Turn:
     optim: dict[str, Any] = field(default_factory=dict)
     edits: tuple[Edit, ...] = ()
     groups: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        found = {derive.out: derive for derive in self.derives}
+        for term in self.terms:
+            found |= {derive.out: derive for derive in term.derives if derive.out not in found}
+        object.__setattr__(self, "derives", tuple(found.values()))
 
 
 @dataclass(frozen=True)
