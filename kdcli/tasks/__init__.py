@@ -45,8 +45,9 @@ class Entry:
         help: one line.
         provides: what terms beside the task's own may read: ``picture`` (one answer a picture: logits
             [B, C]), ``class`` (class numbers ``y`` [B]), ``pixel`` (logits [B, C, h, w], and ``mask``
-            [B, H, W]) and ``object`` (what detectors give of each place and query). ``features`` stands alone: networks answer nothing, whatever their task is they may
-            teach by their features, and labels are optional.
+            [B, H, W]) and ``object`` (what detectors give of each place and query).
+            ``features`` stands alone: networks answer nothing, whatever their task is they may teach by
+            their features, and labels are optional.
         options: fields of the data section that mean nothing to tasks which do not list them.
         subsets: whether networks can be measured on data that lack some of their classes: the task then has
             these behind its own, and :class:`kdcli.tasks.settings.EvalOptions` says which they are.

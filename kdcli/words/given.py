@@ -1,4 +1,4 @@
-"""What networks in training are given beside pictures: a detector makes some of its queries of the objects."""
+"""What networks in training are given beside pictures: detectors make queries of the objects."""
 
 from __future__ import annotations
 
