@@ -153,7 +153,7 @@ class Model(nn.Module, ABC):
 
     @property
     def logit_shape(self) -> tuple[int, ...]:
-        """Shape of the logits of one picture: [C], or [C, h, w]."""
+        """Shape of the logits of one picture: [C], [C, h, w], or [Q, C] of queries."""
         return (self.outputs,)
 
     @property
@@ -189,6 +189,10 @@ class Model(nn.Module, ABC):
             InputError: a model whose layers are not known.
         """
         self._refuse("layers that a layer decay could tell apart")
+
+    def freeze_body(self) -> None:
+        """Let nothing learn but the head: the rest stays in eval mode, whatever mode the network is in."""
+        self._refuse("head apart from its body")
 
     def synchronise(self) -> None:
         """Let the head's batch norms see the batches of all processes; CUDA only, torch has none for CPUs."""
@@ -286,12 +290,14 @@ class Model(nn.Module, ABC):
         self.classes = list(classes)
         if order is None:
             return
-        rows = torch.tensor(list(order))
         with torch.no_grad():
-            for linear in self.class_layers or [self.linear]:
-                linear.weight.copy_(linear.weight[rows].clone())
-                if linear.bias is not None:
-                    linear.bias.copy_(linear.bias[rows].clone())
+            for layer in self.class_layers or [self.linear]:
+                rows = torch.tensor(
+                    [*order, *range(len(order), len(layer.weight))]
+                )  # behind them: of no class
+                layer.weight.copy_(layer.weight[rows].clone())
+                if getattr(layer, "bias", None) is not None:
+                    layer.bias.copy_(layer.bias[rows].clone())
 
     @property
     def class_layers(self) -> list[Any]:
