@@ -82,8 +82,10 @@ def coco_metrics(truths: Sequence[Truth], detections: np.ndarray, classes: int) 
     """
     _check_detections(detections, "detections", len(truths), classes)
     _check_truths(truths, classes)
-    boxes = sum(np.bincount(t.classes[~t.ignored], minlength=classes) for t in truths)
-    if not np.sum(boxes):
+    boxes = np.zeros(classes, np.int64)
+    for truth in truths:
+        boxes += np.bincount(truth.classes[~truth.ignored], minlength=classes)
+    if not boxes.any():
         ignored = sum(len(t.classes) for t in truths)
         raise InputError(
             f"none of the {len(truths):,} pictures has an object that counts ({ignored:,} are ignored): "

@@ -1,4 +1,4 @@
-"""Reports on detectors: boxes drawn where they are, figures as gates and columns, a page that escapes names."""
+"""Reports on detectors: boxes lie where they are, figures make gates and columns, names are escaped."""
 
 from __future__ import annotations
 
@@ -133,6 +133,7 @@ def test_boxes_beyond_the_picture_and_names_of_any_length_are_drawn_within_it() 
         assert max(read(address).shape[:2]) == overlays.SIDE
     pixels = read(overlays.panels(blank(320, 240), truth(boxes[:1], [0]), {}, names)[0][1])
     ours = is_colour(pixels, 0, 2)
+    assert 100 < ours[12].sum() < 200  # the name's patch: it is cut short
     assert ours[-2:].all()
     assert ours[:, :2].all()
     assert ours[20:, -2:].all()

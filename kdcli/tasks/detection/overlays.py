@@ -9,7 +9,6 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from kdcli.console import legible
-from kdcli.errors import shortened
 from kdcli.metrics.detection import Truth
 from kdcli.report.thumbnails import address, palette
 
@@ -18,6 +17,7 @@ SCORE = 0.3  # detections from here on are drawn,
 LEAST, MOST = 3, 40  # at least, and at most, so many of the best
 
 _LINE, _DASH, _TEXT = 2, 5, 11  # pixels
+_NAME = 20  # characters
 
 
 def worth(detections: np.ndarray) -> np.ndarray:
@@ -71,7 +71,7 @@ def panels(
         detections: of each model [K, 6]: x1, y1, x2, y2 in the picture's pixels, score, class number.
         classes: names by class number.
     """
-    colours, names = palette(len(classes)), [shortened(legible(name), 24) for name in classes]
+    colours, names = palette(len(classes)), [_short(legible(name)) for name in classes]
     said = [names[c] for c in truth.classes]
     shown = [("truth", drawn(picture, truth.boxes, said, colours[truth.classes], truth.ignored))]
     for model, rows in detections.items():
@@ -81,6 +81,10 @@ def panels(
         none = np.zeros(len(best), bool)
         shown.append((model, drawn(picture, best[:, :4].astype(np.float64), said, colours[numbers], none)))
     return [(name, address(image, SIDE)) for name, image in shown]
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _NAME else name[: _NAME - 1] + "…"
 
 
 def _sides(x1: int, y1: int, x2: int, y2: int, dashed: bool) -> Iterator[tuple[int, int, int, int]]:
