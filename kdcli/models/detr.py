@@ -8,7 +8,8 @@ so that transformers loads it. It sees whole pictures, squashed, with values of 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -165,7 +166,7 @@ class Detr(Model):
             folder / artifacts.WEIGHTS, _once({n.removeprefix("body."): t for n, t in state.items()})
         )
         config = self.body.config
-        names = {i: name for i, name in enumerate(self.classes or [])}
+        names = dict(enumerate(self.classes or []))
         config.id2label, config.label2id = names, {name: i for i, name in names.items()}
         config.architectures = [type(self.body).__name__]
         write_bytes(folder / artifacts.CONFIG, config.to_json_string(use_diff=False).encode())
@@ -282,16 +283,31 @@ def pretrained(source: str, where: str, config: Any = None, tensors: dict[str, T
         else AutoModelForObjectDetection._model_mapping[type(config)]
     )
     more: dict[str, Any] = {} if config is None else {"config": config, "state_dict": tensors}
-    made, told = kind.from_pretrained(
-        source if config is None else None,
-        use_safetensors=True,
-        output_loading_info=True,
-        **({"trust_remote_code": False} if config is None else {}),
-        **more,
-    )
+    with _without_bars():
+        made, told = kind.from_pretrained(
+            source if config is None else None,
+            use_safetensors=True,
+            output_loading_info=True,
+            **({"trust_remote_code": False} if config is None else {}),
+            **more,
+        )
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
         if found := sorted(map(str, told.get(what) or ())):
             raise InputError(
                 f"{where}: {what.replace('_', ' ')} for {made.config.model_type}, first {found[0]}."
             )
     return made
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """A block in which transformers shows no progress of its own."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
@@ -11,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kdcli import errors
 from kdcli.artifacts.forms import Form
-from kdcli.errors import EnvironmentFault, InputError, shortened
+from kdcli.errors import InputError, shortened
 from kdcli.models.legacy import first_line
 from kdcli.models.protocol import Model
 
@@ -123,11 +123,7 @@ def refuse_missing(packages: Sequence[str], what: str) -> None:
         packages: that are needed.
         what: for, to begin the message with.
     """
-    for name in packages:
-        if importlib.util.find_spec(name) is None:
-            raise EnvironmentFault(
-                f"{what}: {name} is not installed. Install it with: pip install 'kdcli[export]'"
-            )
+    errors.refuse_missing(packages, "export", what)
 
 
 def session(file: Path, threads: int = 0) -> Any:
