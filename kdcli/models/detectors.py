@@ -10,7 +10,9 @@ transformers is imported where one is built.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -362,3 +364,17 @@ def detections(logits: Tensor, boxes: Tensor, most: int = MOST) -> Tensor:
     corners = torch.cat([centre - size / 2, centre + size / 2], dim=2)
     chosen = corners.gather(1, queries[..., None].expand(-1, -1, 4))
     return torch.cat([chosen, scores[..., None], labels[..., None].to(scores.dtype)], dim=2)
+
+
+@contextmanager
+def symbolic_lengths(detector: Any) -> Iterator[None]:
+    """A block in which a graph of any batch can be traced of a detector.
+
+    transformers asks for the batch by ``len``, which fixes it for ever where its size should stay a symbol.
+    """
+    module: Any = sys.modules[type(detector).__module__]
+    module.len = lambda value: value.shape[0] if isinstance(value, Tensor) else len(value)
+    try:
+        yield
+    finally:
+        del module.len

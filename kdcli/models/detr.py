@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -95,6 +95,10 @@ class Detr(Model):
                 handle.remove()
         found = taps_of(self.body, outputs, own, objects) | seen
         return {tap: found[tap] for tap in taps}
+
+    def traceable(self) -> AbstractContextManager[None]:
+        """A block in which a graph of any batch can be traced."""
+        return detectors.symbolic_lengths(self.body)
 
     def tappable(self) -> dict[str, nn.Module]:
         """Modules of the network by their paths."""

@@ -17,6 +17,7 @@ from kdcli.models.legacy import first_line
 from kdcli.models.protocol import Model
 
 INPUT = "pixels"
+_QUERIES = 2  # dimensions of the logits of a detector's queries
 
 
 class OnnxModel(Model):
@@ -73,7 +74,13 @@ class OnnxModel(Model):
         given = x if self._whole else self.network.prepare(x)
         found = self._session.run(None, {INPUT: given.cpu().contiguous().numpy()})[0]
         answer = torch.from_numpy(found).to(x.device)
-        return answer if self._rows is None else answer.index_select(1, self._rows.to(x.device))
+        if self._rows is None:
+            return answer
+        rows = self._rows.to(x.device)
+        if len(self.logit_shape) == _QUERIES:  # detections, whose last number is a class
+            own = answer[..., -1].long()
+            return torch.cat([answer[..., :-1], rows.argsort()[own][..., None].to(answer.dtype)], dim=2)
+        return answer.index_select(1, rows)
 
     def call(self, inputs: Sequence[Tensor], taps: Sequence[str]) -> dict[str, Any]:
         """What it answers, by the name that it has. Raises InputError for any other tap."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
@@ -112,6 +113,10 @@ class Model(nn.Module, ABC):
         if len(inputs) != 1:
             raise InputError(f"{self.name} takes one input, pictures, and a call gives it {len(inputs)}.")
         return inputs[0]
+
+    def traceable(self) -> AbstractContextManager[None]:
+        """A block in which a graph of any batch can be traced of its ``forward``."""
+        return nullcontext()
 
     # -- what it is ------------------------------------------------------------------------------------------
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -156,6 +156,10 @@ class TimmModel(Model):
             if not 1 <= block <= depth:
                 raise InputError(f"no '{tap}': the decoder of {self.name} has blocks 1 to {depth}.")
         return {tap: self.decoder.hidden(tokens, visible, block) for tap, block in blocks.items()}
+
+    def traceable(self) -> AbstractContextManager[None]:
+        """A block in which a graph of any batch can be traced."""
+        return nullcontext() if self.head is None else self.head.traceable()
 
     def tappable(self) -> dict[str, nn.Module]:
         """Modules of the timm model by their paths."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -62,6 +63,10 @@ class Head(nn.Module, ABC):
             InputError: a tap that takes something that is not given.
         """
         return {"logits": self(taken)}
+
+    def traceable(self) -> AbstractContextManager[None]:
+        """A block in which a graph of any batch can be traced."""
+        return nullcontext()
 
     @property
     def class_layers(self) -> list[Any]:

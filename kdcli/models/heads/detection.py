@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -94,6 +95,10 @@ class DetectionHead(Head):
     def answer(self, taken: tuple[Tensor, ...]) -> Tensor:
         """The best detections [B, K, 6]; see :func:`kdcli.models.detectors.detections`."""
         return detectors.detections(*detectors.answers(detectors.run(self.detector, taken[0], taken, None)))
+
+    def traceable(self) -> AbstractContextManager[None]:
+        """A block in which a graph of any batch can be traced."""
+        return detectors.symbolic_lengths(self.detector)
 
     def refitted(self, classes: int) -> DetectionHead:
         """The same detector for other classes."""
