@@ -99,6 +99,13 @@ def _made(name: str, body: Any, spec: InputSpec, classes: list[str] | None, opti
             str(n) for n in (spec.size[0] // _STEP * _STEP, (spec.size[0] // _STEP + 1) * _STEP) if n
         )
         raise InputError(f"{name} does not take pictures of {spec.size[0]} pixels. Take {near}.")
+    queries, side = int(body.config.num_queries), spec.size[0]
+    places = sum((side // stride) ** 2 for stride in body.config.feat_strides)
+    if not 0 < queries <= places:
+        raise InputError(
+            f"{name}: {queries} queries begin at {places} places of pictures of {side} pixels: there are "
+            "too few. Take larger ones (--image-size)."
+        )
     unnamed = count if classes is None and trained != "random" else 0
     return Detr(
         body,
