@@ -1,0 +1,1 @@
+"""Detection: boxes of objects, and what each of them is."""
