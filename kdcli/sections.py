@@ -56,7 +56,13 @@ class DataSection(SourceSection):
     label_columns: list[str] | None = option(None, "Columns of 0 and 1, one for each of several labels.")
     task: str = reading("auto", "By name (retrieval, …); auto: by the columns of the data.", "--task")
     mask_column: str | None = option(None, "Column of the masks (found by name).")
-    class_names: list[str] | None = option(None, "Names of classes that the data number (masks, lists).")
+    box_column: str | None = option(None, "Column of the boxes (found by name).")
+    box_format: Literal["xywh", "xyxy"] = option(
+        "xywh", "What a box's four numbers are: a corner with width and height, or two corners."
+    )
+    class_names: list[str] | None = option(
+        None, "Names of classes that the data number (masks, lists, boxes)."
+    )
     camera_column: str | None = option(None, "Column of the cameras (retrieval; found by name).")
     per_identity: int = option(4, "Pictures of each identity in a batch (retrieval).", ge=2, le=1024)
     void: int = option(255, "Value of the masks' pixels that belong to no class.", ge=0, le=255)
@@ -82,6 +88,14 @@ class ViewSection(Section):
         (0.35, 1.0), "Area range of RandomResizedCrop; [1, 1] for none."
     )
     ratio: tuple[Aspect, Aspect] = option((0.75, 1.3333), "Aspect range of RandomResizedCrop.")
+    fit: Literal["crop", "squash"] = option(
+        "crop",
+        "What a whole picture becomes where scale is [1, 1]: its largest square, or all of it, squashed.",
+    )
+    zoom_out: float = option(
+        0.0, "Probability of a larger black canvas, of one to four times the sides.", ge=0, le=1
+    )
+    iou_crop: float = option(0.0, "Probability of a crop chosen by the boxes beside the picture.", ge=0, le=1)
     hflip: float = option(0.5, "Probability of a horizontal flip.", ge=0, le=1)
     vflip: float = option(0.0, "Probability of a vertical flip.", ge=0, le=1)
     color_jitter: float = option(0.0, "Strength of brightness, contrast and saturation jitter.", ge=0, le=100)

@@ -235,11 +235,13 @@ RUN_KEYS = (
 SOURCE_KEYS = "source train image_column on_bad_image max_bad_fraction max_pixels"
 DATA_KEYS = (
     f"{SOURCE_KEYS} validation test validation_fraction duplicates split_seed group_by label_column "
-    "label_columns task "
-    "mask_column class_names camera_column per_identity void class_order labels_per_class labelled_fraction "
-    "class_balance"
+    "label_columns task mask_column box_column box_format class_names camera_column per_identity void "
+    "class_order labels_per_class labelled_fraction class_balance"
 )
-VIEW_KEYS = "count size scale ratio hflip vflip color_jitter auto_augment erase store interpolation"
+VIEW_KEYS = (
+    "count size scale ratio fit zoom_out iou_crop hflip vflip color_jitter auto_augment erase store "
+    "interpolation"
+)
 KEYS = {
     "probe": {
         "": f"{RUN_KEYS} teacher weights image_size head finetune features protocol",

@@ -32,10 +32,15 @@ class AnotherView:
 
 
 def plain_cut(view: TrainingView) -> EvaluationCut:
-    """The un-augmented cut of the size of the views: the picture's centre, as far as it is square."""
+    """The un-augmented cut of the size of the views: the picture's largest square, or all of it, squashed."""
     mode = view.section.interpolation
+    squashed = view.section.fit == "squash"
     return EvaluationCut(
-        InputSpec((view.size, view.size), interpolation="bicubic" if mode == "random" else mode)
+        InputSpec(
+            (view.size, view.size),
+            interpolation="bicubic" if mode == "random" else mode,
+            crop_mode="squash" if squashed else "center",
+        )
     )
 
 

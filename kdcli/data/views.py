@@ -13,12 +13,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from kdcli.artifacts.model import InputSpec
 from kdcli.errors import UsageError
 from kdcli.sections import ViewSection
 from kdcli.seeds import seed_of, seeded, torch_seeded
+
+_LATER = ("fit", "zoom_out", "iou_crop")  # no part of a recipe by default: caches keep their keys
+_LARGEST_CANVAS = 4.0  # times the sides of a picture that is zoomed out
+_NO_CLASS = 255  # of a mask's pixels, where a larger canvas has none of the picture
+_SMALLEST_SIDE = 4  # pixels: torchvision divides by 0.3 of a side, rounded down
 
 
 class TrainingView:
@@ -43,8 +48,10 @@ class TrainingView:
 
     def recipe(self) -> dict[str, Any]:
         """What decides the pixels of a view, for cache keys (not the count of views)."""
+        fields = type(self.section).model_fields
+        later = {name for name in _LATER if getattr(self.section, name) == fields[name].default}
         return {
-            **self.section.model_dump(exclude={"count", "size", "store"}),
+            **self.section.model_dump(exclude={"count", "size", "store", *later}),
             "size": self.size,
             "seed": self.seed,
         }
@@ -61,11 +68,17 @@ class TrainingView:
                 became of this; the picture's pixels are those without it.
 
         Raises:
-            UsageError: a policy, which moves the picture alone, and something beside it.
+            UsageError: a policy, which moves the picture alone, and something beside it; crops by boxes, and
+                none beside it.
         """
         if self._transforms is None:
             self._transforms = self._build()
         moved, painted = self._transforms
+        if self.section.iou_crop and _boxes_of(beside) is None:
+            raise UsageError(
+                "views.iou_crop is chosen by the boxes beside a picture, and none are read here: it is for "
+                "views that are cut with them (--views live), not for those of pictures alone."
+            )
         if beside is not None and self.section.auto_augment:
             raise UsageError("views.auto_augment moves the picture without its mask or boxes.")
         # torchvision draws from torch alone, timm's policies from random and numpy too
@@ -84,7 +97,13 @@ class TrainingView:
         mode = modes.BILINEAR if s.interpolation == "bilinear" else modes.BICUBIC
         steps: list[Any] = []
         paint: list[Any] = []
-        if tuple(s.scale) == (1.0, 1.0):
+        if s.zoom_out:
+            steps.append(_zoom_out(s.zoom_out))
+        if s.iou_crop:
+            steps.append(v2.RandomApply([_crop_by_boxes], s.iou_crop))
+        if tuple(s.scale) == (1.0, 1.0) and s.fit == "squash":
+            steps.append(v2.Resize((self.size, self.size), mode))
+        elif tuple(s.scale) == (1.0, 1.0):
             steps += [v2.Resize(self.size, mode), v2.CenterCrop(self.size)]
         elif s.interpolation == "random":
             crops = [
@@ -118,6 +137,37 @@ class TrainingView:
             raise UsageError(
                 f"views.auto_augment: timm knows no policy '{text}' (for example rand-m9-mstd0.5-inc1)."
             ) from error
+
+
+def _zoom_out(probability: float) -> Any:
+    """SSD's expansion (Liu et al. 2016, section 3.6), on black to four times the sides, as RT-DETR has it."""
+    from PIL import Image
+    from torchvision import tv_tensors
+    from torchvision.transforms import v2
+
+    fill = {Image.Image: 0, tv_tensors.Mask: _NO_CLASS, "others": 0}
+    return v2.RandomZoomOut(fill, (1.0, _LARGEST_CANVAS), probability)
+
+
+def _crop_by_boxes(picture: Any, beside: Any) -> Any:
+    """SSD's crop of a least overlap with a box (Liu et al. 2016, section 2.2), and what belongs to it.
+
+    A box whose centre is cut off has no area then. Pictures without boxes, or too small for the draws of
+    torchvision, stay as they are.
+    """
+    from torchvision.transforms import v2
+
+    boxes = _boxes_of(beside)
+    if boxes is None or not len(boxes) or min(picture.size) < _SMALLEST_SIDE:
+        return picture, beside
+    return v2.RandomIoUCrop()(picture, beside)
+
+
+def _boxes_of(beside: Any) -> Any:
+    """The boxes among what belongs to a picture, or None."""
+    from torchvision.tv_tensors import BoundingBoxes
+
+    return next((part for part in tree_leaves(beside) if isinstance(part, BoundingBoxes)), None)
 
 
 class EvaluationCut:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 Rule = tuple[str, bool, str]
 """Keys, whether they are idle, and why."""
 
-_CUT = "size scale ratio hflip vflip color_jitter auto_augment erase interpolation"
+_CUT = "size scale ratio fit zoom_out iou_crop hflip vflip color_jitter auto_augment erase interpolation"
 
 
 def idle_keys(config: Section, rules: Iterable[Rule]) -> Iterator[str]:
@@ -72,7 +72,8 @@ def of_training(optim: OptimSection, views: ViewSection) -> Iterator[Rule]:
     yield "optim.min_lr optim.hold", schedule not in ("cosine", "poly"), other
     yield "optim.warmup_from", not optim.warmup, "optim.warmup=0 leaves out warm-up"
     whole = tuple(views.scale) == (1.0, 1.0)
-    yield "views.ratio", whole, "views.scale=[1, 1] cuts the largest square of a picture"
+    yield "views.ratio", whole, "views.scale=[1, 1] cuts no part of a picture by its aspect"
+    yield "views.fit", not whole, "views.scale cuts parts of a picture: it is for views.scale=[1, 1]"
     yield "views.interpolation", whole and views.interpolation == "random", "views.scale=[1, 1] has one kind"
 
 

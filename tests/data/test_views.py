@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from kdcli.artifacts.manifest import digest
 from kdcli.artifacts.model import InputSpec
 from kdcli.data.views import EvaluationCut, TrainingView, evaluation_view
 from kdcli.errors import UsageError
@@ -21,6 +22,8 @@ from kdcli.sections import ViewSection
 from kdcli.seeds import seed_of, seeded
 
 PLAIN = {"scale": (1.0, 1.0), "hflip": 0.0}
+# Of the default recipe, as the first caches have it.
+FIRST = "05baa2a0a5573da7fddbc0aab9e0ff62d0d83b2471ca5357f05de8a7336cce96"
 EVERYTHING = {
     "auto_augment": "rand-m9-mstd0.5-inc1",
     "erase": 0.5,
@@ -120,6 +123,8 @@ def test_another_process_cuts_the_same_view(photograph: Image.Image, tmp_path: P
         ({}, {"auto_augment": "rand-m9-mstd0.5-inc1"}),
         ({}, {"auto_augment": "original-mstd0.5"}),
         ({}, {"erase": 1.0}),
+        ({}, {"zoom_out": 0.5}),
+        (PLAIN, {"fit": "squash"}),
         ({}, {"interpolation": "bilinear"}),
         ({}, {"interpolation": "random"}),
         (PLAIN, {"interpolation": "bilinear"}),
@@ -135,7 +140,10 @@ def test_recipes_name_what_decides_the_pixels() -> None:
     assert view().recipe() != view(size=33).recipe()
     assert view().recipe() != view(seed=1).recipe()
     assert view().recipe() == view(count="4", store="fp32").recipe()
-    assert set(view().recipe()) == (set(ViewSection.model_fields) - {"count", "store"}) | {"seed"}
+    later = {"fit", "zoom_out", "iou_crop"}
+    assert set(view().recipe()) == (set(ViewSection.model_fields) - {"count", "store"} - later) | {"seed"}
+    assert digest(view().recipe()) == FIRST, "caches that were written before would not be found"
+    assert {"fit", "zoom_out"} <= set(view(fit="squash", zoom_out=0.1).recipe())
 
 
 def test_plain_views_are_the_picture(photograph: Image.Image) -> None:

@@ -81,6 +81,7 @@ STAGES: dict[str, tuple[Any, Any]] = {
         ),
         ("distill", "from_scratch=true weights=a", "weights is given, and --from-scratch begins with random"),
         ("distill", "views.scale=[1,1] views.ratio=[1,2]", "views.ratio is given, and"),
+        ("distill", "views.fit=squash", "views.fit is given, and views.scale cuts parts of a picture"),
         (
             "distill",
             "data.max_bad_fraction=0.2",
