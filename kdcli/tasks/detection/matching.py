@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -67,7 +69,7 @@ def matched_queries(
         return torch.stack([order, torch.from_numpy(chosen).to(order)], dim=-1)
 
 
-def _assignment():  # type: ignore[no-untyped-def]
+def _assignment() -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
     """Scipy's solver of linear sum assignments. Raises EnvironmentFault where there is none."""
     try:
         from scipy.optimize import linear_sum_assignment
