@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import importlib.util
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -78,6 +79,21 @@ def shortened(text: str, most: int = 200) -> str:
         return text
     head = most // 2
     return f"{text[:head]} … ({len(text) - 2 * head:,} characters left out) … {text[-head:]}"
+
+
+def refuse_missing(packages: Iterable[str], extra: str, what: str) -> None:
+    """Raise EnvironmentFault if a package of an extra is not installed.
+
+    Args:
+        packages: that are needed, by the names under which they are imported.
+        extra: that brings them.
+        what: for, to begin the message with.
+    """
+    for name in packages:
+        if importlib.util.find_spec(name) is None:
+            raise EnvironmentFault(
+                f"{what}: {name} is not installed. Install it with: pip install 'kdcli[{extra}]'"
+            )
 
 
 DISK_FAULTS = frozenset(

@@ -16,6 +16,8 @@ _MANY, _LONG = 1_000_000, 1_000_000_000  # pictures of a batch, epochs or minute
 MOST_STEPS = 100_000_000  # of a training
 _VIEWS, _MAGNITUDE = 10_000, 1000  # fixed views of a picture; numbers of a policy of timm
 
+DETECTOR = r"(rtdetr|dfine|light)(,[^,=]{1,40}=[^,=]{1,40}){0,40}"  # a detector's kind and settings
+
 Rate = Annotated[float, Field(gt=0, le=LARGEST)]
 Amount = Annotated[float, Field(ge=0, le=LARGEST)]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -216,9 +218,10 @@ class StudentSection(RunSection):
     image_size: int | None = inputs(None, "The student's input size.", "--image-size", ge=8, le=LARGEST_SIDE)
     head: str | None = option(
         None,
-        "The student's head: of masks linear, segformer or upernet, of retrieval plain, bnneck or bnneckN "
-        "(default: its own if that fits, else the first, or bnneck).",
-        pattern=r"^(linear|segformer|upernet|plain|bnneck\d{0,5})$",
+        "The student's head: of masks linear, segformer or upernet, of retrieval plain, bnneck or bnneckN, "
+        "of boxes rtdetr, dfine or light[,num_queries=60] (default: its own if that fits, else the first, "
+        "or bnneck).",
+        pattern=rf"^(linear|segformer|upernet|plain|bnneck\d{{0,5}}|{DETECTOR})$",
     )
     drop_path: float | None = option(None, "The student's stochastic depth.", ge=0, lt=1)
     data: TrainingData = TrainingData()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from kdcli.artifacts.files import write_bytes
-from kdcli.compression.onnx import embeds, shape_of
+from kdcli.compression.onnx import detects, embeds, shape_of
 from kdcli.data.views import WholeCut
 from kdcli.errors import InputError
 from kdcli.models.protocol import Model
@@ -26,6 +26,8 @@ _ANSWERS = {
     "class": "logits of one class a picture: their softmax is printed",
     "labels": "logits of any number of labels a picture: their sigmoid is printed",
     "mask": "logits of a class for every cell of a grid over the whole picture: areas are printed",
+    "boxes": "the best detections, each of x1, y1, x2, y2 (fractions of the picture), score and class; those "
+    "of a score of 0.3 or more are printed, in pixels",
     "embedding": "an embedding; pictures are compared by the cosine of theirs",
 }
 
@@ -101,7 +103,9 @@ def preprocessing(network: Model, facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def answer_of(network: Model) -> str:
-    """What kind of answer it gives: ``embedding``, ``mask``, ``class`` (one a picture) or ``labels``."""
+    """What kind of answer it gives: ``boxes``, ``embedding``, ``mask``, ``class`` or ``labels``."""
+    if detects(network):
+        return "boxes"
     if embeds(network):
         return "embedding"
     if len(network.logit_shape) > 1:

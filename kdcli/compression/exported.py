@@ -40,7 +40,7 @@ def export_torch(network: Model, folder: Path, *, inside: bool = False) -> dict[
     """
     own = plain_copy(network)
     given = example(own, inside)
-    with quiet():
+    with quiet(), own.traceable():
         try:
             program: Any = torch.export.export(
                 own, (given,), dynamic_shapes=({0: torch.export.Dim("batch")},)

@@ -1,7 +1,7 @@
 """A network as an ONNX file, and the proof that ONNX Runtime answers what the network does.
 
-The graph has one input, ``pixels``, and one output, ``logits`` or ``embedding``: what the network answers in
-eval mode. Its batch is as large as it is given; its pictures have the network's size.
+The graph has one input, ``pixels``, and one output, ``logits``, ``embedding`` or ``detections``: what the
+network answers in eval mode. Its batch is as large as it is given; its pictures have the network's size.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import contextlib
 import copy
 import io
 import logging
+import math
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -32,6 +33,7 @@ OPSET = 20  # that the exporter of torch 2.14 writes without converting
 BOUND = 1e-3  # of the difference to the network, as a part of its largest answer, or of 1 where that is less
 EXPORT = "--export onnx"
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+_TIE = 1e-4  # of scores
 _SINGLE = 2**31 - 2**24  # bytes of weights: a protobuf message ends at 2 GiB, and the graph takes a little
 
 
@@ -58,8 +60,8 @@ def export_onnx(network: Model, folder: Path, *, opset: int = OPSET, inside: boo
     refuse_missing(PACKAGES, EXPORT)
     own = plain_copy(network)
     given = example(own, inside)
-    output = "embedding" if embeds(own) else "logits"
-    with quiet():
+    output = "detections" if detects(own) else "embedding" if embeds(own) else "logits"
+    with quiet(), own.traceable():
         try:
             program: Any = torch.onnx.export(
                 own,
@@ -96,6 +98,11 @@ def export_onnx(network: Model, folder: Path, *, opset: int = OPSET, inside: boo
 def embeds(network: Model) -> bool:
     """Whether what it answers is an embedding: its task compares pictures, or it has no classifier."""
     return entry(network.task).embeds or not network.outputs
+
+
+def detects(network: Model) -> bool:
+    """Whether what it answers are detections [B, K, 6]; see :func:`kdcli.models.detectors.detections`."""
+    return "object" in entry(network.task).provides
 
 
 def plain_copy(network: Model) -> Model:
@@ -235,7 +242,7 @@ def compare(file: Path, network: Model, batches: Iterable[Tensor]) -> dict[str, 
                 raise InputError(
                     f"{file} answers {list(found.shape)}, and {network.name} {list(wanted.shape)}."
                 )
-            gap = float((found - wanted).abs().max())
+            gap = apart(found, wanted) if detects(network) else float((found - wanted).abs().max())
             difference = gap if gap != gap else max(difference, gap)
             largest = max(largest, float(wanted.abs().max()))
             sizes.add(len(part))
@@ -244,6 +251,21 @@ def compare(file: Path, network: Model, batches: Iterable[Tensor]) -> dict[str, 
     if not pictures:
         raise InputError(f"{file} cannot be checked without pictures.")
     return {"difference": difference, "largest": largest, "pictures": pictures, "batches": sorted(sizes)}
+
+
+def apart(found: Tensor, wanted: Tensor) -> float:
+    """How far detections [B, K, 6] are apart, whatever their order: of equal scores none is the first.
+
+    Each one that is wanted is compared with the nearest that was found, in any number that it has. Those
+    whose score is that of the last one, within 0.0001, may be missing: others were cut off.
+    """
+    worst = 0.0
+    for ours, theirs in zip(found, wanted):
+        kept = theirs[theirs[:, 4] > theirs[-1, 4] + _TIE] if len(theirs) > 1 else theirs
+        if len(kept):
+            gaps = (kept[:, None] - ours).abs().amax(dim=2).amin(dim=1)
+            worst = max(worst, float(gaps.max())) if bool(gaps.isfinite().all()) else math.nan
+    return worst
 
 
 def shape_of(facts: Mapping[str, Any], what: str) -> str:

@@ -30,3 +30,9 @@ ALIASES: dict[str, tuple[str, dict[str, Any]]] = {
     "clip_vitb16": ("vit_base_patch16_clip_224.openai", {}),
     "clip_vitl14": ("vit_large_patch14_clip_224.openai", {}),
 }
+
+NAMED: dict[str, dict[str, Any]] = {
+    "rtdetr_r18vd": {"depths": [2, 2, 2, 2], "hidden_sizes": [64, 128, 256, 512], "layer_type": "basic"},
+    "rtdetr_r50vd": {},
+}
+"""RT-DETR by name: how the backbone differs from transformers' default, a ResNet-50 of variant D."""

@@ -23,6 +23,7 @@ from kdcli.models.checks import input_spec
 from kdcli.models.creation import (
     LOCAL,
     REMOTE,
+    Options,
     create,
     creator,
     explained,
@@ -30,11 +31,13 @@ from kdcli.models.creation import (
     refuse_unknown,
     sized,
 )
+from kdcli.models.detr import is_detr
 from kdcli.models.heads.base import Head
 from kdcli.models.integers import restored
 from kdcli.models.legacy import first_line, read_weights
 from kdcli.models.protocol import Model
 from kdcli.models.timm import TimmModel
+from kdcli.models.whole import detr_of, of_artifact
 
 DROPPED = "the decoder of {} is left out"
 
@@ -58,17 +61,6 @@ class Wanted:
     kind: str | None = None
     order: Literal["names", "same"] = "names"
     decoder: bool = False
-
-
-@dataclass(frozen=True)
-class _Options:
-    """How a network of some name is built; see :func:`build`."""
-
-    pretrained: bool
-    weights: str | None
-    size: int | None
-    drop_path: float | None
-    decoder: bool
 
 
 def build(
@@ -101,7 +93,7 @@ def build(
     if size is not None and size > checks.LARGEST_SIDE:
         raise UsageError(f"--image-size {size}: at most {checks.LARGEST_SIDE}.")
     decoder = wanted is not None and wanted.decoder
-    options = _Options(pretrained, weights, size, drop_path, decoder)
+    options = Options(pretrained, weights, size, drop_path, decoder)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which seeds the GPUs too
         path = Path(name)
@@ -121,6 +113,10 @@ def build(
         else:
             network = _from_name(name, options)
         if wanted is not None:
+            if wanted.kind is not None and network.layout == "transformers":
+                raise UsageError(
+                    f"head={wanted.kind}: {name} is a whole detector; another one stands on a backbone."
+                )
             had = network.decoder
             _fit(network, wanted)
             network.decoder = had if wanted.decoder else None
@@ -145,7 +141,7 @@ def open_form(name: str) -> Model:
 # -- the classifier that is wanted ---------------------------------------------------------------------------
 
 
-def _fit(network: TimmModel, wanted: Wanted) -> None:
+def _fit(network: Model, wanted: Wanted) -> None:
     """Its own classifier where that is one for the classes wanted, else a fresh one; says which."""
     classes, count = wanted.classes, len(wanted.classes)
     if not count and not wanted.head:  # a backbone alone
@@ -185,14 +181,16 @@ def _fit(network: TimmModel, wanted: Wanted) -> None:
     network.attach(made, classes, wanted.task)
 
 
-def _has_rows(network: TimmModel) -> bool:
+def _has_rows(network: Model) -> bool:
     return network.head is not None or bool(network.class_layers)
 
 
 # -- sources -------------------------------------------------------------------------------------------------
 
 
-def _from_name(name: str, options: _Options) -> TimmModel:
+def _from_name(name: str, options: Options) -> Model:
+    if (detr := detr_of(name, options)) is not None:
+        return detr
     plain, arguments = checks.with_arguments(name) if not name.startswith((*REMOTE, LOCAL)) else (name, {})
     timm_name, keywords = ALIASES.get(plain, (plain, {}))
     local, remote = timm_name.startswith(LOCAL), timm_name.startswith(REMOTE)
@@ -228,8 +226,10 @@ def _from_name(name: str, options: _Options) -> TimmModel:
     return network
 
 
-def _from_artifact(path: Path, options: _Options) -> TimmModel:
+def _from_artifact(path: Path, options: Options) -> Model:
     files = artifacts.read(path)
+    if is_detr(files.config):
+        return of_artifact(files, options)
     config, where = files.config, str(path / artifacts.CONFIG)
     checks.refuse_configuration(config, where)
     operations = surgery.read(config, where)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,22 @@ from kdcli.artifacts import model as artifacts
 from kdcli.errors import InputError, nearest
 from kdcli.hub import cache_fault, reachable_hub
 from kdcli.models import checks, surgery
-from kdcli.models.aliases import ALIASES
+from kdcli.models.aliases import ALIASES, NAMED
 from kdcli.models.legacy import first_line
 
 LOCAL, REMOTE = "local-dir:", ("hf-hub:", "hf_hub:")
 _LARGEST_CONFIGURATION = 1 << 24  # bytes
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a network of some name is built; see :func:`kdcli.models.build.build`."""
+
+    pretrained: bool
+    weights: str | None
+    size: int | None
+    drop_path: float | None
+    decoder: bool
 
 
 def create(timm_name: str, pretrained: bool, **keywords: Any) -> Any:
@@ -122,7 +134,7 @@ def refuse_unknown(name: str, timm_name: str) -> None:
     from timm.models import get_pretrained_cfg
 
     if not timm.is_model(timm_name):
-        known = [*ALIASES, *timm.list_models()]
+        known = [*ALIASES, *NAMED, *timm.list_models()]
         raise InputError(
             f"no model named '{name}'.{nearest(name, known)} Use an alias ({', '.join(list(ALIASES)[:4])}, "
             "…), a timm name, hf-hub:OWNER/NAME, local-dir:PATH, or the path of an artifact."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
@@ -11,12 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kdcli import errors
 from kdcli.artifacts.forms import Form
-from kdcli.errors import EnvironmentFault, InputError, shortened
+from kdcli.errors import InputError, shortened
 from kdcli.models.legacy import first_line
 from kdcli.models.protocol import Model
 
 INPUT = "pixels"
+_QUERIES = 2  # dimensions of the logits of a detector's queries
 
 
 class OnnxModel(Model):
@@ -73,7 +74,13 @@ class OnnxModel(Model):
         given = x if self._whole else self.network.prepare(x)
         found = self._session.run(None, {INPUT: given.cpu().contiguous().numpy()})[0]
         answer = torch.from_numpy(found).to(x.device)
-        return answer if self._rows is None else answer.index_select(1, self._rows.to(x.device))
+        if self._rows is None:
+            return answer
+        rows = self._rows.to(x.device)
+        if len(self.logit_shape) == _QUERIES:  # detections, whose last number is a class
+            own = answer[..., -1].long()
+            return torch.cat([answer[..., :-1], rows.argsort()[own][..., None].to(answer.dtype)], dim=2)
+        return answer.index_select(1, rows)
 
     def call(self, inputs: Sequence[Tensor], taps: Sequence[str]) -> dict[str, Any]:
         """What it answers, by the name that it has. Raises InputError for any other tap."""
@@ -123,11 +130,7 @@ def refuse_missing(packages: Sequence[str], what: str) -> None:
         packages: that are needed.
         what: for, to begin the message with.
     """
-    for name in packages:
-        if importlib.util.find_spec(name) is None:
-            raise EnvironmentFault(
-                f"{what}: {name} is not installed. Install it with: pip install 'kdcli[export]'"
-            )
+    errors.refuse_missing(packages, "export", what)
 
 
 def session(file: Path, threads: int = 0) -> Any:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
@@ -113,6 +114,10 @@ class Model(nn.Module, ABC):
             raise InputError(f"{self.name} takes one input, pictures, and a call gives it {len(inputs)}.")
         return inputs[0]
 
+    def traceable(self) -> AbstractContextManager[None]:
+        """A block in which a graph of any batch can be traced of its ``forward``."""
+        return nullcontext()
+
     # -- what it is ------------------------------------------------------------------------------------------
     @property
     @abstractmethod
@@ -153,7 +158,7 @@ class Model(nn.Module, ABC):
 
     @property
     def logit_shape(self) -> tuple[int, ...]:
-        """Shape of the logits of one picture: [C], or [C, h, w]."""
+        """Shape of the logits of one picture: [C], [C, h, w], or [Q, C] of queries."""
         return (self.outputs,)
 
     @property
@@ -189,6 +194,10 @@ class Model(nn.Module, ABC):
             InputError: a model whose layers are not known.
         """
         self._refuse("layers that a layer decay could tell apart")
+
+    def freeze_body(self) -> None:
+        """Let nothing learn but the head: the rest stays in eval mode, whatever mode the network is in."""
+        self._refuse("head apart from its body")
 
     def synchronise(self) -> None:
         """Let the head's batch norms see the batches of all processes; CUDA only, torch has none for CPUs."""
@@ -286,12 +295,14 @@ class Model(nn.Module, ABC):
         self.classes = list(classes)
         if order is None:
             return
-        rows = torch.tensor(list(order))
         with torch.no_grad():
-            for linear in self.class_layers or [self.linear]:
-                linear.weight.copy_(linear.weight[rows].clone())
-                if linear.bias is not None:
-                    linear.bias.copy_(linear.bias[rows].clone())
+            for layer in self.class_layers or [self.linear]:
+                rows = torch.tensor(
+                    [*order, *range(len(order), len(layer.weight))]
+                )  # behind them: of no class
+                layer.weight.copy_(layer.weight[rows].clone())
+                if getattr(layer, "bias", None) is not None:
+                    layer.bias.copy_(layer.bias[rows].clone())
 
     @property
     def class_layers(self) -> list[Any]:

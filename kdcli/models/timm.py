@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,7 @@ class TimmModel(Model):
     ) -> None:
         super().__init__(spec, classes, **facts)
         self.operations = tuple(operations)
+        self._frozen = False
         self.decoder = decoder
         self.body, self.head = body.to(memory_format=_LAYOUT), head
         self.register_buffer("_mean", torch.tensor(spec.mean).view(1, -1, 1, 1) * 255, persistent=False)
@@ -103,28 +105,39 @@ class TimmModel(Model):
 
         Args:
             inputs: pictures; perhaps which of their patches are seen too, bool [B, N], of a plain ViT;
-                perhaps a token [B, D] that stands for those that are not, which are else left out.
+                perhaps a token [B, D] that stands for those that are not, which are else left out. Or
+                pictures, and what a head in training is given beside them.
             taps: see :mod:`kdcli.models.taps`.
         """
-        if len(inputs) in (2, 3) and inputs[1].dtype == torch.bool:
+        if len(inputs) in (2, 3) and isinstance(inputs[1], Tensor) and inputs[1].dtype == torch.bool:
             with seeing(self, *inputs[1:]):
                 return self._call(self.prepare(inputs[0]), taps, inputs[1])
+        if len(inputs) > 1 and self.head is not None and self.head.gives:
+            return self._call(self.prepare(inputs[0]), taps, beside=inputs[1:])
         return self._call(self.prepare(self._single(inputs)), taps)
 
-    def _call(self, x: Tensor, taps: Sequence[str], visible: Tensor | None = None) -> dict[str, Any]:
-        if tuple(taps) == ("logits",):
-            head: Any = self.head
+    def _call(
+        self,
+        x: Tensor,
+        taps: Sequence[str],
+        visible: Tensor | None = None,
+        beside: Sequence[Any] = (),
+    ) -> dict[str, Any]:
+        head: Any = self.head
+        if tuple(taps) == ("logits",) and not beside:
             return {"logits": self.body(x) if head is None else head(head.read(self, x)[1])}
         body: Any = self.body
-        with Recorder(self, [tap for tap in taps if not DECODED.fullmatch(tap)]) as recorder:
-            if self.head is None:
+        given = [tap for tap in taps if head is not None and tap in head.gives]
+        decoded = [tap for tap in taps if DECODED.fullmatch(tap)]
+        with Recorder(self, [tap for tap in taps if tap not in (*given, *decoded)]) as recorder:
+            if head is None:
                 features = body.forward_features(x)
-                logits = body.forward_head(features)
+                named = {"logits": body.forward_head(features)}
             else:
-                features, taken = self.head.read(self, x)
-                logits = self.head(taken)
-        found = recorder.result(x, features, logits)
-        return found | self._decoded(features, visible, [tap for tap in taps if DECODED.fullmatch(tap)])
+                features, taken = head.read(self, x)
+                named = head.named(taken, given, beside)
+        found = recorder.result(x, features, named["logits"])
+        return found | {tap: named[tap] for tap in given} | self._decoded(features, visible, decoded)
 
     def _decoded(self, tokens: Tensor, visible: Tensor | None, taps: Sequence[str]) -> dict[str, Tensor]:
         """Blocks of the decoder of a masked autoencoder, by their taps."""
@@ -143,6 +156,10 @@ class TimmModel(Model):
             if not 1 <= block <= depth:
                 raise InputError(f"no '{tap}': the decoder of {self.name} has blocks 1 to {depth}.")
         return {tap: self.decoder.hidden(tokens, visible, block) for tap, block in blocks.items()}
+
+    def traceable(self) -> AbstractContextManager[None]:
+        """A block in which a graph of any batch can be traced."""
+        return nullcontext() if self.head is None else self.head.traceable()
 
     def tappable(self) -> dict[str, nn.Module]:
         """Modules of the timm model by their paths."""
@@ -250,9 +267,24 @@ class TimmModel(Model):
             surgery.fit_classifier(self.body, width)
         like = next(self.body.parameters())
         self.head = None if head is None else head.to(device=like.device, dtype=like.dtype)
+        if head is not None and head.squashes:
+            self.spec = replace(self.spec, crop=1.0, crop_mode="squash")
         self.classes, self.task, self.unnamed = list(classes) or None, task, 0
         self.decoder = None  # what answers a task tells no pixels
         self.fresh = True
+
+    def freeze_body(self) -> None:
+        """Let nothing learn but the head: the body stays in eval mode, whatever mode the network is in."""
+        self.body.requires_grad_(False)
+        self._frozen = True
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> TimmModel:
+        """Train or eval mode; of a frozen body always eval mode."""
+        super().train(mode)
+        if self._frozen:
+            self.body.eval()
+        return self
 
     def synchronise(self) -> None:
         """Let the head's batch norms see the batches of all processes; CUDA only, torch has none for CPUs."""
@@ -261,9 +293,8 @@ class TimmModel(Model):
 
     @property
     def logit_shape(self) -> tuple[int, ...]:
-        """Shape of the logits of one picture: [C], or [C, h, w]."""
-        cells = () if self.head is None else self.head.cells(self)
-        return (self.outputs, *cells)
+        """Shape of the logits of one picture: [C], [C, h, w], or [Q, C] of a detector's queries."""
+        return (self.outputs,) if self.head is None else self.head.logit_shape(self)
 
     def attach_linear(
         self, feature: str, weight: Tensor, bias: Tensor, classes: list[str], task: str = "classification"
@@ -312,10 +343,12 @@ class TimmModel(Model):
 
     @property
     def class_layers(self) -> list[Any]:
-        """Its classifier, or the two of a distilled ViT."""
+        """Its classifier, or the two of a distilled ViT, or those of a head."""
+        if self.head is not None:
+            return self.head.class_layers
         body: Any = self.body
         found = body.get_classifier()
-        if self.head is None and isinstance(found, tuple) and all(isinstance(f, nn.Linear) for f in found):
+        if isinstance(found, tuple) and all(isinstance(f, nn.Linear) for f in found):
             return list(found)
         return super().class_layers
 

@@ -9,11 +9,33 @@ from kdcli.runs import frame
 
 if TYPE_CHECKING:
     from kdcli.data.samples import Data
+    from kdcli.models.build import Wanted
     from kdcli.models.protocol import Model
+    from kdcli.tasks import Task
 
 
 KEPT = ("keep", "decoder")
 """What ``--head`` says where nothing is fitted."""
+
+
+def by_steps(task: Task) -> bool:
+    """Whether a task's heads learn step by step, as students do."""
+    from kdcli.tasks import TASKS
+
+    row = TASKS.get(task.name)
+    return row is not None and row.by_steps
+
+
+def wanted(config: Any, task: Task | None) -> Wanted | None:
+    """What the network of a probe is to answer while it is built; None for a head that comes later."""
+    from kdcli.models.build import Wanted
+    from kdcli.tasks import of_features
+
+    if config.head == "decoder":
+        return Wanted([], task=of_features(), decoder=True)
+    if task is None or not by_steps(task):
+        return None
+    return Wanted(**task.wanted(config.kind), order=config.data.class_order)
 
 
 def kept(network: Model) -> str:

@@ -6,6 +6,8 @@ Marrie et al. 2024 (arXiv 2402.11305) compare the two as teachers. The head star
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
 from kdcli.artifacts.store import Output
@@ -40,28 +42,46 @@ def refuse_finetuning(network: Model, config: StudentSection) -> None:
         refuse_lone_values(named_in(found, {"teacher": network}))
 
 
+@dataclass(frozen=True)
+class Tuning:
+    """How a network with its head is trained.
+
+    Attributes:
+        config: as of a student.
+        whole: whether the backbone learns too; else it stays as it is, batch norms included.
+        fitted: whether its head was fitted before, so that the network as it came may be the best.
+    """
+
+    config: StudentSection
+    whole: bool = True
+    fitted: bool = True
+
+
 def finetune(
     network: Model,
-    config: StudentSection,
+    tuning: Tuning,
     data: Data,
     output: Output,
     runtime: Runtime,
     console: Console,
     stop: Stop | None,
 ) -> Outcome:
-    """Train all of ``network``, which has its head, on the labels of ``data``.
+    """Train ``network``, which has its head, on the labels of ``data``.
 
-    The best step is kept, and the network as it came is one of those that are compared.
+    The best step is kept; the network as it came is one of those that are compared, if its head was fitted.
 
     Raises:
         Diverged, Preempted: the last good state is kept, the same command continues from it.
     """
+    config = tuning.config
     task = task_of(data, config.data, config.optim, config.views)
     method = supervised(task)
     networks = {"student": network.requires_grad_(True)}
+    if not tuning.whole:
+        network.freeze_body()
     material = gather(Lesson(config, data, (), task, method), console, networks)
     job = training_job(material, networks, runtime, console, stop)
-    job.judges_start = True
+    job.judges_start = tuning.fitted
     outcome = train(job, output, runtime, console, stop)
     if outcome.progress.best and outcome.progress.best["step"] == 0:
         console.warn(

@@ -99,8 +99,13 @@ def of_material(material: Material) -> Iterator[Rule]:
     yield from of_optimizer(material.lesson.config.optim)
 
 
-def of_probe(config: Any) -> Iterator[Rule]:
-    """``probe``: a head that is kept needs no heads, cached features no new views, and so on."""
+def of_probe(config: Any, steps: bool = False) -> Iterator[Rule]:
+    """``probe``: a head that is kept needs no heads, cached features no new views, and so on.
+
+    Args:
+        config: of the stage.
+        steps: whether the head learns step by step, as students do.
+    """
     keep, tune, grid = config.head in ("keep", "decoder"), config.finetune, config.grid
     live, fixed = config.protocol == "dinov2", config.views.count == "1"
     yield from of_pictures(config)
@@ -110,6 +115,8 @@ def of_probe(config: Any) -> Iterator[Rule]:
     yield "features grid.*", config.head == "none", "--head none takes what the backbone answers"
     yield "optim.*", not tune, "only --finetune trains by it"
     yield from of_training(config.optim, config.views) if tune else ()
+    if steps:
+        yield from _of_steps(tune)
     new = "--protocol dinov2 sees a new view of each picture in each epoch"
     yield "views.count", live, new
     yield "views.store", live and not tune, f"{new}, and keeps none"
@@ -121,14 +128,22 @@ def of_probe(config: Any) -> Iterator[Rule]:
     cut = " ".join(f"views.{key}" for key in _CUT.split())
     yield (
         cut,
-        fixed and not (live or tune or keep),
+        fixed and not (live or tune or keep or steps),
         "one view is the un-augmented one: take --views 2 or more",
     )
     yield "statistics.*", not config.statistics.record, "only --statistics records activations"
     alone = "heads are fitted on all labelled pictures alike"
-    yield "data.class_balance data.labelled_fraction", not tune, alone
+    yield "data.class_balance data.labelled_fraction", not (tune or steps), alone
     yield "data.class_order", not keep, "a head that is fitted stands in the order of the data"
     yield "track", True, "only distill writes to trackers"
+
+
+def _of_steps(tune: bool) -> Iterator[Rule]:
+    """A head that learns step by step: one, of new views; by ``optim.*`` where the backbone learns too."""
+    one = "one detector is trained, step by step"
+    yield "features grid.solver grid.l2 grid.momentum grid.patience", True, one
+    yield "grid.*", tune, "with --finetune head and backbone learn together, by optim.*"
+    yield "views.count views.store", True, "every view is new: nothing of them is kept"
 
 
 def of_distill(config: Any) -> Iterator[Rule]:

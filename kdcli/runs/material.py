@@ -332,6 +332,11 @@ def _teacher(lesson: Lesson, console: Console) -> Model:
         for term in turn.terms
         if "~t.logits" in term.args
     }
+    if TASKS[task.name].provides.isdisjoint(("picture", "pixel")):
+        raise UsageError(
+            f"{len(teachers)} teachers have no mean for {task.name}: each answers about objects of its own. "
+            "Give one --teacher."
+        )
     if config.teacher_mean == "probabilities" and "class" not in TASKS[task.name].provides:
         raise UsageError(
             "teacher_mean=probabilities averages those of one class a picture, and these data are for "

@@ -83,13 +83,24 @@ def objective(config: Any, data: Data, parts: Sequence[Part]) -> tuple[Any, Task
 
 
 def _of_task(config: Any, task: Task, choice: recipes.Choice) -> dict[str, Any]:
-    """Parameters of which the task has other defaults, but for those of a recipe, by key."""
+    """What the task has other defaults of, but for those of a recipe, by key."""
     from kdcli.tasks import TASKS
 
     row = TASKS.get(task.name)
-    own = row.settings.get(config.method.name, {}) if row is not None else {}
-    found = {f"method.{key}": value for key, value in own.items()}
+    if row is None:
+        return {}
+    own = row.settings.get(config.method.name, {})
+    found = defaults_of(config, task) | {f"method.{key}": value for key, value in own.items()}
     return {key: value for key, value in found.items() if key not in choice.applied}
+
+
+def defaults_of(config: Any, task: Task) -> dict[str, Any]:
+    """Keys of a stage's configuration that have other defaults for a task."""
+    from kdcli.tasks import TASKS
+
+    row = TASKS.get(task.name)
+    own = {} if row is None else row.defaults
+    return {key: value for key, value in own.items() if key.partition(".")[0] in type(config).model_fields}
 
 
 def _method(config: Any, data: Data) -> tuple[Task, Method]:

@@ -18,13 +18,15 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from kdcli.artifacts.manifest import Manifest
-from kdcli.config import head_option, inputs, option
+from kdcli.config import beneath, head_option, inputs, option
 from kdcli.console import Console
 from kdcli.errors import InputError, UsageError
 from kdcli.launch import world_size
 from kdcli.runs import Result, backbone, frame, show
 from kdcli.runs.idle import of_optimizer, of_probe, refuse_idle
+from kdcli.runs.objective import defaults_of
 from kdcli.sections import (
+    DETECTOR,
     LARGEST,
     LARGEST_SIDE,
     DataSection,
@@ -70,11 +72,12 @@ class Config(RunSection):
     teacher: str | None = inputs(None, "Alias, timm name, hf-hub:…, local-dir:… or artifact.", "--teacher")
     weights: str | None = inputs(None, "Your own checkpoint for it, FILE or FILE:ENTRY.", "--weights")
     image_size: int | None = inputs(None, "Its input size.", "--image-size", ge=8, le=LARGEST_SIDE)
-    head: Literal["fit", "keep", "none", "decoder"] = head_option(
+    head: str = head_option(
         "fit",
         "keep: store a trained classifier as it is; none: what the backbone answers (retrieval); decoder: "
-        "store a masked autoencoder whole.",
+        "store a masked autoencoder whole; rtdetr, dfine or light[,num_queries=60]: fit that detector.",
         "--head",
+        pattern=rf"^(fit|keep|none|decoder|{DETECTOR})$",
     )
     features: str = head_option("all", "all, timm (its own head's), or names with commas.", "--features")
     protocol: Literal["cached", "dinov2"] = head_option(
@@ -89,14 +92,23 @@ class Config(RunSection):
     statistics: StatisticsSection = StatisticsSection()
     optim: FinetuneSection = FinetuneSection()
 
+    @property
+    def kind(self) -> str | None:
+        """Of the head that is fitted, where one is asked for."""
+        return None if self.head in ("fit", "none", *backbone.KEPT) else self.head
+
     def finetuning(self) -> StudentSection:
-        """The same run as one of a student that is there already."""
+        """The same run as one of a student that is there already; of a head alone without --finetune."""
+        grid, optim = self.grid, OptimSection(**self.optim.model_dump())
+        if not self.finetune:
+            lr, decay = (grid.lr or [optim.lr])[0], grid.weight_decay[0]
+            optim = OptimSection(lr=lr, weight_decay=decay, epochs=grid.epochs, batch_size=grid.batch_size)
         return StudentSection(
             **{name: getattr(self, name) for name in RunSection.model_fields},
             student=self.teacher,
             data=TrainingData(**self.data.model_dump()),
             views=self.views.model_copy(update={"count": "live"}),
-            optim=OptimSection(**self.optim.model_dump()),
+            optim=optim,
         )
 
 
@@ -111,6 +123,11 @@ class Plan:
     network: Model
     features: list[str]
     specs: list[HeadSpec]
+
+    @property
+    def by_steps(self) -> bool:
+        """Whether the head learns step by step, through the backbone, and not on its features."""
+        return self.task is not None and backbone.by_steps(self.task)
 
     @property
     def forwards(self) -> int:
@@ -131,16 +148,27 @@ class Plan:
         """Show the plan on stderr."""
         show.network(console, "teacher", self.network)
         if self.data is not None:
-            tune = f", then all of it for {self.config.optim.epochs:g} epochs" if self.config.finetune else ""
-            counts = Counter(_SOLVERS[spec.solver] for spec in self.specs)
-            how = ", ".join(f"{count} {solver}" for solver, count in counts.items())
             console.note(f"reads    {self.config.data.source}: {show.splits(self.data)}")
-            console.note(f"trains   {len(self.specs)} heads ({how}) on {', '.join(self.features)}{tune}")
+            console.note(f"trains   {self._training()}")
             if self.config.statistics.record:
                 console.note(f"records  {', '.join(self.config.statistics.taps)} of each class")
         else:
             console.note(f"keeps    {backbone.kept(self.network)}")
         console.note(f"writes   {self.target.path}")
+
+    def _training(self) -> str:
+        """What is trained, and for how long."""
+        config = self.config
+        if self.by_steps:
+            optim = config.finetuning().optim
+            what = "and its backbone" if config.finetune else "on the frozen backbone"
+            length = f"{optim.max_steps:,} steps" if optim.max_steps else f"{optim.epochs:g} epochs"
+            kind = self.network.head.kind if self.network.head is not None else "a head"
+            return f"{kind} {what}: {length}, batches of {optim.batch_size}, learning rate {optim.lr:g}"
+        counts = Counter(_SOLVERS[spec.solver] for spec in self.specs)
+        how = ", ".join(f"{count} {solver}" for solver, count in counts.items())
+        tune = f", then all of it for {config.optim.epochs:g} epochs" if config.finetune else ""
+        return f"{len(self.specs)} heads ({how}) on {', '.join(self.features)}{tune}"
 
 
 def plan(config: Config, console: Console, *, unless_complete: bool = False) -> Plan | Result:
@@ -169,19 +197,22 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
         return Result(target.path, frame.summary(target.path))
     frame.refuse_absent(config)
 
-    from kdcli.models.build import DROPPED, Wanted, build
-    from kdcli.tasks import of_features, task_of
+    from kdcli.models.build import DROPPED, build
+    from kdcli.tasks import task_of
 
-    task = None
+    task, steps = None, False
     if data is not None:
         task = task_of(data, config.data, config.optim, config.views)
+        config = beneath(config, defaults_of(config, task))[0]
         _refuse_of_task(config, task)
         task.heads(config, ())  # refuses what it has not before a network is fetched
-    refuse_idle(config, of_probe(config))
+        steps = backbone.by_steps(task)
+    refuse_idle(config, of_probe(config, steps))
     if config.finetune:
         refuse_idle(config, of_optimizer(config.optim))
-    wanted = Wanted([], task=of_features(), decoder=True) if config.head == "decoder" else None
-    network = build(str(config.teacher), wanted, weights=config.weights, size=config.image_size)
+    wanted = backbone.wanted(config, task)
+    name, seed = str(config.teacher), config.seed
+    network = build(name, wanted, weights=config.weights, size=config.image_size, seed=seed)
     if network.decoder is not None and wanted is None:
         network.decoder = None
         network.notes += (DROPPED.format(network.name),)
@@ -193,7 +224,7 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
         if config.head == "keep":
             backbone.settle_names(config, network, kept)
         return Plan(config, target, None, None, network, [], [])
-    if config.finetune:
+    if config.finetune or steps:
         from kdcli.runs.finetune import refuse_finetuning
 
         refuse_finetuning(network, config.finetuning())
@@ -228,6 +259,10 @@ def _refuse_of_task(config: Config, task: Task) -> None:
     embeds = entry(task.name).embeds
     if config.head == "none" and not embeds:
         raise UsageError(f"--head none: networks for {task.name} answer by a head.")
+    if config.kind is not None:
+        task.wanted(config.kind)
+        if not backbone.by_steps(task):
+            raise UsageError(f"--head {config.head}: a probe fits linear heads for {task.name}.")
     if config.finetune and embeds:
         raise UsageError(
             f"--finetune trains a fitted classifier further, and {task.name} fits none. To train the "
@@ -246,7 +281,7 @@ def run(plan: Plan, console: Console, *, stop: Stop | None = None, command: str 
     from kdcli.engine.moments import FILE as RECORDS
     from kdcli.engine.runtime import open_runtime, shared_output
     from kdcli.runs.calibrating import recalibrated, say_calibration, say_winner
-    from kdcli.runs.finetune import finetune
+    from kdcli.runs.finetune import Tuning, finetune
     from kdcli.runs.recording import record_activations
     from kdcli.tasks.settings import Probing
 
@@ -267,13 +302,14 @@ def run(plan: Plan, console: Console, *, stop: Stop | None = None, command: str 
             probing = Probing(
                 plan.data, network, plan.features, plan.specs, config, reading, runtime, console, stop
             )
-            results = task.fit(probing)
-            winner = best(results)
-            task.attach(network, winner)
-            say_winner(console, winner, results)
-            calibration = winner.calibration
-            if config.finetune:
-                tuning = config.finetuning()
+            if not plan.by_steps:
+                results = task.fit(probing)
+                winner = best(results)
+                task.attach(network, winner)
+                say_winner(console, winner, results)
+                calibration = winner.calibration
+            if config.finetune or plan.by_steps:
+                tuning = Tuning(config.finetuning(), whole=config.finetune, fitted=bool(results))
                 outcome = finetune(network, tuning, plan.data, output, runtime, console, stop)
             if config.statistics.record:
                 if outcome is not None:
@@ -336,8 +372,10 @@ def _export(
     cost = {"teacher_forwards": plan.forwards}
     if outcome:
         keep.append(LOG)
-        chosen["head"] = {"metrics": chosen["metrics"], "selection": chosen["selection"]}
-        chosen |= {"metrics": outcome.metrics, "selection": f"finetuned, {outcome.selection}"}
+        if results:
+            chosen["head"] = {"metrics": chosen["metrics"], "selection": chosen["selection"]}
+        how = "finetuned, " if plan.config.finetune else ""
+        chosen |= {"metrics": outcome.metrics, "selection": f"{how}{outcome.selection}"}
         chosen |= {"clipping": outcome.clipping, "machines": outcome.progress.machines}
         cost["finetune_steps"] = outcome.progress.step
     manifest.facts = frame.facts(

@@ -54,6 +54,8 @@ class Entry:
         settings: parameters of methods, by method, that stand in the place of their own defaults: what was
             measured (``examples/results/pairs.md``) where no paper has any for the task.
         beside: the split that :meth:`Task.wants_validation` speaks of.
+        by_steps: whether its heads learn step by step, as students do, and not on features in a cache.
+        defaults: keys of the configuration that have other defaults here, where a stage has them.
         given: columns of a batch that networks in training are given beside the pictures.
         embeds: whether networks answer with an embedding, so that a backbone without a head is one of its
             networks (``probe --head none``) and a probe trains none of it further.
@@ -68,11 +70,25 @@ class Entry:
     subsets: bool = False
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     beside: Literal["validation", "train"] = "validation"
+    by_steps: bool = False
+    defaults: Mapping[str, Any] = field(default_factory=dict)
     given: tuple[str, ...] = ()
     embeds: bool = False
 
 
 TASKS: dict[str, Entry] = {
+    "detection": Entry(
+        "kdcli.tasks.detection:Detection",
+        "kdcli.tasks.detection.target:BoxReader",
+        "kdcli.tasks.detection.figures:FIGURES",
+        "boxes of objects, and their classes",
+        provides=frozenset({"object"}),
+        options=("box_column", "box_format", "class_names"),
+        subsets=True,
+        by_steps=True,
+        defaults={"grid.batch_size": 16, "optim.batch_size": 16, "views.fit": "squash"},
+        given=("boxes", "classes", "labelled"),
+    ),
     "segmentation": Entry(
         "kdcli.tasks.segmentation:Segmentation",
         "kdcli.tasks.segmentation.target:MaskReader",

@@ -10,7 +10,7 @@ from typing import Any
 
 from kdcli.words.data import Call, Method, State, Term, Turn
 
-_ANSWERS = ((), ("logits",), ("embedding",))  # taps of a call that a cache can keep
+_ANSWERS = (set[str](), {"logits"}, {"embedding"}, {"logits", "boxes"})  # taps that a cache can keep
 _FEATURES = frozenset(
     ("logits", "embedding", "pooled", "backbone", "grid")
 )  # and those that it keeps where it is asked to
@@ -214,7 +214,7 @@ def cacheable_calls(method: Method, *, features: bool = False) -> dict[str, str]
         for call in turn.calls:
             same = uses.setdefault(call.name, call) == call
             taps = taps_used(turn)[call.name]
-            kept = taps in _ANSWERS or (features and _FEATURES.issuperset(taps))
+            kept = set(taps) in _ANSWERS or (features and _FEATURES.issuperset(taps))
             served = call.inputs in (("x",), ("x@plain",)) and kept
             if call.party in frozen and served and same:
                 found[call.name] = call.inputs[0]

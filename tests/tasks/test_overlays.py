@@ -8,8 +8,8 @@ import io
 import numpy as np
 from PIL import Image
 
-from kdcli.report.thumbnails import SIDE
-from kdcli.tasks.segmentation.overlays import overlay, palette, panels
+from kdcli.report.thumbnails import SIDE, palette
+from kdcli.tasks.segmentation.overlays import overlay, panels
 
 
 def test_every_class_has_a_colour_of_its_own() -> None:

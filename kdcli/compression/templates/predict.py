@@ -42,20 +42,25 @@ def cut(picture: Image.Image) -> np.ndarray:
 
 
 def answer(file: str | Path) -> np.ndarray:
-    """Logits [C] or [C, h, w], or the embedding [E], of a picture."""
+    """Logits [C] or [C, h, w], the embedding [E], or detections [K, 6] in pixels, of a picture."""
     with Image.open(file) as picture:
         x = cut(picture).transpose(2, 0, 1)[None]
+        width, height = ImageOps.exif_transpose(picture).size
     if HOW["dtype"] == "float32":  # else the graph normalises
         x = x.astype(np.float32)
         if len(HOW["mean"]) == 1:
             x = (x * np.array(HOW["grey"], np.float32)[:, None, None]).sum(axis=1, keepdims=True)
         mean, std = (np.array(HOW[name], np.float32)[:, None, None] * 255 for name in ("mean", "std"))
         x = (x - mean) / std
-    return SESSION.run(None, {HOW["input"]: np.ascontiguousarray(x)})[0][0]
+    found = SESSION.run(None, {HOW["input"]: np.ascontiguousarray(x)})[0][0]
+    return found * np.array([width, height] * 2 + [1, 1], np.float32) if HOW["answer"] == "boxes" else found
 
 
 def describe(found: np.ndarray) -> list[str]:
-    """Lines: the five likeliest labels, the five largest areas of a mask, or the size of an embedding."""
+    """Lines: the five likeliest labels, the five largest areas of a mask, boxes, or an embedding's size."""
+    if HOW["answer"] == "boxes":
+        sure = [row for row in found.tolist() if row[4] >= 0.3]
+        return [f"{s:.6f}  {LABELS[int(c)]}  {a:.1f} {b:.1f} {d:.1f} {e:.1f}" for a, b, d, e, s, c in sure]
     if HOW["answer"] == "embedding":
         return [f"embedding of {len(found)} numbers, norm {np.linalg.norm(found):.6f}"]
     if HOW["answer"] == "mask":

@@ -10,6 +10,7 @@ from torch import Tensor
 from kdcli.models.heads.base import Head
 from kdcli.models.heads.decoders import DECODERS, DecodeHead, pyramid_widths
 from kdcli.models.heads.dense import GRIDS, DenseHead, grid_width
+from kdcli.models.heads.detection import described_detector, fresh_detector, is_detector
 from kdcli.models.heads.embedding import EmbeddingHead, described_embedding, is_embedding
 from kdcli.models.heads.linear import FEATURES, FeatureHead
 
@@ -20,14 +21,18 @@ def fresh(name: str, body: Any, classes: int, width: int | None = None) -> Head:
     """A head with initial weights on the features of a timm model.
 
     Args:
-        name: a feature of ``GRIDS``, for a linear one, a name of ``DECODERS``, or an embedding's.
+        name: a feature of ``GRIDS``, for a linear one, a name of ``DECODERS``, an embedding's, or a
+            detector's, perhaps with settings.
         body: the timm model.
         classes: number of logits.
         width: of its pooled features, where an embedding reads them.
 
     Raises:
         InputError: a model of too few stages for it.
+        UsageError: settings that a detector has not.
     """
+    if is_detector(name):
+        return fresh_detector(name, body, classes)
     if name in DECODERS:
         return DecodeHead(name, pyramid_widths(body), classes)
     if is_embedding(name):
@@ -42,6 +47,8 @@ def described(config: Mapping[str, Any], tensors: Mapping[str, Tensor], body: An
     Returns None where they describe none that is known here.
     """
     name = str(config.get("kind", config.get("feature")))
+    if is_detector(name):
+        return _fitting(described_detector(config, tensors, body), tensors)
     if is_embedding(name):
         return _fitting(described_embedding(config, tensors), tensors)
     weight = tensors.get("decoder.classifier.weight" if name in DECODERS else "linear.weight")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -17,20 +19,24 @@ class Head(nn.Module, ABC):
     What a head makes of features before that layer is its ``neck``, if it has one.
 
     Attributes:
-        kind: its kind, for those who ask for one: ``linear``, or a name of
-            :data:`kdcli.models.heads.decoders.DECODERS`.
+        kind: its kind, for those who ask for one: ``linear``, a name of
+            :data:`kdcli.models.heads.decoders.DECODERS`, or a detector with its settings.
         task: what an artifact that does not say so does with it.
+        gives: taps that it has beside logits.
+        squashes: whether it wants to see whole pictures, squashed, since it answers where something is.
         least_rows: pictures that a step of training needs, for the sake of its batch norms.
         deterministic: whether CUDA has a deterministic gradient of it.
     """
 
     kind = "linear"
     task = "classification"
+    gives: tuple[str, ...] = ()
+    squashes = False
     least_rows = 1
     deterministic = True
 
     @abstractmethod
-    def to_json(self) -> dict[str, str]:
+    def to_json(self) -> dict[str, Any]:
         """What ``config.json`` says of it."""
 
     @abstractmethod
@@ -44,6 +50,32 @@ class Head(nn.Module, ABC):
     def refitted(self, classes: int) -> Head | None:
         """The same head for other classes, where more of it than its last layer is worth keeping."""
         return None
+
+    def named(self, taken: Any, taps: Sequence[str], beside: Sequence[Any]) -> dict[str, Any]:
+        """Logits, and what it gives by these taps.
+
+        Args:
+            taken: what :meth:`read` gave.
+            taps: of ``gives``.
+            beside: what a call gives behind the pictures.
+
+        Raises:
+            InputError: a tap that takes something that is not given.
+        """
+        return {"logits": self(taken)}
+
+    def traceable(self) -> AbstractContextManager[None]:
+        """A block in which a graph of any batch can be traced."""
+        return nullcontext()
+
+    @property
+    def class_layers(self) -> list[Any]:
+        """Layers whose rows are classes: what gives the logits, where it is one such layer."""
+        return [self.linear] if isinstance(self.linear, nn.Linear | nn.Conv2d) else []
+
+    def logit_shape(self, network: TimmModel) -> tuple[int, ...]:
+        """Shape of the logits of one picture of the network's input."""
+        return (network.outputs, *self.cells(network))
 
     @abstractmethod
     def cells(self, network: TimmModel) -> tuple[int, ...]:

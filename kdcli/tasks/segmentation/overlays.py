@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-import colorsys
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from kdcli.report.thumbnails import address
+from kdcli.report.thumbnails import address, palette
 
 _VOID = 255
-
-
-def palette(classes: int) -> np.ndarray:
-    """Colours of C classes, hues a golden angle apart: uint8 [C, 3]."""
-    colours = [
-        colorsys.hsv_to_rgb(0.61 + i * 0.61803398875, (0.85, 0.6)[i // 8 % 2], (0.95, 0.7)[i // 4 % 2])
-        for i in range(classes)
-    ]
-    return (np.array(colours).reshape(-1, 3) * 255).round().astype(np.uint8)
 
 
 def overlay(picture: Any, labels: np.ndarray, classes: int, strength: float = 0.6) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 
 from kdcli.report.forms import amount, percent
 from kdcli.report.panels import Panel, Pictures, Table, Text, swatch
-from kdcli.tasks.segmentation.overlays import palette
+from kdcli.report.thumbnails import palette
 
 Shown = Mapping[int, Sequence[tuple[str, str]]]
 
