@@ -22,6 +22,8 @@ from kdcli.console import Console
 from kdcli.methods import METHODS
 
 QUIET = Console(silent=True)
+OF_TIMM = [name for name, row in METHODS.items() if row.needs != "object"]
+"""Methods for toy networks of timm; those of detectors have networks, and tests, of their own."""
 EXAMPLE = Path(__file__).parents[1] / "examples" / "data" / "fashion-mnist"
 
 

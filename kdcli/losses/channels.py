@@ -1,4 +1,4 @@
-"""Losses of class maps as distributions over space: Shu et al. 2021, arXiv 2011.13256 (CWD).
+"""Losses of class maps, or of features, as distributions over space: Shu et al. 2021, arXiv 2011.13256 (CWD).
 
 Each map of logits is softened over its positions, not over the classes: what counts is where a class is, and
 not how large its logits are beside those of others. Maps of one grid are compared as networks give them. Of
@@ -17,7 +17,7 @@ from kdcli.losses.pixels import at_size
 
 
 def channel_cross_entropy(
-    logits: Tensor, teacher_logits: Tensor, mask: Tensor, *, temperature: float = 1.0
+    logits: Tensor, teacher_logits: Tensor, mask: Tensor | None = None, *, temperature: float = 1.0
 ) -> Tensor:
     """τ²·H(softmax_hw(t/τ), softmax_hw(s/τ)) of each class's map, mean over the B·C maps.
 
@@ -29,7 +29,7 @@ def channel_cross_entropy(
     Args:
         logits: student's [B, C, h, w].
         teacher_logits: [B, C, h', w']; gradient flows into them unless the caller detaches.
-        mask: [B, H, W]; only its size matters, and that only where the two grids differ.
+        mask: [B, H, W]; only its size matters, and that only where the two grids differ; else None will do.
         temperature: τ.
     """
     student, teacher = _over_space(logits, teacher_logits, mask, temperature)
@@ -37,7 +37,7 @@ def channel_cross_entropy(
 
 
 def channel_kl_divergence(
-    logits: Tensor, teacher_logits: Tensor, mask: Tensor, *, temperature: float = 1.0
+    logits: Tensor, teacher_logits: Tensor, mask: Tensor | None = None, *, temperature: float = 1.0
 ) -> Tensor:
     """τ²·KL(softmax_hw(t/τ) ‖ softmax_hw(s/τ)) of each class's map, mean over the B·C maps.
 
@@ -50,10 +50,13 @@ def channel_kl_divergence(
 
 
 def _over_space(
-    logits: Tensor, teacher_logits: Tensor, mask: Tensor, temperature: float
+    logits: Tensor, teacher_logits: Tensor, mask: Tensor | None, temperature: float
 ) -> tuple[Tensor, Tensor]:
     """Log-probabilities [B, C, h·w] of the positions of each map, in fp32, both on one grid."""
     if logits.shape[-2:] != teacher_logits.shape[-2:]:
+        if mask is None:
+            shapes = f"{list(logits.shape[-2:])} and {list(teacher_logits.shape[-2:])}"
+            raise ValueError(f"maps of grids {shapes} meet at the size of a mask, and there is none")
         logits, teacher_logits = at_size(logits, mask), at_size(teacher_logits, mask)
     student, teacher = (
         F.log_softmax(z.float().flatten(2) / temperature, dim=2) for z in (logits, teacher_logits)

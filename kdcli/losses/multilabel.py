@@ -44,10 +44,15 @@ def binary_kl_divergence(
         temperature: T.
         t_squared: multiply by T².
     """
-    student, teacher = logits.float() / temperature, teacher_logits.float() / temperature
-    yes, no = teacher.sigmoid(), (-teacher).sigmoid()
-    # log σ(z) = −softplus(−z): exact for logits of any size, where log(sigmoid(z)) would be −inf
-    rows = yes * (F.softplus(-student) - F.softplus(-teacher))
-    rows = rows + no * (F.softplus(student) - F.softplus(teacher))
+    rows = bernoulli_divergence(logits.float() / temperature, teacher_logits.float() / temperature)
     divergence = rows.mean(dim=1).mean()
     return divergence * temperature**2 if t_squared else divergence
+
+
+def bernoulli_divergence(logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """KL(Bernoulli(σ(t)) ‖ Bernoulli(σ(s))) of each pair of logits, of any shape, in fp32."""
+    student, teacher = logits.float(), teacher_logits.float()
+    yes, no = teacher.sigmoid(), (-teacher).sigmoid()
+    # log σ(z) = −softplus(−z): exact for logits of any size, where log(sigmoid(z)) would be −inf
+    found = yes * (F.softplus(-student) - F.softplus(-teacher))
+    return found + no * (F.softplus(student) - F.softplus(teacher))

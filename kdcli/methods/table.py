@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Needs = Literal["any", "picture", "class", "pixel", "features"]
+Needs = Literal["any", "picture", "class", "pixel", "object", "features"]
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,9 @@ class Entry:
         teacher: whether it needs one.
         needs: of a task. ``any``: the method learns by the task's own terms only; ``picture``: it compares
             what networks say of whole pictures; ``class``: it takes logits for those of one class a picture,
-            or reads class numbers; ``pixel``: it compares maps of logits; ``features``: it learns
-            from pictures alone, without labels or answers.
+            or reads class numbers; ``pixel``: it compares maps of logits; ``object``: it compares
+            what detectors give of each place and query; ``features``: it learns from pictures alone, without
+            labels or answers.
         several: whether each of several teachers is matched by itself; the function takes their number.
         twin: whether teacher and student must be of one architecture.
         parts: functions that make what ``target`` is given after the task. Their parameters are the method's
@@ -189,6 +190,20 @@ METHODS: dict[str, Entry] = {
         needs="pixel",
         parts=(_at("cwd", "part"),),
     ),
+    "cwd-features": Entry(
+        _at("cwd_features", "features"),
+        "where in a picture each channel of a detector's neck is active",
+        "Shu et al. 2021, arXiv 2011.13256",
+        needs="object",
+        parts=(_at("cwd_features", "part"),),
+    ),
+    "detrdistill-logits": Entry(
+        _at("detrdistill", "logits"),
+        "each of a detector's queries, matched to one of the student's",
+        "Chang et al. 2022, arXiv 2211.10156, its first part",
+        needs="object",
+        parts=(_at("detrdistill", "part"),),
+    ),
     "sp": Entry(
         _at("sp", "sp"),
         "similarities between pictures",
@@ -295,6 +310,12 @@ METHODS: dict[str, Entry] = {
         "labels and the teacher's choice, each by a token of its own",
         "Huang et al. 2023, arXiv 2302.14771",
     ),
+    "g2sd-detection": Entry(
+        _at("g2sd_detection", "detection"),
+        "a detector's maps and scores of places where the teacher sees objects",
+        "Huang et al. 2023, arXiv 2302.14771",
+        needs="object",
+    ),
     "dafl": Entry(
         _at("dafl", "dafl"),
         "without data: a generator and the student, both from the teacher",
@@ -346,6 +367,9 @@ COMPRESSORS: dict[str, Entry] = {
 
 ADDITIONS: dict[str, str] = {
     name: METHODS[name].parts[0]
-    for name in ("kd", "dkd", "hint", "at", "nst", "rkd", "sp", "cc", "pkt", "cwd")
+    for name in (
+        *("kd", "dkd", "hint", "at", "nst", "rkd", "sp", "cc", "pkt"),
+        *("cwd", "cwd-features", "detrdistill-logits"),
+    )
 }
 """Terms that ``--add`` puts beside any method's: name → function of the weight that returns a part."""

@@ -68,6 +68,33 @@ def on_grid_of(grid: Tensor, other: Tensor) -> Tensor:
     return F.interpolate(grid.float(), size, mode="bilinear", antialias=True, align_corners=False)
 
 
+def objectness_on_grid_of(logits: Tensor, other: Tensor) -> Tensor:
+    """Probabilities [B, A, h, w] of logits [B, A, …], or [B, …] of one a place, on another map's grid."""
+    probabilities = (logits if logits.ndim == 4 else logits[:, None]).float().sigmoid()
+    return on_grid_of(probabilities, other)
+
+
+def convolution(
+    student: tuple[int, ...], teacher: tuple[int, ...], *, kernel: int, always: bool = True
+) -> nn.Module:
+    """A convolution with bias from a student's map to the width of a teacher's, on the student's grid.
+
+    Args:
+        student: shape [D, h, w].
+        teacher: shape [D', h', w'].
+        kernel: its side, an odd number.
+        always: whether it stands between maps of one width too; else nothing does.
+
+    Raises:
+        ValueError: not maps.
+    """
+    if len(student) != 3 or len(teacher) != 3:
+        raise ValueError(f"a convolution joins maps [D, h, w], not {list(student)} and {list(teacher)}")
+    if student[0] == teacher[0] and not always:
+        return nn.Identity()
+    return nn.Conv2d(student[0], teacher[0], kernel, padding=kernel // 2)
+
+
 class MaskToken(nn.Module):
     """A learned token that stands for hidden patches, as wide as the student's tokens."""
 

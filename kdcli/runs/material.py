@@ -38,6 +38,7 @@ from kdcli.runs.refusals import (
     warn_of_long_queues,
     warn_of_points,
     warn_of_signs,
+    warn_of_warmups,
 )
 from kdcli.runs.rehearsal import rehearsed
 from kdcli.sections import MOST_STEPS, OptimSection, StudentSection, TrainingData
@@ -51,6 +52,7 @@ from kdcli.words.analysis import (
 )
 from kdcli.words.answers import calibrated
 from kdcli.words.given import given
+from kdcli.words.pacing import paced
 
 
 @dataclass(frozen=True)
@@ -185,7 +187,9 @@ def gather(lesson: Lesson, console: Console, networks: dict[str, Model] | None =
     if taught and config.teacher_temperature == "fit":
         method = calibrated(method, "teacher", networks["teacher"].temperature)
     row = TASKS.get(lesson.task.name)
-    method = given(method, () if row is None else row.given)
+    planned = planned_steps(optim, len(pool))
+    method = paced(given(method, () if row is None else row.given), planned)
+    warn_of_warmups(method, console)
     lesson = replace(lesson, method=method)
     refuse_pyramid_pooling(config, method, networks)
     refuse_unlike_inputs(method, networks)
@@ -200,7 +204,7 @@ def gather(lesson: Lesson, console: Console, networks: dict[str, Model] | None =
     store = Store(config.views.store)
     features = config.views.count.isdigit()  # asked for by number, caches keep what takes much room too
     row_bytes = row_size(method, networks, assembly, store, features=features)
-    steps = planned = planned_steps(optim, len(pool))
+    steps = planned
     if optim.stop_epoch is not None:
         steps = min(planned, math.ceil(optim.stop_epoch * len(pool) / optim.batch_size))
     affordable = affordable_views(Path(config.cache), len(pool), row_bytes)

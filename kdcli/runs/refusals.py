@@ -24,6 +24,7 @@ from kdcli.runs import frame
 from kdcli.sections import OptimSection, RunSection, StudentSection
 from kdcli.words import Method
 from kdcli.words.analysis import reads_labels, split_reference, states_of, views_used
+from kdcli.words.pacing import unfinished
 
 
 def refuse_options(config: StudentSection, method: Method) -> None:
@@ -62,6 +63,15 @@ def refuse_weights(method: Method) -> None:
             raise UsageError(f"term {term.name} would weigh {min(weights):g}: weights are 0 or more.")
     if empty := next((turn for turn in method.turns if not turn.terms), None):
         raise UsageError(f"every term of turn '{empty.name}' weighs 0: there is nothing to learn.")
+
+
+def warn_of_warmups(method: Method, console: Console) -> None:
+    """Warn of terms that are still weighed less than they should be when their phase ends."""
+    for term, weight in unfinished(method):
+        console.warn(
+            f"{term.name} gets its weight of {weight.value:g} over {weight.steps:,} steps, and its phase has "
+            f"{weight.phase:,}: train longer, or lower method.warmup."
+        )
 
 
 def rows_of_a_norm(config: RunSection, optim: OptimSection) -> int:

@@ -2,7 +2,7 @@
 
 from kdcli.words.data import Call, Derive, Edit, Method, Party, Phase, Span, State, Term, Turn
 from kdcli.words.recipes import Recipe
-from kdcli.words.schedules import Linear, RampUp, Until, Weight
+from kdcli.words.schedules import Linear, RampUp, Until, Warmup, Weight
 
 __all__ = [
     "Call",
@@ -19,5 +19,6 @@ __all__ = [
     "Term",
     "Turn",
     "Until",
+    "Warmup",
     "Weight",
 ]

@@ -61,3 +61,26 @@ class RampUp:
 
     def __str__(self) -> str:
         return f"{self.value:g}, ramped up until {self.length:.0%}"
+
+
+@dataclass(frozen=True)
+class Warmup:
+    """The schedule value·min(1, step/steps): from 0 in the first step to ``value`` after ``steps`` of them.
+
+    A schedule knows parts of a phase, so ``phase`` is how many steps that has, which
+    :func:`kdcli.words.pacing.paced` fills in once a run's length is known. Until then it is 0, and the weight
+    is ``value``.
+    """
+
+    value: float
+    steps: int
+    phase: int = 0
+
+    def __call__(self, done: float) -> float:
+        """The weight."""
+        if not self.phase or not self.steps:
+            return self.value
+        return self.value * min(done * self.phase / self.steps, 1.0)
+
+    def __str__(self) -> str:
+        return f"{self.value:g}, from 0 over {self.steps:,} steps"

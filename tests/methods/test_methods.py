@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from toolbox import QUIET, StopAfter, facts, method_options, rows
+from toolbox import OF_TIMM, QUIET, StopAfter, facts, method_options, rows
 
 from kdcli import methods
 from kdcli.config import resolve
@@ -42,7 +42,7 @@ def columns(rows_=8, side=32, classes=4):
     return {"x": x, "y": y, "target": y, "labelled": labelled, "mask": mask, "index": torch.arange(rows_)}
 
 
-@pytest.mark.parametrize("name", methods.METHODS)
+@pytest.mark.parametrize("name", OF_TIMM)
 def test_end_to_end(name, plan):
     made = plan(name)
     out = distill.run(made, QUIET).path
@@ -56,7 +56,7 @@ def test_end_to_end(name, plan):
     assert not any(name in ("regressor", "adapter1", "gate") for name in (p.name for p in out.iterdir()))
 
 
-@pytest.mark.parametrize("name", methods.METHODS)
+@pytest.mark.parametrize("name", OF_TIMM)
 def test_gradients_reach_what_is_trained_and_nothing_else(name, plan):
     made = plan(name)
     parties = made.material.assembly.parties
@@ -98,7 +98,7 @@ def test_a_stopped_run_continues_bit_for_bit(name, stop, plan, tmp_path):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", methods.METHODS)
+@pytest.mark.parametrize("name", OF_TIMM)
 def test_every_method_continues_bit_for_bit(name, plan, tmp_path):
     whole = distill.run(plan(name, out=str(tmp_path / "whole")), QUIET).path
     for stop in (1, 2, 3):
