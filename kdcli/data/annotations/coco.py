@@ -211,7 +211,7 @@ def _rows(
             raise InputError(f"{file}: two images have the same file, {owners[path]!r} and {name!r}.")
         else:
             owners[path] = name
-        size = size_of(_side(entry.get("width")), _side(entry.get("height")), f"{file}, {name!r}")
+        size = size_of(entry.get("width"), entry.get("height"), f"{file}, {name!r}")
         rows[key] = Row(path or "", size=size)
     if absent:
         raise InputError(
@@ -242,10 +242,6 @@ def _box(value: Any, where: str) -> Box:
 def _is_finite(value: Any) -> bool:
     plain = isinstance(value, int | float) and not isinstance(value, bool)
     return plain and abs(value) < 1e9 and math.isfinite(value)
-
-
-def _side(value: Any) -> float | None:
-    return None if value is None else value if _is_finite(value) else -1
 
 
 def _flag(entry: Content, where: str) -> bool:

@@ -188,21 +188,27 @@ def number(text: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def size_of(width: float | None, height: float | None, where: str) -> tuple[int, int] | None:
+def size_of(width: Any, height: Any, where: str) -> tuple[int, int] | None:
     """A declared size; zeros, as tools write where they do not know it, and what is absent declare none.
+
+    Args:
+        width: a number, or the text of one.
+        height: the same.
+        where: for messages.
 
     Raises:
         InputError: it is no size of a picture.
     """
-    if not width and not height:
+    sides = [number(side.strip() or "0") if isinstance(side, str) else side or 0 for side in (width, height)]
+    if sides == [0, 0]:
         return None
-    whole = [int(side) for side in (width, height) if side and 0 < side < 1 << 31 and side == int(side)]
+    whole = [side for side in sides if isinstance(side, int | float) and 0 < side < 1 << 31 and side % 1 == 0]
     if len(whole) < 2:
+        shown = " x ".join(str(side)[:20] for side in (width, height))
         raise InputError(
-            f"{where}: it declares a size of {width} x {height} pixels, which no picture has. Mend or remove "
-            "it."
+            f"{where}: it declares a size of {shown} pixels, which no picture has. Mend or remove it."
         )
-    return whole[0], whole[1]
+    return int(whole[0]), int(whole[1])
 
 
 def check_names(names: Sequence[str], file: str) -> None:

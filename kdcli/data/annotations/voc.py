@@ -106,7 +106,7 @@ def _read(found: Found, files: Sequence[str]) -> Raw:
         members_of.sort(key=lambda row: row.path)
     classes = sorted({name for members_of in rows.values() for row in members_of for name in row.classes})
     check_names(classes, str(found.root))
-    said = [*said_of(found, rows, [*files, *lists], "told of in no XML file"), *said]
+    said = [*said_of(found, rows, [*files, *lists], "told of in no XML file in use"), *said]
     if aside.count:
         said.append(
             f"{found.root}: boxes begin at pixel 0 in {aside.count} XML files, first "
@@ -181,11 +181,9 @@ class _Partners:
 
 def _row(file: str, partners: _Partners, aside: _Aside) -> Row:
     root = _parse(file)
-    size = root.find("size")
-    sides = ("width", "height") if size is not None else ()
-    declared = [_side(size.findtext(side)) for side in sides if size is not None] or [None, None]
     called = (root.findtext("filename") or "").strip().replace("\\", "/").rpartition("/")[2]
-    row = Row(partners.of(file, called), size=size_of(declared[0], declared[1], file))
+    size = size_of(root.findtext("size/width"), root.findtext("size/height"), file)
+    row = Row(partners.of(file, called), size=size)
     outside = False
     for at, entry in enumerate(root.findall("object"), 1):
         where = f"{file}, object {at}"
@@ -221,14 +219,6 @@ def _from_edge(box: Box) -> Box:
     x, y, width, height = box
     left, top = max(x, 0.0), max(y, 0.0)
     return left, top, x + width - left, y + height - top
-
-
-def _side(text: str | None) -> float | None:
-    """A declared width or height; of what is no number, one that is refused."""
-    if text is None or not text.strip():
-        return None
-    value = number(text.strip())
-    return -1 if value is None else value
 
 
 def _flag(entry: Element, where: str) -> bool:
