@@ -168,6 +168,25 @@ def refuse_special(path: str | Path) -> None:
             raise InputError(f"{path} is no regular file (a FIFO, a socket, a device?). Remove it.")
 
 
+def relative(name: str, where: str, base: str | Path) -> str:
+    """A path below ``base``, as a file of the data names it.
+
+    Args:
+        name: with slashes of either kind; ``..`` may turn within the folder.
+        where: file and row, for messages.
+        base: the folder, or what to call it.
+
+    Raises:
+        InputError: it may lead elsewhere.
+    """
+    path = os.path.normpath(name.replace("\\", "/"))
+    if "\0" in name or "://" in name or os.path.isabs(path) or path.split("/")[0] == "..":
+        raise InputError(
+            f"{where}: {name!r} is no path to a file below {base}. Files elsewhere and URLs are never opened."
+        )
+    return path
+
+
 def _entries(folder: str) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:

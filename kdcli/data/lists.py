@@ -12,12 +12,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from kdcli.data.files import Found, notes, refuse_special
+from kdcli.data.files import Found, notes, refuse_special, relative
 from kdcli.data.tables import Raw, readable, table_of
 from kdcli.errors import InputError
 
 _NAME, _HEADER = "list_eval_partition.txt", ["image_name", "item_id", "evaluation_status"]
 _SPLITS = ("train", "query", "gallery")
+_PLACE = "the folder of the pictures"
 _LARGEST = 1 << 28  # bytes: some three million rows
 _BEGINNING = 1 << 10  # bytes that the first two lines are looked for in
 
@@ -44,7 +45,7 @@ def read_partition(found: Found, lists: Sequence[str]) -> Raw:
     pictures = set(found.pictures)
     splits: dict[str, list[tuple[str, str]]] = {}
     for number, name, item, split in rows:
-        path = os.path.join(base, _relative(name, file, number))
+        path = os.path.join(base, relative(name, f"{file} line {number}", _PLACE))
         if path not in pictures:
             raise InputError(f"{file} line {number}: there is no picture {path}.")
         splits.setdefault(split, []).append((path, item))
@@ -99,27 +100,16 @@ def _base(found: Found, file: str, row: _Row) -> str:
         InputError: there is none, or there are several.
     """
     number, name, *_ = row
-    relative = _relative(name, file, number)
-    whole = [path for path in found.pictures if path.endswith(os.sep + relative)]
+    inside = relative(name, f"{file} line {number}", _PLACE)
+    whole = [path for path in found.pictures if path.endswith(os.sep + inside)]
     if not whole:
-        raise InputError(f"{file} line {number}: there is no picture {relative} anywhere below {found.root}.")
+        raise InputError(f"{file} line {number}: there is no picture {inside} anywhere below {found.root}.")
     if len(whole) > 1:
         raise InputError(
             f"{file} line {number}: {name} may be {found.short(whole[0])} or {found.short(whole[1])}. Move "
             "one of these folders away."
         )
-    return whole[0].removesuffix(relative).rstrip(os.sep)
-
-
-def _relative(name: str, file: str, number: int) -> str:
-    """A path below the pictures' folder. Raises InputError for a name that may lead elsewhere."""
-    path = os.path.normpath(name).replace("\\", "/")
-    if "\0" in name or "://" in name or os.path.isabs(path) or path.split("/")[0] == "..":
-        raise InputError(
-            f"{file} line {number}: {name!r} is no path to a file below the folder of the pictures. Files "
-            "elsewhere and URLs are never opened."
-        )
-    return path
+    return whole[0].removesuffix(inside).rstrip(os.sep)
 
 
 def _table(rows: Sequence[tuple[str, str]]) -> Any:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kdcli.artifacts import manifest as manifests
+from kdcli.data.annotations import read_annotations, unread_annotations
 from kdcli.data.files import kinds, look, notes, refuse_special
 from kdcli.data.folders import image_folder, unread_list
 from kdcli.data.lists import partition_lists, read_partition
@@ -120,9 +121,13 @@ def _load_folder(path: Path) -> Raw:
         raise InputError(
             f"{path} holds no pictures, parquet files or saved dataset{f' ({kinds(held)})' if held else ''}."
         )
-    if not found.metadata and (lists := partition_lists(found)):
+    if found.metadata:
+        raw = image_folder(found)
+        raw.notes += unread_annotations(found)
+        return raw
+    if lists := partition_lists(found):
         return read_partition(found, lists)
-    return image_folder(found)
+    return read_annotations(found) or image_folder(found)
 
 
 def _parquet(files: Sequence[Path], root: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kdcli.data.files import refuse_special
+from kdcli.data.files import refuse_special, relative
 from kdcli.data.tables import read_parquet, readable, table_of
 from kdcli.errors import InputError
 
@@ -101,10 +101,4 @@ def _path(name: str | None, file: Path, row: int) -> str | None:
     """Where a picture lies that metadata name. Raises InputError for a name that may lead elsewhere."""
     if not name:
         return None
-    relative = os.path.normpath(name).replace("\\", "/")
-    if "\0" in name or "://" in name or os.path.isabs(relative) or relative.split("/")[0] == "..":
-        raise InputError(
-            f"{file} row {row}: {name!r} is no path to a file below {file.parent}. Files elsewhere and URLs "
-            "are never opened."
-        )
-    return os.path.join(file.parent, relative)
+    return os.path.join(file.parent, relative(name, f"{file} row {row}", file.parent))
