@@ -451,6 +451,6 @@ def test_every_class_of_the_table_of_tasks_exists() -> None:
             kinds.append(getattr(importlib.import_module(module), kind))
         assert kinds[1].task == name
         assert figures(name)
-        assert entry.provides <= {"picture", "class", "pixel", "features"}
+        assert entry.provides <= {"picture", "class", "pixel", "features", "object"}
         assert set(entry.options) <= set(DATA_KEYS.split())
     assert kinds[1].claims(None, None)  # the last one takes what is left

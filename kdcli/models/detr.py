@@ -81,7 +81,8 @@ class Detr(Model):
 
     def call(self, inputs: Sequence[Tensor], taps: Sequence[str]) -> dict[str, Any]:
         """Named tensors of a call on pictures, perhaps with the objects on them."""
-        objects = Objects(*inputs[1:]) if len(inputs) > 1 else None
+        beside: Sequence[Any] = inputs[1:]
+        objects = Objects(*beside) if beside else None
         modules, seen, handles = self.tappable(), dict[str, Any](), []
         own = [tap for tap in taps if tap in TAPS]
         for tap in (tap for tap in taps if tap not in (*own, "logits")):

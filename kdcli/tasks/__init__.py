@@ -77,6 +77,15 @@ class Entry:
 
 
 TASKS: dict[str, Entry] = {
+    "segmentation": Entry(
+        "kdcli.tasks.segmentation:Segmentation",
+        "kdcli.tasks.segmentation.target:MaskReader",
+        "kdcli.tasks.segmentation.figures:FIGURES",
+        "a class for every pixel",
+        provides=frozenset({"pixel"}),
+        options=("mask_column", "void", "class_names"),
+        subsets=True,
+    ),
     "detection": Entry(
         "kdcli.tasks.detection:Detection",
         "kdcli.tasks.detection.target:BoxReader",
@@ -88,15 +97,6 @@ TASKS: dict[str, Entry] = {
         by_steps=True,
         defaults={"grid.batch_size": 16, "optim.batch_size": 16, "views.fit": "squash"},
         given=("boxes", "classes", "labelled"),
-    ),
-    "segmentation": Entry(
-        "kdcli.tasks.segmentation:Segmentation",
-        "kdcli.tasks.segmentation.target:MaskReader",
-        "kdcli.tasks.segmentation.figures:FIGURES",
-        "a class for every pixel",
-        provides=frozenset({"pixel"}),
-        options=("mask_column", "void", "class_names"),
-        subsets=True,
     ),
     "multi-label": Entry(
         "kdcli.tasks.multilabel:MultiLabel",
