@@ -22,7 +22,6 @@ from kdcli.console import Console
 from kdcli.methods import METHODS
 
 QUIET = Console(silent=True)
-OF_TIMM = [name for name, row in METHODS.items() if row.needs != "object"]
 """Methods for toy networks of timm; those of detectors have networks, and tests, of their own."""
 EXAMPLE = Path(__file__).parents[1] / "examples" / "data" / "fashion-mnist"
 
@@ -224,6 +223,54 @@ def autoencoder(path: Path) -> Path:
     return commit_model(network, path)
 
 
+def squares(folder: Path, counts: dict[str, int], side: int = 64, seed: int = 0) -> Path:
+    """A saved dataset of dark pictures with up to three red or green squares each, and their boxes."""
+    import datasets
+
+    rng = np.random.default_rng(seed)
+    kind = {
+        "bbox": datasets.List(datasets.List(datasets.Value("float64"))),
+        "category": datasets.List(datasets.ClassLabel(names=["red", "green"])),
+    }
+    features = datasets.Features({"image": datasets.Image(), "objects": kind})
+    tables = {}
+    for split, count in counts.items():
+        rows: dict[str, list[Any]] = {"image": [], "objects": []}
+        for number in range(count):
+            height, width = (int(n) for n in rng.integers(side, side + 24, 2))
+            pixels = rng.integers(0, 60, (height, width, 3)).astype(np.uint8)
+            found: dict[str, list[Any]] = {"bbox": [], "category": []}
+            for _ in range(number % 4):
+                w, h = (int(n) for n in rng.integers(side // 6, side // 2, 2))
+                x, y, label = (
+                    int(rng.integers(width - w)),
+                    int(rng.integers(height - h)),
+                    int(rng.integers(2)),
+                )
+                pixels[y : y + h, x : x + w] = [(230, 40, 40), (40, 230, 40)][label]
+                found["bbox"].append([float(n) for n in (x, y, w, h)])
+                found["category"].append(label)
+            rows["image"].append({"bytes": encode(pixels), "path": None})
+            rows["objects"].append(found)
+        tables[split] = datasets.Dataset.from_dict(rows, features=features)
+    datasets.DatasetDict(tables).save_to_disk(str(folder))
+    return folder
+
+
+DETECTOR = "light,num_queries=12,num_denoising=8"
+
+
+def detector(path: Path, seed: int = 1) -> Path:
+    """A detector of random weights for the classes of :func:`squares`, for 64 pixels."""
+    from kdcli.models.build import Wanted, build
+
+    if path.exists():
+        return path
+    kind = DETECTOR.replace("12", "16") + ",encoder_hidden_dim=32"
+    wanted = Wanted(["red", "green"], task="detection", head=kind, kind=kind)
+    return commit_model(build("test_resnet", wanted, pretrained=False, size=64, seed=seed), path)
+
+
 def method_options(
     name: str, pictures: Path, probed: Callable[[str], Path], folder: Path, **more: object
 ) -> dict[str, object]:
@@ -248,7 +295,14 @@ def method_options(
         "eskd": {"method.stop": 0.5},
         "sequential": {"method.generations": 1},
     }
-    teacher = probed("test_vit" if name == "proteus" else "test_resnet")
+    objects = METHODS[name].needs == "object"
+    if objects:
+        teacher, pictures = detector(folder / "detector"), folder / "squares"
+        small[name] = {"head": DETECTOR, "image_size": 64}
+        if not pictures.exists():
+            squares(pictures, {"train": 24, "validation": 8})
+    else:
+        teacher = probed("test_vit" if name == "proteus" else "test_resnet")
     if name == "g2sd-generic":
         teacher = autoencoder(folder / "autoencoder")
     options: dict[str, object] = {

@@ -11,7 +11,7 @@ from typing import Any
 
 import gloo_job
 import pytest
-from toolbox import OF_TIMM, QUIET, inversion_plan, method_options, synthesis_plan, synthetic
+from toolbox import QUIET, inversion_plan, method_options, synthesis_plan, synthetic
 
 from kdcli import methods
 from kdcli.launch import launch
@@ -92,10 +92,10 @@ def test_states_and_edits_on_two_processes(pictures, probed, tmp_path, monkeypat
 
 @pytest.mark.long
 def test_every_method_on_two_processes(options_of, tmp_path):
-    options = {name: options_of(name, tmp_path) for name in OF_TIMM}
+    options = {name: options_of(name, tmp_path) for name in methods.METHODS}
     on_two_ranks(gloo_job.methods_work, tmp_path, options)
     found = json.loads((tmp_path / "methods.json").read_text())
-    assert found == dict.fromkeys(OF_TIMM, "equal")
+    assert found == dict.fromkeys(methods.METHODS, "equal")
 
 
 def test_resume_on_two_processes(found):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from toolbox import OF_TIMM, QUIET, StopAfter, facts, method_options, rows
+from toolbox import QUIET, StopAfter, facts, method_options, rows
 
 from kdcli import methods
 from kdcli.config import resolve
@@ -21,6 +21,7 @@ KINDS = {
     "okddip": {},
     "byot": {},
     "crd": {},
+    "g2sd-detection": {},
 }
 
 
@@ -39,10 +40,23 @@ def columns(rows_=8, side=32, classes=4):
     labelled = torch.ones(rows_, dtype=torch.bool)
     x = torch.randint(256, (rows_, 3, side, side), generator=made, dtype=torch.uint8)
     mask = y[:, None, None].expand(-1, side, side)
-    return {"x": x, "y": y, "target": y, "labelled": labelled, "mask": mask, "index": torch.arange(rows_)}
+    boxes = [torch.tensor([[0.5, 0.5, 0.3, 0.2]] * (i % 3)).view(-1, 4) for i in range(rows_)]
+    objects = {
+        "boxes": boxes,
+        "classes": [torch.zeros(len(found), dtype=torch.int64) for found in boxes],
+        "objects": torch.tensor([float(len(found)) for found in boxes]),
+    }
+    return {
+        "x": x,
+        "y": y,
+        "target": y,
+        "labelled": labelled,
+        "mask": mask,
+        "index": torch.arange(rows_),
+    } | objects
 
 
-@pytest.mark.parametrize("name", OF_TIMM)
+@pytest.mark.parametrize("name", methods.METHODS)
 def test_end_to_end(name, plan):
     made = plan(name)
     out = distill.run(made, QUIET).path
@@ -56,17 +70,17 @@ def test_end_to_end(name, plan):
     assert not any(name in ("regressor", "adapter1", "gate") for name in (p.name for p in out.iterdir()))
 
 
-@pytest.mark.parametrize("name", OF_TIMM)
+@pytest.mark.parametrize("name", methods.METHODS)
 def test_gradients_reach_what_is_trained_and_nothing_else(name, plan):
     made = plan(name)
-    parties = made.material.assembly.parties
+    parties, side = made.material.assembly.parties, made.material.view.size
     frozen = {party.name: parties[party.name] for party in made.method.parties if party.role == "frozen"}
     before = {key: t.clone() for net in frozen.values() for key, t in net.state_dict().items()}
     for phase in made.method.phases:
         trained = {name for turn in phase.turns for name in turn.trains}
         for turn in phase.turns:
             module = TurnModule(turn, parties, trained, states=made.material.assembly.states).train()
-            module(columns(), torch.ones(2), 0.3)["loss"].backward()
+            module(columns(side=side), torch.ones(2), 0.3)["loss"].backward()
             for party in turn.trains:
                 parameters = list(parties[party].parameters())
                 if not parameters:  # nothing is needed between two maps of one shape
@@ -98,7 +112,7 @@ def test_a_stopped_run_continues_bit_for_bit(name, stop, plan, tmp_path):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", OF_TIMM)
+@pytest.mark.parametrize("name", methods.METHODS)
 def test_every_method_continues_bit_for_bit(name, plan, tmp_path):
     whole = distill.run(plan(name, out=str(tmp_path / "whole")), QUIET).path
     for stop in (1, 2, 3):

@@ -131,7 +131,7 @@ def test_masks_of_extra_pictures_are_not_looked_at(tmp_path: Path) -> None:
         (Image.new("L", (24, 24)), {"mask_column": "mark"}, InputError,
          r"no mask column among image, mask\. Name"),
         (Image.new("L", (24, 24)), {"task": "classification", "class_names": ["a"]}, UsageError,
-         r"data\.class_names is for segmentation or detection or multi-label, and .* opened for classification"),
+         r"data\.class_names is for segmentation or detection or multi-label, and .* opened for classific"),
     ],
 )  # fmt: skip
 def test_what_is_no_mask_is_refused(
@@ -164,7 +164,8 @@ def test_no_or_several_mask_columns(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no mask column among image, label"):
         opened(plain, "train", task="segmentation")
     with pytest.raises(
-        UsageError, match=r"data\.class_names is for segmentation or detection or multi-label, and .*plain is opened"
+        UsageError,
+        match=r"data\.class_names is for segmentation or detection or multi-label, and .*plain is opened",
     ):
         opened(plain, "train", class_names=["a"])
     both = saved(tmp_path / "two", cells(), ("mask", "seg"))
