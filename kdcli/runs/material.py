@@ -31,6 +31,7 @@ from kdcli.models.protocol import Model
 from kdcli.runs import frame
 from kdcli.runs.caching import caching, only_plain, row_size
 from kdcli.runs.refusals import (
+    refuse_box_views,
     refuse_options,
     refuse_pyramid_pooling,
     refuse_to_split,
@@ -178,6 +179,7 @@ def gather(lesson: Lesson, console: Console, networks: dict[str, Model] | None =
     config, method = lesson.config, lesson.method
     optim = config.optim
     refuse_options(config, method)
+    refuse_box_views(config.views, lesson.task)
     frame.refuse_cut_groups(optim, config.processes, lesson.task.group)
     taught = "teacher" in {party.name for party in method.parties}
     pool = pool_of(lesson.data, lesson.extra, lesson.method)
@@ -208,7 +210,7 @@ def gather(lesson: Lesson, console: Console, networks: dict[str, Model] | None =
     if optim.stop_epoch is not None:
         steps = min(planned, math.ceil(optim.stop_epoch * len(pool) / optim.batch_size))
     affordable = affordable_views(Path(config.cache), len(pool), row_bytes)
-    mixes = bool(optim.mixup or optim.cutmix)
+    mixes = bool(optim.mixup or optim.cutmix or config.views.iou_crop)  # by other pictures, or by boxes
     views = fixed_views(
         config.views.count,
         teacher=taught and not only_plain(method, features=features),

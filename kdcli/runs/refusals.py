@@ -21,7 +21,8 @@ from kdcli.models.adapters import Regressor
 from kdcli.models.feature_adapters import queue_state
 from kdcli.models.protocol import Model
 from kdcli.runs import frame
-from kdcli.sections import OptimSection, RunSection, StudentSection
+from kdcli.sections import OptimSection, RunSection, StudentSection, ViewSection
+from kdcli.tasks import Task
 from kdcli.words import Method
 from kdcli.words.analysis import reads_labels, split_reference, states_of, views_used
 from kdcli.words.pacing import unfinished
@@ -193,6 +194,15 @@ def warn_of_points(method: Method, assembly: Assembly, console: Console) -> None
                 f"{term.name} compares maps of one position, which teaches nothing: larger views "
                 "(views.size, --image-size) or shallower maps (method.student, method.teacher) help."
             )
+
+
+def refuse_box_views(views: ViewSection, task: Task) -> None:
+    """Raise UsageError for crops that keep boxes, of pictures that have none."""
+    from kdcli.tasks import TASKS
+
+    row = TASKS.get(task.name)
+    if views.iou_crop and (row is None or "object" not in row.provides):
+        raise UsageError(f"views.iou_crop keeps boxes, and these data are for {task.name}: leave it out.")
 
 
 def warn_of_signs(method: Method, assembly: Assembly, console: Console) -> None:

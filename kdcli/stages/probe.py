@@ -254,11 +254,13 @@ def _refuse_options(config: Config) -> None:
 
 def _refuse_of_task(config: Config, task: Task) -> None:
     """Raise UsageError for options that only some tasks have."""
+    from kdcli.runs.refusals import refuse_box_views
     from kdcli.tasks import entry
 
     embeds = entry(task.name).embeds
     if config.head == "none" and not embeds:
         raise UsageError(f"--head none: networks for {task.name} answer by a head.")
+    refuse_box_views(config.views, task)
     if config.kind is not None:
         task.wanted(config.kind)
         if not backbone.by_steps(task):

@@ -40,7 +40,11 @@ def test_number_of_fixed_views(text: str, more: dict[str, Any], views: int | Non
     [
         ("0", True, "a number above 0, live or auto, got '0'"),
         ("many", True, "a number above 0, live or auto, got 'many'"),
-        ("2", False, "mixed pictures, and methods that read more of the teacher, need --views live"),
+        (
+            "2",
+            False,
+            r"mixed pictures, crops that follow boxes \(views\.iou_crop\), and methods that read more",
+        ),
     ],
 )
 def test_views_that_cannot_be(text: str, cacheable: bool, message: str) -> None:
