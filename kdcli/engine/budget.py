@@ -32,8 +32,8 @@ def fixed_views(text: str, *, teacher: bool, cacheable: bool, epochs: float, aff
         if teacher and not cacheable:
             raise UsageError(
                 "--views K caches the teacher's answers, or its last features, of fixed views: mixed "
-                "pictures, crops that follow boxes (views.iou_crop), and methods that read more of the teacher, "
-                "need --views live."
+                "pictures, crops that follow boxes (views.iou_crop), and methods that read more of the "
+                "teacher, need --views live."
             )
         return int(text)
     if text == "live" or not (teacher and cacheable):
