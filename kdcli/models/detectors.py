@@ -133,10 +133,7 @@ class GivenMaps(nn.Module):
 
 
 def make(kind: str, settings: Mapping[str, Any], widths: Sequence[int], classes: int) -> Any:
-    """A detector on three given maps, with its initial weights.
-
-    Batch norms begin at 1, as in the authors' code and in torch; transformers draws their scales around 0,
-    from where a short training has far to go.
+    """A detector on three given maps, with its initial weights; see :func:`begin`.
 
     Args:
         kind: a name of :data:`KINDS`.
@@ -173,15 +170,33 @@ def make(kind: str, settings: Mapping[str, Any], widths: Sequence[int], classes:
     except (ValueError, RuntimeError, TypeError, ZeroDivisionError, AssertionError) as error:
         raise InputError(f"head={described(kind, settings)}: {str(error).splitlines()[0]}") from error
     detector.model.backbone = GivenMaps()
-    with_plain_norms(detector)
+    begin(detector)
     return detector
 
 
-def with_plain_norms(detector: nn.Module) -> None:
-    """Begin batch norms outside of a backbone at 1."""
+def begin(detector: nn.Module) -> None:
+    """Give a detector the initial weights that its authors' code has, where transformers' differ.
+
+    Convolutions and batch norms have torch's own, not weights and scales around 0 (normal, 0.01), from where
+    a short training has far to go; of RT-DETR the layers that give boxes too, and the first boxes are the
+    anchors. A backbone is left as it is.
+    """
+    boxes = (
+        ("bbox_embed", "enc_bbox_head", "query_pos_head")
+        if type(detector).__name__.startswith("RTDetr")
+        else ()
+    )
     for name, module in detector.named_modules():
-        if isinstance(module, nn.BatchNorm2d) and ".backbone." not in name:
-            nn.init.ones_(module.weight)
+        if ".backbone." in name:
+            continue
+        about_boxes = isinstance(module, nn.Linear) and any(part in name for part in boxes)
+        if about_boxes or isinstance(module, nn.Conv2d | nn.BatchNorm2d):
+            module.reset_parameters()
+    if boxes:
+        model: Any = detector.model
+        for head in (model.enc_bbox_head, *model.decoder.bbox_embed):
+            nn.init.zeros_(head.layers[-1].weight)
+            nn.init.zeros_(head.layers[-1].bias)
 
 
 def class_layers(detector: Any) -> list[Any]:

@@ -256,7 +256,7 @@ def named(name: str) -> Any:
     own = RTDetrResNetConfig(**backbone, out_indices=[2, 3, 4])
     more = _OF_BASIC if backbone.get("layer_type") == "basic" else {}
     network = AutoModelForObjectDetection.from_config(RTDetrConfig(backbone_config=own, **more))
-    detectors.with_plain_norms(network)
+    detectors.begin(network)
     return network
 
 

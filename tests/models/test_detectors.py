@@ -138,11 +138,23 @@ def test_settings_that_contradict_one_another_are_refused() -> None:
         detectors.make("light", {"d_model": 30}, [8, 8, 8], 2)
 
 
-def test_norms_of_a_fresh_detector_begin_at_one() -> None:
-    made = network()
-    norms = [m for m in made.head.detector.modules() if isinstance(m, nn.BatchNorm2d)]
+@pytest.mark.parametrize("kind", KINDS)
+def test_fresh_convolutions_and_norms_begin_as_torch_has_them(kind: str) -> None:
+    detector = network(kind).head.detector
+    norms = [m for m in detector.modules() if isinstance(m, nn.BatchNorm2d)]
     assert len(norms) > 10
     assert all(bool((norm.weight == 1).all()) for norm in norms)
+    for module in (m for m in detector.modules() if isinstance(m, nn.Conv2d)):
+        bound = (module.in_channels // module.groups * module.kernel_size[0] ** 2) ** -0.5  # Kaiming, a = √5
+        assert 0.8 * bound < float(module.weight.abs().max()) <= bound
+
+
+def test_the_first_boxes_of_rt_detr_are_its_anchors() -> None:
+    made = network()
+    with torch.no_grad():
+        boxes = made.call([views(1)], ("boxes",))["boxes"][0]
+    sides = {round(float(side), 4) for side in boxes[:, 2:].flatten()}
+    assert sides <= {0.05, 0.1, 0.2}
 
 
 # -- losses --------------------------------------------------------------------------------------------------
