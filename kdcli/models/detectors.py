@@ -63,7 +63,7 @@ KINDS: dict[str, Kind] = {
             "hidden_expansion": 0.5,
             "decoder_layers": 1,
             "num_queries": 40,
-            "num_denoising": 40,
+            "num_denoising": 20,
         },
     ),
 }
