@@ -8,12 +8,11 @@
 Each folder holds ``annotations/instances_{train,val,test}.json`` and the pictures in ``train``, ``val`` and
 ``test``.
 
-Emoji: a picture has none to six, of 8 to 40 % of its side, at random places; a class is a category of emoji,
-and only the categories of ``CLASSES`` take part: the others (objects, travel, activities) are of all shapes
-and colours, and a small network that sees a few hundred drawings does not learn to tell them apart. A box is
-the smallest around what is more than half opaque, so it is exact; of an emoji, others hide at most a quarter
-of the box. Emoji of a split appear in no other split. The photographs are scikit-learn's two and
-matplotlib's one, mirrored at random.
+Emoji: a picture has none to six, of 8 to 40 % of its side, at random places. A class is a category of emoji,
+and only those of ``CLASSES`` take part: the others (objects, travel, activities) are of all shapes and
+colours. A box is the smallest around what is more than half opaque, so it is exact; two boxes share at most a
+quarter of the smaller one. Emoji of a split appear in no other split. The photographs are scikit-learn's two
+and matplotlib's one, mirrored at random.
 
 Trees: whole pictures are training, validation or test pictures, so that no split shares a tree with another.
 Their boxes are those of the VOC files (the package's csv files hold some of them only), dead or alive.
@@ -39,7 +38,7 @@ Marked = tuple[Image.Image, list[tuple[Box, int]]]  # a picture, its boxes and t
 SPLITS = ("train", "val", "test")
 CLASSES = ("Animals & Nature", "Flags", "Food & Drink", "People & Body", "Smileys & Emotion", "Symbols")
 MOST, LEAST_SIDE, MOST_SIDE = 6, 0.08, 0.4  # emoji on a picture; their sides by the picture's
-HIDDEN, TRIES = 0.25, 20  # of a box, by another; places tried for an emoji
+HIDDEN, TRIES = 0.25, 20  # of the smaller of two boxes, by the other; places tried for an emoji
 SHARES = {"train": 0.6, "val": 0.15, "test": 0.25}  # of the emoji of a category
 TREES = {
     "2019_YELL_2_528000_4978000_image_crop2": "train",
