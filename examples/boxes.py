@@ -1,9 +1,10 @@
-"""Two detection data sets as COCO folders: emoji on parts of photographs, and trees seen from the air.
+"""Detection data as COCO folders: emoji on parts of photographs, and trees seen from the air.
 
     npm pack emoji-datasource-google && tar xzf emoji-datasource-google-*.tgz    # Noto, Apache-2.0
     python examples/boxes.py emoji package runs/boxes    # 2,000 + 500 + 500 pictures of 128 px
     pip download --no-deps deepforest==2.1.0    # MIT; four aerial pictures with the boxes of 951 trees
     python examples/boxes.py trees deepforest-2.1.0-py3-none-any.whl runs/trees    # tiles of about 400 px
+    python examples/boxes.py squares . runs/squares    # a toy that needs no package: red and green squares
 
 Each folder holds ``annotations/instances_{train,val,test}.json`` and the pictures in ``train``, ``val`` and
 ``test``.
@@ -185,6 +186,24 @@ def trees(source: Path, out: Path, tile: int) -> None:
         write(out, split, tiles, ["Tree"])
 
 
+def squares(out: Path, size: int = 64) -> None:
+    """Write a toy: dark pictures with none to three red or green squares."""
+    names = ("red", "green")
+
+    def made(count: int, rng: Any) -> Iterator[Marked]:
+        for _ in range(count):
+            image, marks = Image.fromarray(rng.integers(0, 60, (size, size, 3)).astype(np.uint8)), []
+            for _ in range(int(rng.integers(4))):
+                label, side = int(rng.integers(2)), int(rng.integers(size // 6, size // 2))
+                x, y = (int(n) for n in rng.integers(0, size - side, 2))
+                image.paste(((230, 40, 40), (40, 230, 40))[label], (x, y, x + side, y + side))
+                marks.append(((x, y, side, side), label))
+            yield image, marks
+
+    for seed, (split, count) in enumerate(zip(SPLITS, (64, 16, 16))):
+        write(out, split, made(count, np.random.default_rng(seed)), list(names))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -200,10 +219,15 @@ def main() -> None:
     tiling.add_argument("source", type=Path, help="the wheel of deepforest 2.1.0, or its unpacked folder")
     tiling.add_argument("out", type=Path, help="folder to make")
     tiling.add_argument("--tile", type=int, default=400, help="pixels of a side, about")
+    toy = kinds.add_parser("squares", help="red and green squares")
+    toy.add_argument("source", type=Path, help="not read")
+    toy.add_argument("out", type=Path, help="folder to make")
     given = parser.parse_args()
     if given.kind == "emoji":
         counts = {split: getattr(given, split) for split in SPLITS}
         emoji(given.package, given.out, counts, given.size)
+    elif given.kind == "squares":
+        squares(given.out)
     else:
         trees(given.source, given.out, given.tile)
 

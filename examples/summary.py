@@ -353,8 +353,9 @@ def masks(folders: list[Path]) -> str:
 
 
 TOLD = {
-    "emoji": "pictures of 128 px with none to six emoji of six categories pasted on a part of a photograph; no "
-    "emoji of the test is in a training picture",
+    "emoji": "pictures of 128 px with none to six emoji of six categories pasted on a part of a photograph; "
+    "no emoji of the test is in a training picture",
+    "squares": "made-up pictures of squares: a toy, whose figures say nothing",
     "trees": "tiles of an aerial picture, whose trees are in no training picture; four pictures in all",
 }
 
@@ -385,13 +386,15 @@ def boxes(folders: list[Path]) -> str:
         [
             f"# Detection of {kind}, with and without a teacher",
             "",
-            f"{reports[0]['data']['samples']:,} test {TOLD[kind]}. COCO's measures in per cent, mean and range "
-            f"of {len(folders)} seeds. `teacher` is `tf_efficientnet_lite0` with ImageNet weights, frozen, and "
-            "a light RT-DETR trained on it. The student, `test_resnet` with such a detector, learns from random "
-            "weights: `alone` by boxes; `task-specific` by boxes and the teacher's queries, half and half; "
-            "`queries` by both at the weights of DETRDistill; `features` by boxes and, where the teacher sees "
-            "objects, its features and scores (G2SD); `channels` by boxes and channel-wise distillation. One "
-            "learning rate and the default weights for all, equal steps on the same views.",
+            f"{reports[0]['data']['samples']:,} test {TOLD[kind]}. COCO's measures in per cent, mean and "
+            f"range of {len(folders)} seeds.",
+            "",
+            "`teacher` is `tf_efficientnet_lite0` with ImageNet weights, frozen, and a light RT-DETR trained "
+            "on it. The student, `test_resnet` with such a detector, learns from random weights: `alone` by "
+            "boxes; `task-specific` by boxes and the teacher's queries, half and half; `queries` by both at "
+            "the weights of DETRDistill; `features` by boxes and, where the teacher sees objects, its features "
+            "and scores (G2SD); `channels` by boxes and channel-wise distillation. One learning rate and the "
+            "default weights for all, equal steps on the same views.",
             "",
             f"| model | {' | '.join(heads.values())} | steps |",
             "|---" * (2 + len(heads)) + "|",
