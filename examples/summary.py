@@ -393,8 +393,8 @@ def boxes(folders: list[Path]) -> str:
             "on it. The student, `test_resnet` with such a detector, learns from random weights: `alone` by "
             "boxes; `task-specific` by boxes and the teacher's queries, half and half; `queries` by both at "
             "the weights of DETRDistill; `features` by boxes and, where the teacher sees objects, its "
-            "features and scores (G2SD); `channels` by boxes and channel-wise distillation. One learning rate "
-            "and the default weights for all, equal steps on the same views.",
+            "features and scores (G2SD); `channels` by boxes and channel-wise distillation. One learning "
+            "rate and the default weights for all, equal steps on the same views.",
             "",
             f"| model | {' | '.join(heads.values())} | steps |",
             "|---" * (2 + len(heads)) + "|",

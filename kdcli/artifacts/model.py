@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 WEIGHTS, CONFIG, HEAD = "model.safetensors", "config.json", "head.safetensors"
 EXITS = ("exits.safetensors", "exits.json")
 DECODER = ("decoder.safetensors", "decoder.json")
+PROCESSOR = "preprocessor_config.json"  # of transformers' networks: their input
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
@@ -122,7 +123,9 @@ def read(path: Path | str) -> ModelFiles:
         raise InputError(f"{root} is a {manifest.kind} artifact, not a model.")
     prefix = "" if path == root else f"{path.relative_to(root).as_posix()}/"
     names = [
-        name for name in (WEIGHTS, CONFIG, HEAD, *EXITS, *DECODER) if f"{prefix}{name}" in manifest.files
+        name
+        for name in (WEIGHTS, CONFIG, HEAD, *EXITS, *DECODER, PROCESSOR)
+        if f"{prefix}{name}" in manifest.files
     ]
     if WEIGHTS not in names or CONFIG not in names:
         raise InputError(f"{root} is damaged: its manifest names no {prefix}{WEIGHTS} or {prefix}{CONFIG}.")

@@ -150,9 +150,11 @@ def _card(
     if how["labels"]:
         lines.append(f"* Classes: {network.outputs}, one a line of `{LABELS}` in the order of the logits")
     if check := facts.get("check"):
+        others = check.get("chosen_otherwise", 0)
         lines.append(
             f"* Checked on {check['pictures']} pictures: answers differ by {check['difference']:.2g} at most "
             f"from those of the network, the largest of which is {check['largest']:.3g}"
+            + (f"; in {others} answers others were chosen, whose scores tie" if others else "")
         )
     if integers := facts.get("quantised"):
         calibrated = f", calibrated on {integers['pictures']} pictures" if integers["pictures"] else ""

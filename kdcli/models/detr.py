@@ -33,7 +33,6 @@ from kdcli.models.protocol import Model
 
 TYPES = tuple(dict.fromkeys(kind.model_type for kind in KINDS.values()))
 """Types of transformers' configurations that are read."""
-PROCESSOR = "preprocessor_config.json"
 SIZE = 640  # pixels of a side that the authors trained at
 _OF_BASIC = {"encoder_in_channels": [128, 256, 512], "decoder_layers": 3, "hidden_expansion": 0.5}
 
@@ -175,8 +174,8 @@ class Detr(Model):
         config.id2label, config.label2id = names, {name: i for i, name in names.items()}
         config.architectures = [type(self.body).__name__]
         write_bytes(folder / artifacts.CONFIG, config.to_json_string(use_diff=False).encode())
-        write_bytes(folder / PROCESSOR, (json.dumps(_processor(self.spec), indent=1) + "\n").encode())
-        return [artifacts.WEIGHTS, artifacts.CONFIG, PROCESSOR]
+        write_bytes(folder / artifacts.PROCESSOR, (json.dumps(_processor(self.spec), indent=1) + "\n").encode())
+        return [artifacts.WEIGHTS, artifacts.CONFIG, artifacts.PROCESSOR]
 
 
 def _once(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -208,7 +207,7 @@ def read_spec(folder: Path) -> InputSpec:
         InputError: another kind of input.
     """
     spec = InputSpec((SIZE, SIZE), (0.0,) * 3, (1.0,) * 3, "bilinear", 1.0, "squash")
-    file = folder / PROCESSOR
+    file = folder / artifacts.PROCESSOR
     if not file.is_file():
         return spec
     found = read_object(file)

@@ -150,7 +150,7 @@ def _downloaded(place: str) -> Path:
         with reachable_hub():
             folder = Path(hf_hub_download(place, artifacts.CONFIG)).parent
             if detr.is_detr(read_object(folder / artifacts.CONFIG)):
-                hf_hub_download(place, detr.PROCESSOR)
+                hf_hub_download(place, artifacts.PROCESSOR)
             return folder
     except Exception:  # of many kinds; whoever asks for weights says what is wrong
         return Path(place, "nowhere")

@@ -24,6 +24,7 @@ _TAGS = {
     "class": "image-classification",
     "labels": "image-classification",
     "mask": "image-segmentation",
+    "boxes": "object-detection",
     "embedding": "image-feature-extraction",
 }  # of the hub, by the kind of answer
 _SHOWN = 20  # names of classes
@@ -62,6 +63,7 @@ def _model(network: Model, layout: str) -> list[str]:
     millions = sum(tensor.numel() for tensor in network.parameters()) / 1e6
     read = {
         "timm": "`timm.create_model('local-dir:FOLDER', pretrained=True)`",
+        "transformers": "`transformers.AutoModelForObjectDetection.from_pretrained('FOLDER')`",
         "kdcli": "`kdcli.models.build.build('FOLDER')`: its structure is in `config.json`, as operations",
     }
     lines = [
