@@ -174,7 +174,8 @@ class Detr(Model):
         config.id2label, config.label2id = names, {name: i for i, name in names.items()}
         config.architectures = [type(self.body).__name__]
         write_bytes(folder / artifacts.CONFIG, config.to_json_string(use_diff=False).encode())
-        write_bytes(folder / artifacts.PROCESSOR, (json.dumps(_processor(self.spec), indent=1) + "\n").encode())
+        described = json.dumps(_processor(self.spec), indent=1) + "\n"
+        write_bytes(folder / artifacts.PROCESSOR, described.encode())
         return [artifacts.WEIGHTS, artifacts.CONFIG, artifacts.PROCESSOR]
 
 
