@@ -101,7 +101,7 @@ def embeds(network: Model) -> bool:
 
 
 def detects(network: Model) -> bool:
-    """Whether what it answers are detections [B, K, 6]; see :func:`kdcli.models.detectors.detections`."""
+    """Whether what it answers are detections [B, K, 6]; see :func:`kdcli.models.detecting.detections`."""
     return "object" in entry(network.task).provides
 
 

@@ -23,10 +23,11 @@ from kdcli.artifacts.model import InputSpec
 from kdcli.artifacts.reading import read_object
 from kdcli.artifacts.store import write_bytes, write_tensors
 from kdcli.errors import InputError, nearest
-from kdcli.models import detectors
+from kdcli.models import detecting, detectors
 from kdcli.models.aliases import NAMED
 from kdcli.models.checks import limited
-from kdcli.models.detectors import KINDS, Objects
+from kdcli.models.detecting import Objects
+from kdcli.models.detectors import KINDS
 from kdcli.models.heads.detection import TAPS, taps_of
 from kdcli.models.legacy import first_line
 from kdcli.models.protocol import Model
@@ -74,9 +75,9 @@ class Detr(Model):
         return tuple(x.new_tensor(value)[:, None, None] for value in (self.spec.mean, self.spec.std))
 
     def forward(self, x: Tensor) -> Tensor:
-        """The best detections [B, K, 6]; see :func:`kdcli.models.detectors.detections`."""
-        outputs = detectors.run(self.body, self.prepare(x), None, None)
-        return detectors.detections(*detectors.answers(outputs))
+        """The best detections [B, K, 6]; see :func:`kdcli.models.detecting.detections`."""
+        outputs = detecting.run(self.body, self.prepare(x), None, None)
+        return detecting.detections(*detecting.answers(outputs))
 
     def call(self, inputs: Sequence[Tensor], taps: Sequence[str]) -> dict[str, Any]:
         """Named tensors of a call on pictures, perhaps with the objects on them."""
@@ -89,7 +90,7 @@ class Detr(Model):
                 raise InputError(f"{self.name} has no tap '{tap}'.{nearest(tap, (*TAPS, *modules))}")
             handles.append(modules[tap].register_forward_hook(lambda _m, _i, o, t=tap: seen.update({t: o})))
         try:
-            outputs = detectors.run(self.body, self.prepare(inputs[0]), None, objects)
+            outputs = detecting.run(self.body, self.prepare(inputs[0]), None, objects)
         finally:
             for handle in handles:
                 handle.remove()

@@ -21,7 +21,7 @@ from kdcli.stages import distill, evaluate, probe
 
 PAGE = Path(__file__).resolve().parents[2] / "examples" / "new_task.md"
 BLOCKS = dict(re.findall(r"^`([\w/.]+)`:\n\n```python\n(.*?)^```$", PAGE.read_text("utf-8"), re.M | re.S))
-TABLE, ROOM = "kdcli/tasks/__init__.py", "kdcli/tasks/ordinal/"
+TABLE, ROOM = "kdcli/tasks/table.py", "kdcli/tasks/ordinal/"
 ORDER = ["bad", "fair", "good", "very good"]
 
 

@@ -11,9 +11,9 @@ from test_decoders import saved
 from torch import nn
 
 from kdcli.errors import InputError, UsageError
-from kdcli.models import detectors
+from kdcli.models import detecting, detectors
 from kdcli.models.build import Wanted, build
-from kdcli.models.detectors import Objects
+from kdcli.models.detecting import Objects
 from kdcli.models.heads.detection import DetectionHead, ends, widths
 from kdcli.models.timm import TimmModel
 
@@ -88,7 +88,7 @@ def test_objectness_is_the_largest_class_logit_of_each_place() -> None:
     x = made.prepare(views())
     with torch.no_grad():
         maps = made.head.read(made, x)[1]
-        outputs = detectors.run(made.head.detector, x, maps, None)
+        outputs = detecting.run(made.head.detector, x, maps, None)
         found = made.call([x], ("objectness1", "objectness2", "objectness3"))
     flat = torch.cat([found[f"objectness{k}"].flatten(1) for k in (1, 2, 3)], dim=1)
     assert torch.equal(flat, outputs.enc_outputs_class.max(dim=2).values)
@@ -171,7 +171,7 @@ def test_its_losses_are_those_of_transformers(kind: str, training: bool) -> None
         torch.manual_seed(5)
         wanted = detector(maps[0], pixel_mask=maps, labels=given.targets()).loss
         torch.manual_seed(5)
-        found = detectors.losses(detector, detectors.run(detector, maps[0], maps, given), given)
+        found = detecting.losses(detector, detecting.run(detector, maps[0], maps, given), given)
     total = found["loss_class"].mean() + found["loss_box"].mean()
     assert total / (5 / 3) == pytest.approx(float(wanted), rel=1e-5)  # over objects, not over pictures
 

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdcli.errors import InputError
-from kdcli.models import detectors
-from kdcli.models.detectors import KINDS, LEVELS, Objects
+from kdcli.models import detecting, detectors
+from kdcli.models.detecting import Objects
+from kdcli.models.detectors import KINDS, LEVELS
 from kdcli.models.heads.base import Head
 from kdcli.models.heads.dense import maps_of
 from kdcli.models.taps import is_isotropic
@@ -85,16 +86,16 @@ class DetectionHead(Head):
     def named(self, taken: tuple[Tensor, ...], taps: Sequence[str], beside: Sequence[Any]) -> dict[str, Any]:
         """Logits, and what is named of :data:`TAPS`; ``beside`` are boxes, classes and ``labelled``."""
         objects = Objects(*beside) if beside else None
-        outputs = detectors.run(self.detector, taken[0], taken, objects)
+        outputs = detecting.run(self.detector, taken[0], taken, objects)
         return taps_of(self.detector, outputs, taps, objects)
 
     def forward(self, maps: tuple[Tensor, ...]) -> Tensor:
         """Logits [B, Q, C] of the queries."""
-        return detectors.answers(detectors.run(self.detector, maps[0], maps, None))[0]
+        return detecting.answers(detecting.run(self.detector, maps[0], maps, None))[0]
 
     def answer(self, taken: tuple[Tensor, ...]) -> Tensor:
-        """The best detections [B, K, 6]; see :func:`kdcli.models.detectors.detections`."""
-        return detectors.detections(*detectors.answers(detectors.run(self.detector, taken[0], taken, None)))
+        """The best detections [B, K, 6]; see :func:`kdcli.models.detecting.detections`."""
+        return detecting.detections(*detecting.answers(detecting.run(self.detector, taken[0], taken, None)))
 
     def traceable(self) -> AbstractContextManager[None]:
         """A block in which a graph of any batch can be traced."""
@@ -121,18 +122,18 @@ def taps_of(detector: Any, outputs: Any, taps: Sequence[str], objects: Objects |
     Raises:
         InputError: losses of a call that is given no objects.
     """
-    logits, boxes = detectors.answers(outputs)
+    logits, boxes = detecting.answers(outputs)
     found: dict[str, Any] = {"logits": logits, "boxes": boxes}
     found |= dict(zip(_NECK, outputs.encoder_last_hidden_state))
     if not set(_PLACES).isdisjoint(taps):
-        found |= dict(zip(_PLACES, detectors.scored_places(outputs)))
+        found |= dict(zip(_PLACES, detecting.scored_places(outputs)))
     if not set(_LOSSES).isdisjoint(taps):
         if objects is None:
             raise InputError(
                 f"'{next(t for t in taps if t in _LOSSES)}' is of a call in which a network in training is "
                 "given the objects of its pictures."
             )
-        found |= detectors.losses(detector, outputs, objects)
+        found |= detecting.losses(detector, outputs, objects)
     return {name: found[name] for name in ("logits", *taps)}
 
 
