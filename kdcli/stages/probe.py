@@ -13,8 +13,7 @@ rates × weight decays. The backbone runs once over fixed views and all heads tr
 from __future__ import annotations
 
 import copy
-from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from kdcli.artifacts.manifest import Manifest
@@ -23,6 +22,7 @@ from kdcli.console import Console
 from kdcli.errors import InputError, UsageError
 from kdcli.launch import world_size
 from kdcli.runs import Result, backbone, frame, show
+from kdcli.runs.fitted import Fitted, training, training_by_steps
 from kdcli.runs.idle import of_optimizer, of_probe, refuse_idle
 from kdcli.runs.objective import defaults_of
 from kdcli.sections import (
@@ -48,14 +48,6 @@ if TYPE_CHECKING:
     from kdcli.metrics.calibration import Calibration
     from kdcli.models.protocol import Model
     from kdcli.tasks import Task
-
-_SOLVERS = {
-    "sgd": "by SGD",
-    "lbfgs": "by L-BFGS",
-    "adamw": "by AdamW",
-    "plain": "as they are",
-    "whitened": "whitened",
-}
 
 
 class FinetuneSection(OptimSection):
@@ -149,26 +141,18 @@ class Plan:
         show.network(console, "teacher", self.network)
         if self.data is not None:
             console.note(f"reads    {self.config.data.source}: {show.splits(self.data)}")
-            console.note(f"trains   {self._training()}")
+            network, config = self.network, self.config
+            how = (
+                training_by_steps(config, network)
+                if self.by_steps
+                else training(config, self.specs, self.features)
+            )
+            console.note(f"trains   {how}")
             if self.config.statistics.record:
                 console.note(f"records  {', '.join(self.config.statistics.taps)} of each class")
         else:
             console.note(f"keeps    {backbone.kept(self.network)}")
         console.note(f"writes   {self.target.path}")
-
-    def _training(self) -> str:
-        """What is trained, and for how long."""
-        config = self.config
-        if self.by_steps:
-            optim = config.finetuning().optim
-            what = "and its backbone" if config.finetune else "on the frozen backbone"
-            length = f"{optim.max_steps:,} steps" if optim.max_steps else f"{optim.epochs:g} epochs"
-            kind = self.network.head.kind if self.network.head is not None else "a head"
-            return f"{kind} {what}: {length}, batches of {optim.batch_size}, learning rate {optim.lr:g}"
-        counts = Counter(_SOLVERS[spec.solver] for spec in self.specs)
-        how = ", ".join(f"{count} {solver}" for solver, count in counts.items())
-        tune = f", then all of it for {config.optim.epochs:g} epochs" if config.finetune else ""
-        return f"{len(self.specs)} heads ({how}) on {', '.join(self.features)}{tune}"
 
 
 def plan(config: Config, console: Console, *, unless_complete: bool = False) -> Plan | Result:
@@ -323,72 +307,37 @@ def run(plan: Plan, console: Console, *, stop: Stop | None = None, command: str 
             if outcome is not None and plan.data is not None and task is not None:
                 calibration = recalibrated(network, outcome, config.finetuning(), plan.data, task, runtime)
             say_calibration(console, calibration)
-            fitted = _Fitted(results, outcome, calibration)
+            fitted = Fitted(results, outcome, calibration)
             _export(plan, network, fitted, output, runtime, command)
         runtime.barrier()
     return Result(path, frame.summary(path))
 
 
-@dataclass(frozen=True)
-class _Fitted:
-    """What a run has found.
-
-    Attributes:
-        results: of the heads that were tried; empty where one was kept.
-        outcome: of finetuning.
-        calibration: of what is written; None where the task has none, or a classifier was kept.
-    """
-
-    results: list[HeadResult]
-    outcome: Outcome | None
-    calibration: Calibration | None
-
-
 def _export(
-    plan: Plan, network: Model, fitted: _Fitted, output: Output, runtime: Runtime, command: str
+    plan: Plan, network: Model, fitted: Fitted, output: Output, runtime: Runtime, command: str
 ) -> None:
     """Write backbone and head, with the whole grid in the manifest, and commit."""
-    from kdcli.engine.grid import best
     from kdcli.engine.loop import LOG
     from kdcli.engine.moments import FILE as RECORDS
     from kdcli.runs.calibrating import kept
 
-    results, outcome = fitted.results, fitted.outcome
+    outcome, config = fitted.outcome, plan.config
     keep = network.save(output.partial, (outcome.best or outcome.last) if outcome else None)
-    if plan.config.statistics.record:
-        keep.append(RECORDS)
+    keep += [RECORDS] if config.statistics.record else []
+    keep += [LOG] if outcome else []
     manifest = Manifest("model", "probe", plan.target.identity, plan.target.parents)
-    chosen: dict[str, Any] = {}
-    if results:
-        winner = best(results)
-        chosen = {
-            "metrics": {f"validation/{name}": value for name, value in winner.metrics.items()},
-            "selection": f"best of {len(results)} heads on validation: {winner.spec.name}",
-            "grid": [{**asdict(r.spec), **r.metrics, "epoch": r.epoch} for r in results],
-        }
-    calibration = fitted.calibration.to_json() if fitted.calibration else {}
-    if plan.data is None:
-        calibration = kept(str(plan.config.teacher))
-    if calibration:
+    chosen = fitted.facts(finetuned=config.finetune)
+    if plan.data is None and (calibration := kept(str(config.teacher))):
         chosen["calibration"] = calibration
-    cost = {"teacher_forwards": plan.forwards}
-    if outcome:
-        keep.append(LOG)
-        if results:
-            chosen["head"] = {"metrics": chosen["metrics"], "selection": chosen["selection"]}
-        how = "finetuned, " if plan.config.finetune else ""
-        chosen |= {"metrics": outcome.metrics, "selection": f"{how}{outcome.selection}"}
-        chosen |= {"clipping": outcome.clipping, "machines": outcome.progress.machines}
-        cost["finetune_steps"] = outcome.progress.step
     manifest.facts = frame.facts(
-        plan.config,
+        config,
         command,
         task=network.task,
         layout=network.layout,
         classes=network.classes,
         **chosen,
         data=plan.data.describe() if plan.data else None,
-        cost=cost,
+        cost=fitted.cost(plan.forwards, config.finetuning().optim.batch_size),
         **frame.decisions({"teacher": plan.network}),
         **runtime.describe(),
     )
