@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kdcli.errors import UsageError, nearest
-from kdcli.report.figures import Figure
+from kdcli.report.figures import COST, TEACHER, Figure
 
 _FORM = re.compile(r"\s*([A-Za-z0-9_.]+)\s*(>=|<=|>|<)\s*([0-9.eE+-]+)\s*")
 _COMPARE = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
@@ -68,7 +68,9 @@ def refuse_unmeasured(gates: Sequence[Gate], figures: Sequence[Figure], lacking:
     own = {figure.name for figure in figures}
     for figure in (gate.figure for gate in gates):
         if figure.name not in own or figure.keys[0] in lacking:
-            raise UsageError(f"--require: '{figure.name}' is not measured in this run{_why(figure)}.")
+            idle = figure.name not in own and figure.takes in (TEACHER, COST)
+            why = ": it is no figure of this task" if idle else _why(figure)
+            raise UsageError(f"--require: '{figure.name}' is not measured in this run{why}.")
 
 
 def judge(gate: Gate, model: Mapping[str, Any]) -> tuple[str, bool, float]:

@@ -41,7 +41,7 @@ def gates(student: TimmModel, sites: Sequence[str], lesson: Lesson, pictures: in
     wanted = math.ceil(min(pictures, len(material.pool)) / material.order.batch_size)
     own = compactors(network)
     weights = [own[site].weight for site in sites]
-    module = TurnModule(turn, {"student": network}, shared=False).eval()
+    module = TurnModule(material.method.turns[0], {"student": network}, shared=False).eval()
     found = []
     for batch in loader([material.order.keys(step) for step in range(wanted)]):
         loss = module({**batch, **material.targets.plain(batch)}, torch.ones(2), 0.0)["loss"]

@@ -296,10 +296,12 @@ def figures(task: str | None = None) -> list[Figure]:
     Args:
         task: its name; None for all tasks, each figure once.
     """
-    from kdcli.report.figures import GENERAL
+    from kdcli.report.figures import FOLLOWING, GENERAL
 
     found: dict[str, Figure] = {}
     for name in reversed(TASKS) if task is None else (task,):  # the commonest first
         for figure in _loaded(TASKS[name].figures):
             found.setdefault(figure.name, figure)
-    return [*found.values(), *(figure for figure in GENERAL if figure.name not in found)]
+    row = None if task is None else TASKS.get(task)
+    left = {f.name for f in FOLLOWING} - set(row.follows) if row is not None else set()
+    return [*found.values(), *(f for f in GENERAL if f.name not in (*found, *left))]

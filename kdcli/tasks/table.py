@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+_ALL = ("agreement", "kl", "both_right", "only_student", "only_teacher", "neither_right")
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -29,6 +31,7 @@ class Entry:
         beside: the split that :meth:`kdcli.tasks.Task.wants_validation` speaks of.
         by_steps: whether its heads learn step by step, as students do, and not on features in a cache.
         defaults: keys of the configuration that have other defaults here, where a stage has them.
+        follows: figures of :data:`kdcli.report.figures.FOLLOWING` that are measured beside a teacher.
         given: columns of a batch that networks in training are given beside the pictures.
         embeds: whether networks answer with an embedding, so that a backbone without a head is one of its
             networks (``probe --head none``) and a probe trains none of it further.
@@ -45,6 +48,7 @@ class Entry:
     beside: Literal["validation", "train"] = "validation"
     by_steps: bool = False
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    follows: tuple[str, ...] = _ALL
     given: tuple[str, ...] = ()
     embeds: bool = False
 
@@ -69,6 +73,7 @@ TASKS: dict[str, Entry] = {
         subsets=True,
         by_steps=True,
         defaults={"grid.batch_size": 16, "optim.batch_size": 16, "views.fit": "squash"},
+        follows=(),
         given=("boxes", "classes", "labelled"),
     ),
     "multi-label": Entry(
@@ -87,6 +92,7 @@ TASKS: dict[str, Entry] = {
         provides=frozenset({"picture"}),
         options=("camera_column", "per_identity"),
         settings={"kd": {"ce": 1.0, "kd": 0.1}},
+        follows=("agreement",),
         embeds=True,
     ),
     "representation": Entry(
@@ -96,6 +102,7 @@ TASKS: dict[str, Entry] = {
         "features of pictures, without labels",
         provides=frozenset({"features"}),
         beside="train",
+        follows=(),
     ),
     "classification": Entry(
         "kdcli.tasks.classification:Classification",

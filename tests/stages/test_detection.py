@@ -60,6 +60,23 @@ def measured(data: Path, out: Path, *models: Path, **more: Any) -> dict[str, Any
     return json.loads((path / "report.json").read_text())
 
 
+@pytest.mark.parametrize(
+    ("gate", "message"),
+    [
+        ("agreement>=0.5", "'agreement' is not measured in this run: it is no figure of this task"),
+        ("top1>=0.5", "'top1' is not measured in this run: it takes"),
+        ("teacher_recall>=0.5", "'teacher_recall' is not measured in this run: it takes --teacher"),
+    ],
+)
+def test_a_gate_on_what_is_not_measured_is_refused_before(
+    gate: str, message: str, data: Path, tmp_path: Path
+) -> None:
+    model = detector(tmp_path / "model")
+    more = {"teacher": str(model)} if gate.startswith("agreement") else {}
+    with pytest.raises(UsageError, match=message):
+        measured(data, tmp_path / "report", model, require=[gate], **more)
+
+
 def test_a_probe_trains_the_detector_and_leaves_the_backbone(
     data: Path, backbone: Path, tmp_path: Path
 ) -> None:
