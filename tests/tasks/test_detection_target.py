@@ -287,6 +287,14 @@ def test_corners_that_are_read_as_sides_are_refused(tmp_path: Path) -> None:
     assert "1 box reaches beyond" in str(opened(tmp_path / "e", "train").notes)
 
 
+def test_a_careless_box_does_not_hide_a_wrong_convention(tmp_path: Path) -> None:
+    """Of forty boxes of corners one reaches a pixel beyond its picture."""
+    cells = [objects(([10, 10, 30, 29], "a")) for _ in range(39)]
+    source = saved(tmp_path / "d", rows(objects(([10, 10, 41, 29], "a")), *cells))
+    with pytest.raises(InputError, match="and nearly all boxes of train fit theirs as corners"):
+        opened(source, "train")
+
+
 def test_sides_that_are_read_as_corners_are_refused(tmp_path: Path) -> None:
     source = saved(tmp_path / "d", rows(objects(([1, 2, 9, 9], "a")), objects(([20, 10, 10, 15], "b"))))
     with pytest.raises(

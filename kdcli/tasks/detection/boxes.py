@@ -15,6 +15,7 @@ from kdcli.tasks.detection.cells import shown
 
 _ROUNDING = 1e-3  # pixels by which sums of rounded numbers miss the edge of a picture
 _FAR = 0.1  # of its side: a box that leaves its picture by more is no careless one
+_MANY, _NEARLY = 0.1, 0.95  # of the boxes
 _FEW = 20  # pictures of a stratum: of fewer, a carving would hold out none or one
 _ORDER = {"xywh": "x, y, width, height", "xyxy": "x1, y1, x2, y2"}
 
@@ -70,7 +71,10 @@ class Placed:
         return beyond.max(axis=0, initial=0)
 
     def _refuse_convention(self) -> None:
-        """Raise InputError where some boxes cannot be what they were read as, and all can be the other."""
+        """Raise InputError where some boxes cannot be what they were read as, and all can be the other.
+
+        Or where many cannot, and nearly all can: a few boxes are careless in any convention.
+        """
         origin, end = self.boxes[:, :2], self.boxes[:, 2:]
         if self.stored == "xywh":
             wrong = (self._overhang() > _FAR * np.abs(end - origin)).any(axis=1)
@@ -78,12 +82,13 @@ class Placed:
         else:
             wrong = (end < origin).any(axis=1)
             other, name, shape = origin + end, "xywh", "a corner with width and height"
-        fits = (origin >= 0) & (other >= origin) & (other <= self.sizes + _ROUNDING)
-        if wrong.any() and fits.all():
+        fits = ((origin >= 0) & (other >= origin) & (other <= self.sizes + _ROUNDING)).all(axis=1)
+        few = wrong.any() and fits.all()
+        if few or (len(wrong) and wrong.mean() > _MANY and fits.mean() > _NEARLY):
             fault = f"leaves its picture of {self._size(wrong)}" if name == "xyxy" else "is inverted"
             raise self._fault(
                 wrong,
-                f"{fault} if it is {_ORDER[self.stored]}, and all boxes of "
+                f"{fault} if it is {_ORDER[self.stored]}, and {'all' if few else 'nearly all'} boxes of "
                 f"{self.split} fit theirs as {shape} ({_ORDER[name]}). If that is what they are: --set "
                 f"data.box_format={name}",
             )
