@@ -58,6 +58,18 @@ def test_what_a_model_is_made_of_and_how_good_it_was(tmp_path: Path) -> None:
         assert line in card.splitlines(), line
 
 
+@pytest.mark.parametrize(("name", "side"), [("test_resnet", 64), ("rtdetr_r18vd", 160)])
+def test_detectors_have_cards_too(tmp_path: Path, name: str, side: int) -> None:
+    kind = "light,num_queries=12" if name == "test_resnet" else None
+    wanted = Wanted(["cat"], task="detection", head=kind or "light", kind=kind)
+    network = build(name, wanted, pretrained=False, size=side)
+    manifest = Manifest("model", "compress", {}, [])
+    manifest.facts = {"layout": network.layout, "versions": {"kdcli": "1.2"}}
+    write_card(network, manifest, tmp_path)
+    head = yaml.safe_load((tmp_path / "README.md").read_text().split("---")[1])
+    assert head["pipeline_tag"] == "object-detection"
+
+
 def test_little_is_known_of_a_network_as_it_came(tmp_path: Path) -> None:
     card = text(tmp_path, ["a", "b"])
     assert "Data" not in card
