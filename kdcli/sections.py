@@ -4,19 +4,43 @@ from __future__ import annotations
 
 import re
 import typing
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
 from kdcli.config import Section, head_option, inputs, option, outputs, reading, running, training
+from kdcli.errors import nearest
 
 LARGEST_SIDE = 4096  # of a view, or of the input that a network is asked to have, in pixels
 LARGEST = 1e38  # of a rate or a weight: far beyond use, and yet a number of fp32
 _MANY, _LONG = 1_000_000, 1_000_000_000  # pictures of a batch, epochs or minutes; pictures
 MOST_STEPS = 100_000_000  # of a training
+_NAME = 64  # characters of a head's name
 _VIEWS, _MAGNITUDE = 10_000, 1000  # fixed views of a picture; numbers of a policy of timm
 
 DETECTOR = r"(rtdetr|dfine|light)(,[^,=]{1,40}=[^,=]{1,40}){0,40}"  # a detector's kind and settings
+
+
+def checked_head(value: str | None, others: str, shown: Sequence[str]) -> str | None:
+    """A head's name, or a detector's with its settings.
+
+    Args:
+        value: what was written.
+        others: the pattern of what else it may be.
+        shown: names, for the message.
+
+    Raises:
+        ValueError: something else.
+    """
+    if value is None or re.fullmatch(rf"({others}|{DETECTOR})", value):
+        return value
+    known = [*shown, "rtdetr", "dfine", "light"]
+    hint = nearest(value.partition(",")[0][:_NAME], known)
+    raise ValueError(
+        f"no such head.{hint} There are: {', '.join(known)} (of boxes also light,num_queries=60)"
+    )
+
 
 Rate = Annotated[float, Field(gt=0, le=LARGEST)]
 Amount = Annotated[float, Field(ge=0, le=LARGEST)]
@@ -235,7 +259,6 @@ class StudentSection(RunSection):
         "The student's head: of masks linear, segformer or upernet, of retrieval plain, bnneck or bnneckN, "
         "of boxes rtdetr, dfine or light[,num_queries=60] (default: its own if that fits, else the first, "
         "or bnneck).",
-        pattern=rf"^(linear|segformer|upernet|plain|bnneck\d{{0,5}}|{DETECTOR})$",
     )
     drop_path: float | None = option(None, "The student's stochastic depth.", ge=0, lt=1)
     data: TrainingData = TrainingData()
@@ -248,6 +271,12 @@ class StudentSection(RunSection):
     )
     save_minutes: float = option(5.0, "Commit state so often.", runtime=True, gt=0, le=_MANY)
     log_every: int = option(10, "Steps between rows of metrics.jsonl.", ge=1, le=MOST_STEPS)
+
+    @field_validator("head")
+    @classmethod
+    def _is_a_head(cls, value: str | None) -> str | None:
+        shown = ("linear", "segformer", "upernet", "plain", "bnneck", "bnneckN")
+        return checked_head(value, r"linear|segformer|upernet|plain|bnneck\d{0,5}", shown)
 
     @field_validator("teacher", mode="before")
     @classmethod

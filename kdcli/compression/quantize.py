@@ -17,7 +17,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from kdcli.artifacts.files import sync
-from kdcli.compression.onnx import EXPORT, PACKAGES, compare, plain_copy, quiet
+from kdcli.compression.onnx import EXPORT, PACKAGES, compare, detects, plain_copy, quiet
 from kdcli.errors import InputError, from_os_error, shortened
 from kdcli.models.integers import quantised, restored, sizes
 from kdcli.models.legacy import first_line
@@ -37,6 +37,16 @@ def refuse_few(pictures: int) -> None:
         raise InputError(
             f"--quantize int8: {pictures} pictures to calibrate on, and at least {LEAST} are needed. Use a "
             "larger training split, or quantise dynamically."
+        )
+
+
+def refuse_detectors(network: Model, kind: Kind) -> None:
+    """Raise InputError for a static file of a detector, which ends in numbers of queries and classes."""
+    if kind == "static" and detects(network):
+        raise InputError(
+            f"--quantize int8: {network.name} is a detector, which ends in choosing queries and "
+            "numbering their classes, and 256 values would round these. Take --quantize int8-dynamic, which leaves them "
+            "alone."
         )
 
 
@@ -65,6 +75,7 @@ def quantise_onnx(
         EnvironmentFault: a package is missing, or the disk refuses.
     """
     refuse_missing(PACKAGES, EXPORT)
+    refuse_detectors(network, kind)
     pictures = sum(map(len, batches))
     if kind == "static":
         refuse_few(pictures)

@@ -40,15 +40,22 @@ class Raw:
         notes: what the user should know of how it was read.
         licence: what the data say of themselves.
         kept: where hashes of its files are; see :mod:`kdcli.data.hashes`.
+        annotated: the kind of annotation files that boxes were read from, whose convention is known.
     """
 
     def __init__(
-        self, tables: Mapping[str, Any], root: Path | None = None, fault: str = "", notes: Sequence[str] = ()
+        self,
+        tables: Mapping[str, Any],
+        root: Path | None = None,
+        fault: str = "",
+        notes: Sequence[str] = (),
+        annotated: str = "",
     ):
         for table in tables.values():
             table.reset_format()  # a saved table may ask for tensors instead of plain values
         self.tables = {name: _with_pictures(table) for name, table in tables.items()}
         self.root, self.fault, self.notes = root, fault, list(notes)
+        self.annotated = annotated
         self.kept: Kept | None = None
         first = next(iter(self.tables.values()), None)
         self.licence = getattr(getattr(first, "info", None), "license", "") or ""

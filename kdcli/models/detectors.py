@@ -33,8 +33,28 @@ _DERIVED = (  # of a configuration: what the maps, the classes or the house say
         "eval_idx",
     ),
     *("disable_custom_kernels", "output_attentions", "output_hidden_states", "return_dict"),
+    "learn_initial_query",  # transformers' own code fails with it
 )
-_LARGEST = 65_536  # number of a configuration
+_ANY = (0, 65_536)  # of numbers that are not among those below
+_BOUNDS = {  # of settings whose names end so; the authors' largest are 384 wide, 6 deep, with 300 queries
+    **dict.fromkeys(("d_model", "hidden_dim"), (8, 2048)),
+    "ffn_dim": (8, 8192),
+    "encoder_layers": (0, 24),
+    "layers": (1, 24),
+    "heads": (1, 64),
+    "points": (1, 64),
+    "num_queries": (1, 10_000),
+    "num_denoising": (0, 10_000),
+    "dropout": (0, 0.99),
+    "ratio": (0, 1),
+    "max_num_bins": (4, 256),
+    "hidden_expansion": (0.1, 4),
+    "depth_mult": (0.1, 4),
+    "layer_scale": (0.1, 4),
+    "eps": (1e-12, 0.1),
+    "initializer_range": (1e-6, 1),
+    "temperature": (1, 65_536),
+}
 
 
 @dataclass(frozen=True)
@@ -110,8 +130,9 @@ def _value(text: str, key: str, written: str, default: Any) -> Any:
     except ValueError:
         kind = "a whole number" if isinstance(default, int) else "a number"
         raise UsageError(f"head={text}: {key} is {kind}, got '{written}'.") from None
-    if not 0 <= value <= _LARGEST:
-        raise UsageError(f"head={text}: {key} is between 0 and {_LARGEST:,}.")
+    low, high = next((bounds for ending, bounds in _BOUNDS.items() if key.endswith(ending)), _ANY)
+    if not low <= value <= high:
+        raise UsageError(f"head={text}: {key} is between {low:,} and {high:,}.")
     return value
 
 

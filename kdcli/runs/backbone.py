@@ -38,6 +38,15 @@ def wanted(config: Any, task: Task | None) -> Wanted | None:
     return Wanted(**task.wanted(config.kind), order=config.data.class_order)
 
 
+def refuse_pictures(network: Model) -> None:
+    """Raise InputError for a head that cannot take what its network makes of a picture, by trying one."""
+    import torch
+
+    black = torch.zeros((1, 3, *network.spec.size), dtype=torch.uint8)
+    with torch.inference_mode():
+        network.eval().call([black], ("logits",))
+
+
 def kept(network: Model) -> str:
     """What is kept of a network that no head is fitted to, for the plan."""
     if (decoder := network.decoder) is not None:

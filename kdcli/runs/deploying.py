@@ -102,7 +102,10 @@ def rehearse(network: Model, config: Any) -> None:
     from kdcli.compression.deployment import preprocessing
     from kdcli.compression.exported import export_torch
     from kdcli.compression.onnx import export_onnx
+    from kdcli.compression.quantize import refuse_detectors
 
+    if config.quantize == "int8":
+        refuse_detectors(network, "static")
     for form in dict.fromkeys(config.export):
         with tempfile.TemporaryDirectory() as folder:
             if form == "torch":
@@ -210,6 +213,10 @@ def plan(config: Any, unless_complete: bool) -> Plan | Result:
     if unless_complete and frame.complete(target, config):
         return Result(target.path, frame.summary(target.path))
     network = build(student, weights=config.weights, size=config.image_size).eval()
+    if config.quantize == "int8":
+        from kdcli.compression.quantize import refuse_detectors
+
+        refuse_detectors(network, "static")
     return Plan(config, target, network, samples)
 
 

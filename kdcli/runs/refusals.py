@@ -68,9 +68,11 @@ def refuse_weights(method: Method) -> None:
 
 def warn_of_warmups(method: Method, console: Console) -> None:
     """Warn of terms that are still weighed less than they should be when their phase ends."""
-    for term, weight in unfinished(method):
+    if found := list(unfinished(method)):
+        names, weight = ", ".join(term.name for term, _ in found), found[0][1]
+        whose = "its weight" if len(found) == 1 else "their weights"
         console.warn(
-            f"{term.name} gets its weight of {weight.value:g} over {weight.steps:,} steps, and its phase has "
+            f"{names}: {whose} would be full after {weight.steps:,} steps, and the phase has "
             f"{weight.phase:,}: train longer, or lower method.warmup."
         )
 

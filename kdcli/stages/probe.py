@@ -16,6 +16,8 @@ import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from pydantic import field_validator
+
 from kdcli.artifacts.manifest import Manifest
 from kdcli.config import beneath, head_option, inputs, option
 from kdcli.console import Console
@@ -26,7 +28,6 @@ from kdcli.runs.fitted import Fitted, training, training_by_steps
 from kdcli.runs.idle import of_optimizer, of_probe, refuse_idle
 from kdcli.runs.objective import defaults_of
 from kdcli.sections import (
-    DETECTOR,
     LARGEST,
     LARGEST_SIDE,
     DataSection,
@@ -37,6 +38,7 @@ from kdcli.sections import (
     StudentSection,
     TrainingData,
     ViewSection,
+    checked_head,
 )
 
 if TYPE_CHECKING:
@@ -69,7 +71,6 @@ class Config(RunSection):
         "keep: store a trained classifier as it is; none: what the backbone answers (retrieval); decoder: "
         "store a masked autoencoder whole; rtdetr, dfine or light[,num_queries=60]: fit that detector.",
         "--head",
-        pattern=rf"^(fit|keep|none|decoder|{DETECTOR})$",
     )
     features: str = head_option("all", "all, timm (its own head's), or names with commas.", "--features")
     protocol: Literal["cached", "dinov2"] = head_option(
@@ -83,6 +84,12 @@ class Config(RunSection):
     grid: GridSection = GridSection()
     statistics: StatisticsSection = StatisticsSection()
     optim: FinetuneSection = FinetuneSection()
+
+    @field_validator("head")
+    @classmethod
+    def _is_a_head(cls, value: str) -> str:
+        known = ("fit", "none", *backbone.KEPT)
+        return str(checked_head(value, "|".join(known), known))
 
     @property
     def kind(self) -> str | None:
@@ -212,6 +219,8 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
         from kdcli.runs.finetune import refuse_finetuning
 
         refuse_finetuning(network, config.finetuning())
+    if steps:
+        backbone.refuse_pictures(network)
     features = backbone.features(config, network, task.features(network))
     specs = task.heads(config, features)
     return Plan(config, target, data, task, network.requires_grad_(False), features, specs)

@@ -72,7 +72,7 @@ TASKS: dict[str, Entry] = {
         options=("box_column", "box_format", "class_names"),
         subsets=True,
         by_steps=True,
-        defaults={"grid.batch_size": 16, "optim.batch_size": 16, "views.fit": "squash"},
+        defaults={"grid.lr": [1e-3], "grid.batch_size": 16, "optim.batch_size": 16, "views.fit": "squash"},
         follows=(),
         given=("boxes", "classes", "labelled"),
     ),

@@ -123,8 +123,17 @@ def test_a_network_of_too_few_strides_is_refused() -> None:
         ("light,num_queries=5,num_queries=6", "num_queries is given a second time"),
         ("light,num_queries=many", "num_queries is a whole number, got 'many'"),
         ("light,num_queries=1e9", "num_queries is a whole number"),
-        ("light,dropout=70000", "dropout is between 0 and 65,536"),
-        ("light,learn_initial_query=yes", "learn_initial_query is true or false"),
+        ("light,dropout=5", r"dropout is between 0 and 0\.99"),
+        ("light,decoder_layers=0", "decoder_layers is between 1 and 24"),
+        ("light,decoder_layers=5000", "decoder_layers is between 1 and 24"),
+        ("light,encoder_layers=25", "encoder_layers is between 0 and 24"),
+        ("light,d_model=65536", "d_model is between 8 and 2,048"),
+        ("light,encoder_hidden_dim=65536", "encoder_hidden_dim is between 8 and 2,048"),
+        ("light,num_queries=0", "num_queries is between 1 and 10,000"),
+        ("light,batch_norm_eps=0", "batch_norm_eps is between"),
+        ("light,label_noise_ratio=nan", "label_noise_ratio is between 0 and 1"),
+        ("light,normalize_before=yes", "normalize_before is true or false"),
+        ("light,learn_initial_query=true", "no setting 'learn_initial_query=true'"),
         ("light,encoder_in_channels=3", "no setting 'encoder_in_channels=3'"),
     ],
 )
@@ -324,5 +333,5 @@ def test_a_description_that_is_none_is_refused(settings: Any, what: str, tmp_pat
     if what == "none":
         assert described(config, tensors, made.body) is None
         return
-    with pytest.raises(UsageError, match=what):
+    with pytest.raises(InputError, match=f"describes no detector: .*{what}"):
         described(json.loads(json.dumps(config)), tensors, made.body)

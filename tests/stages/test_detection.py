@@ -239,6 +239,12 @@ def test_what_it_has_not_is_refused(more: dict[str, Any], message: str, data: Pa
         ({"head": "fit", "grid.lr": [1e-3, 1e-2]}, "a detector is trained once: one grid.lr"),
         ({"protocol": "dinov2"}, "detection has no --protocol dinov2"),
         ({"grid.solver": "sgd"}, "grid.solver is given, and one detector is trained"),
+        (
+            {"head": "ligt"},
+            r"--head: no such head\. Did you mean 'light'\? There are: fit, none",
+        ),
+        ({"head": "light,num_queries=300"}, "300 queries has only 84 places"),
+        ({"head": "rtdetr", "image_size": 72}, "each is half as large"),
         ({"head": "none"}, "--head none: networks for detection answer by a head"),
         ({"views.count": "4"}, "--views is given, and every view is new"),
         (
@@ -250,7 +256,7 @@ def test_what_it_has_not_is_refused(more: dict[str, Any], message: str, data: Pa
 def test_what_a_probe_of_it_has_not_is_refused(
     more: dict[str, Any], message: str, data: Path, backbone: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(UsageError, match=message):
+    with pytest.raises((UsageError, InputError), match=message):
         probed(data, backbone, tmp_path / "out", **more)
 
 
@@ -318,6 +324,37 @@ def coco(data: Path, folder: Path) -> Path:
         written = {"images": images, "annotations": found, "categories": categories}
         (folder / "annotations" / f"instances_{name}.json").write_text(json.dumps(written))
     return folder
+
+
+def test_a_split_without_objects_cannot_choose(data: Path, tmp_path: Path) -> None:
+    folder = coco(data, tmp_path / "coco")
+    file = folder / "annotations" / "instances_val.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "annotations": []}))
+    with pytest.raises(InputError, match="none of the 16 pictures of validation has an object that counts"):
+        distilled(folder, tmp_path / "out", **{"method.name": "supervised"})
+
+
+def test_files_of_one_convention_have_no_other(data: Path, tmp_path: Path) -> None:
+    folder = coco(data, tmp_path / "coco")
+    with pytest.raises(UsageError, match=r"data\.box_format=xyxy: COCO files have one convention"):
+        distilled(folder, tmp_path / "out", **{"method.name": "supervised", "data.box_format": "xyxy"})
+
+
+def test_a_probe_learns_at_the_rate_of_its_task(data: Path, backbone: Path, tmp_path: Path) -> None:
+    assert probed(data, backbone, tmp_path / "a").config.finetuning().optim.lr == 1e-3
+    more = {"grid.lr": [5e-3]}
+    assert probed(data, backbone, tmp_path / "b", **more).config.finetuning().optim.lr == 5e-3
+    tuned = {"finetune": True, "grid.epochs": "absent", "grid.batch_size": "absent"}
+    assert probed(data, backbone, tmp_path / "c", **tuned).config.finetuning().optim.lr == 5e-5
+
+
+def test_integers_of_a_detector_are_dynamic(data: Path, tmp_path: Path) -> None:
+    from kdcli.stages import compress
+
+    options = {"student": str(detector(tmp_path / "model")), "method.name": "none", "data.source": str(data)}
+    options |= {"export": ["onnx"], "quantize": "int8", "out": str(tmp_path / "out")}
+    with pytest.raises(InputError, match=r"is a detector, .* Take --quantize int8-dynamic"):
+        compress.plan(resolve(compress.Config, options=options), QUIET)
 
 
 def test_a_half_written_data_set_is_refused_before_anything_is_made(data: Path, tmp_path: Path) -> None:

@@ -141,7 +141,7 @@ def _read(found: Found, contents: Mapping[str, Content], others: Sequence[str]) 
         )
     read = [*contents, *others]
     said = [*said_of(found, rows, read, "named in no COCO file"), *said]
-    return Raw(tables_of(rows, classes, "iscrowd"), root=found.root, notes=said)
+    return Raw(tables_of(rows, classes, "iscrowd"), root=found.root, notes=said, annotated="COCO")
 
 
 def _splits(found: Found, files: Sequence[str]) -> dict[str, str]:

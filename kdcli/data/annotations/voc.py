@@ -120,7 +120,10 @@ def _read(found: Found, files: Sequence[str]) -> Raw:
             f"{found.short(left[0])}"
         )
     return Raw(
-        tables_of({s: own for s, own in rows.items() if own}, classes, "difficult"), found.root, "", said
+        tables_of({s: own for s, own in rows.items() if own}, classes, "difficult"),
+        root=found.root,
+        notes=said,
+        annotated="VOC",
     )
 
 

@@ -122,7 +122,7 @@ def _read(found: Found, files: Sequence[str], texts: set[str], pairs: Mapping[st
         )
     read = [*files, *pairs.values()]
     said = [*said_of(found, rows, read, "beside folders that have text files"), *said]
-    return Raw(tables_of(rows, list(names.values())), root=found.root, notes=said)
+    return Raw(tables_of(rows, list(names.values())), root=found.root, notes=said, annotated="YOLO")
 
 
 def _refuse_unpaired(found: Found, texts: Iterable[str], pairs: Mapping[str, str]) -> None:

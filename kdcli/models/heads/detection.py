@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdcli.errors import InputError
+from kdcli.errors import InputError, UsageError
 from kdcli.models import detecting, detectors
 from kdcli.models.detecting import Objects
 from kdcli.models.detectors import KINDS, LEVELS
@@ -182,6 +182,9 @@ def described_detector(
     if not isinstance(settings, dict) or scores is None:
         return None
     kind = detectors.described(str(config.get("kind")), settings)
-    name, checked = detectors.parsed(kind)
+    try:
+        name, checked = detectors.parsed(kind)
+    except UsageError as error:  # of a file, which no user has written so
+        raise InputError(f"its configuration describes no detector: {error}") from error
     with torch.random.fork_rng(devices=[]):
         return DetectionHead(name, checked, widths(body), len(scores))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from kdcli.errors import UsageError
+from kdcli.tasks.detection.boxes import refuse_nothing
 from kdcli.tasks.matching import bring_into_order
 from kdcli.words import Derive, Term
 
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from kdcli.tasks import Evaluation
     from kdcli.tasks.judging import Judge
     from kdcli.tasks.settings import EvalOptions, ProbeOptions, Probing, Validation
-
-_RATE = 1e-3  # of AdamW for a fresh detector on a frozen backbone
 
 
 @dataclass(frozen=True)
@@ -59,6 +58,8 @@ class Detection:
             )
         if odd := [option for option, given in refused.items() if given]:
             raise UsageError(f"detection has no {odd[0]}: it learns boxes, each of one class.")
+        for name, samples in data.splits.items():
+            refuse_nothing(samples, name, trained=name == "train")
         return cls(tuple(data.classes or ()))
 
     def wanted(self, kind: str | None) -> dict[str, Any]:
@@ -123,8 +124,8 @@ class Detection:
             raise UsageError("detection has no --protocol dinov2 and no --statistics.")
         if len(grid.lr or ()) > 1 or len(grid.weight_decay) > 1:
             raise UsageError("a detector is trained once: one grid.lr and one grid.weight_decay.")
-        rate = (grid.lr or [_RATE])[0]
-        return [HeadSpec(feature, rate, grid.weight_decay[0], "adamw") for feature in features]
+        rates = grid.lr or [0.0]  # with --finetune it is optim.lr that counts
+        return [HeadSpec(feature, rates[0], grid.weight_decay[0], "adamw") for feature in features]
 
     def fit(self, probing: Probing) -> list[HeadResult]:
         """Raises ValueError: a detector learns step by step (``Entry.by_steps``)."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -144,6 +145,24 @@ def refuse_other_sizes(declared: np.ndarray, sizes: np.ndarray, where: Callable[
         f"{where(int(other[0]))}: the columns width and height say "
         f"{' x '.join('?' if np.isnan(side) else f'{side:g}' for side in said)}, and its picture has "
         f"{width:g} x {height:g} pixels. {what}"
+    )
+
+
+def refuse_nothing(samples: Any, name: str, *, trained: bool) -> None:
+    """Raise InputError for a split to measure by in which no object counts.
+
+    Args:
+        samples: with their boxes.
+        name: of the split.
+        trained: whether it is trained on: what is said of that is :func:`lacking`.
+    """
+    boxes = samples.targets
+    if trained or not samples.labelled().any() or not boxes.ignored.all():
+        return
+    ignored = f" ({len(boxes.ignored)} are marked as a crowd or difficult)" if len(boxes.ignored) else ""
+    raise InputError(
+        f"none of the {len(samples):,} pictures of {name} has an object that counts{ignored}: precision and "
+        "recall cannot be measured. Give a split with objects (data.validation=…)."
     )
 
 

@@ -165,6 +165,11 @@ class BoxReader:
 
     def __init__(self, raw: Raw, config: DataSection) -> None:
         self.raw, self.config = raw, config
+        if raw.annotated and config.box_format != type(config).model_fields["box_format"].default:
+            raise UsageError(
+                f"data.box_format={config.box_format}: {raw.annotated} files have one convention, in which "
+                "they are read. Leave it out."
+            )
         self.column = column_of(next(iter(raw.tables.values())), config)
         self.columns = (self.column,)
         self._cells: dict[str, Cells] = {}  # by split
