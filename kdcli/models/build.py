@@ -149,7 +149,7 @@ def _fit(network: Model, wanted: Wanted) -> None:
             network.notes += (f"the classifier of {network.name} for {network.outputs} classes is left out",)
         network.attach(None, [], wanted.task)
         return
-    other = ""
+    other = hint = ""
     if network.task != wanted.task:
         other = f" It answers {network.task}."
     elif network.head is not None and wanted.kind not in (None, network.head.kind):
@@ -170,9 +170,9 @@ def _fit(network: Model, wanted: Wanted) -> None:
             return
         if network.outputs == count:
             knows = "knows no names of them" if not own else f"names them otherwise ({', '.join(own[:3])}, …)"
-            other = f" It {knows}: --set data.class_order=same keeps it where the order is the data's."
+            hint = f" It {knows}: --set data.class_order=same keeps it where the order is the data's."
     if trained:
-        network.notes += (f"{note} gives way to a fresh one for {count}.{other}".removesuffix("."),)
+        network.notes += (f"{note} gives way to a fresh one for {count}.{other}{hint}".removesuffix("."),)
     made = None
     if wanted.head:
         name = wanted.head if wanted.kind in (None, Head.kind) else str(wanted.kind)
@@ -290,7 +290,10 @@ def _head(
     path: Path, body: Any, config: dict[str, Any], tensors: dict[str, Tensor], pretrained: bool
 ) -> Head:
     """The head of ``head.safetensors``. Raises InputError for one of another kind or shape."""
-    head = heads.described(config, tensors, body)
+    try:
+        head = heads.described(config, tensors, body)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
     if head is None:
         raise InputError(f"{path}: its head is none that this kdcli knows.")
     if pretrained:

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from kdcli.errors import InputError, UsageError, nearest
@@ -189,7 +190,7 @@ def make(kind: str, settings: Mapping[str, Any], widths: Sequence[int], classes:
         raise InputError(f"head={described(kind, settings)}: {str(error).splitlines()[0]}") from error
     detector.model.backbone = GivenMaps()
     begin(detector)
-    return detector
+    return with_right_gradients(detector)
 
 
 def begin(detector: nn.Module) -> None:
@@ -217,6 +218,38 @@ def begin(detector: nn.Module) -> None:
             nn.init.zeros_(head.layers[-1].bias)
 
 
+class _InPlain(torch.autograd.Function):
+    """The same tensor, whose gradient comes back in plain layout where it is of one picture."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        """The tensor."""
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        """Its gradient."""
+        (gradient,) = gradients
+        return gradient if len(gradient) > 1 else gradient.clone(memory_format=torch.contiguous_format)
+
+
+def _in_plain(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+    found: Tensor = _InPlain.apply(output) if output.requires_grad else output
+    return found
+
+
+def with_right_gradients(detector: nn.Module) -> nn.Module:
+    """A detector whose batch norms learn from a batch of one picture too.
+
+    torch 2.14 gives a batch norm on a CPU a wrong gradient of its input and weights where that of its output
+    is of one picture and transposed, as it is behind maps that are flattened to places.
+    """
+    for module in detector.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.register_forward_hook(_in_plain)
+    return detector
+
+
 def class_layers(detector: Any) -> list[Any]:
     """All layers that know classes: of places, of every refinement, of queries made of objects."""
     model = detector.model
@@ -240,6 +273,7 @@ def for_classes(detector: Any, classes: int) -> Any:
     parameters = dict(detector.named_parameters(remove_duplicate=False))
     kept = {n: t for n, t in detector.state_dict().items() if id(parameters.get(n)) not in known}
     made.load_state_dict(kept, strict=False)
+    with_right_gradients(made)
     return made.to(next(detector.parameters()).device)
 
 

@@ -53,7 +53,7 @@ class Detr(Model):
 
     def __init__(self, body: Any, spec: InputSpec, classes: list[str] | None, **facts: Any) -> None:
         super().__init__(spec, classes, **facts)
-        self.body = body
+        self.body: Any = detectors.with_right_gradients(body)
 
     def prepare(self, x: Tensor) -> Tensor:
         """Resize and normalise views uint8 [B, 3, H, W]; float tensors are taken as prepared."""
@@ -163,6 +163,10 @@ class Detr(Model):
         if getattr(self, "_frozen", False):
             self.body.model.backbone.eval()
         return self
+
+    def synchronise(self) -> None:
+        """Let batch norms see the batches of all processes; CUDA only, torch has none for CPUs."""
+        self.body = nn.SyncBatchNorm.convert_sync_batchnorm(self.body)
 
     def save(self, folder: Path, tensors: dict[str, Tensor] | None = None) -> list[str]:
         """Write it as transformers does, with a description of its input beside it."""

@@ -335,3 +335,30 @@ def test_a_description_that_is_none_is_refused(settings: Any, what: str, tmp_pat
         return
     with pytest.raises(InputError, match=f"describes no detector: .*{what}"):
         described(json.loads(json.dumps(config)), tensors, made.body)
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
+def test_one_picture_has_the_gradient_of_the_same_picture_twice(name: str) -> None:
+    """torch's batch norms on a CPU have another one, of one picture and a transposed gradient."""
+    made, x, one = network("light,num_queries=12,num_denoising=0", name, size=64), views(1, 64), objects(3)
+    found = []
+    for times in (1, 2):
+        made.zero_grad()
+        given = [one.boxes * times, one.classes * times, torch.ones(times).bool()]
+        losses = made.call([x.repeat(times, 1, 1, 1), *given], ("loss_class", "loss_box"))
+        (losses["loss_class"].mean() + losses["loss_box"].mean()).backward()
+        found.append({n: p.grad.clone() for n, p in made.named_parameters() if p.grad is not None})
+    assert found[0].keys() == found[1].keys()
+    for key, gradient in found[0].items():
+        torch.testing.assert_close(gradient, found[1][key], rtol=1e-3, atol=1e-4, msg=key)
+
+
+def test_a_detector_for_as_many_other_classes_is_kept_but_for_what_knows_them(tmp_path: Path) -> None:
+    made = network()
+    saved(made, tmp_path / "model")
+    other = build(str(tmp_path / "model"), Wanted(["x", "y", "z"], task="detection", head="rtdetr"))
+    assert "names them otherwise" in other.notes[0]
+    assert other.logit_shape == (12, 3)
+    with torch.no_grad():
+        mine, theirs = (n.eval().call([views()], ("neck2",))["neck2"] for n in (made, other))
+    assert torch.equal(mine, theirs)

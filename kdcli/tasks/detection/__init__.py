@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from kdcli.errors import UsageError
+from kdcli.errors import UsageError, refuse_missing
 from kdcli.tasks.detection.boxes import refuse_nothing
 from kdcli.tasks.matching import bring_into_order
 from kdcli.words import Derive, Term
@@ -58,6 +58,7 @@ class Detection:
             )
         if odd := [option for option, given in refused.items() if given]:
             raise UsageError(f"detection has no {odd[0]}: it learns boxes, each of one class.")
+        refuse_missing(("pycocotools", "scipy"), "detection", "boxes are learned and measured with them")
         for name, samples in data.splits.items():
             refuse_nothing(samples, name, trained=name == "train")
         return cls(tuple(data.classes or ()))
