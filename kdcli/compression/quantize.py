@@ -44,7 +44,7 @@ def refuse_detectors(network: Model, kind: Kind) -> None:
     """Raise InputError for a static file of a detector, which ends in numbers of queries and classes."""
     if kind == "static" and detects(network):
         raise InputError(
-            f"--quantize int8: {network.name} is a detector, which ends in numbers of queries and of classes, "
+            f"--quantize int8: {network.name} is a detector, which ends in numbers of queries and classes, "
             "and 256 values would round these. Take --quantize int8-dynamic, which leaves them alone."
         )
 
