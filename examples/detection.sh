@@ -4,7 +4,7 @@
 #     npm pack emoji-datasource-google && tar xzf emoji-datasource-google-*.tgz    # Noto, Apache-2.0
 #     uv run --extra detection examples/detection.sh > examples/results/detection.md
 #     pip download --no-deps deepforest==2.1.0
-#     DATA=trees SOURCE=deepforest-2.1.0-py3-none-any.whl SIDE=192 HEAD=light,num_queries=120 STEPS=300 EPOCHS=40 \
+#     DATA=trees SOURCE=deepforest-2.1.0-py3-none-any.whl SIDE=192 HEAD=light,num_queries=120 STEPS=200 EPOCHS=40 \
 #       uv run --extra detection examples/detection.sh > examples/results/detection_trees.md
 #
 # DATA is emoji or trees, SOURCE what boxes.py makes it of, RUNS the folder to write into, SEEDS the seeds
