@@ -218,24 +218,14 @@ def begin(detector: nn.Module) -> None:
             nn.init.zeros_(head.layers[-1].bias)
 
 
-class _InPlain(torch.autograd.Function):
-    """The same tensor, whose gradient comes back in plain layout where it is of one picture."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        """The tensor."""
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        """Its gradient."""
-        (gradient,) = gradients
-        return gradient if len(gradient) > 1 else gradient.clone(memory_format=torch.contiguous_format)
+def _plain(gradient: Tensor) -> Tensor:
+    """A gradient in plain layout where it is of one picture."""
+    return gradient if len(gradient) > 1 else gradient.clone(memory_format=torch.contiguous_format)
 
 
-def _in_plain(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
-    found: Tensor = _InPlain.apply(output) if output.requires_grad else output
-    return found
+def _in_plain(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+    if output.requires_grad and not torch.compiler.is_compiling():
+        output.register_hook(_plain)
 
 
 def with_right_gradients(detector: nn.Module) -> nn.Module:

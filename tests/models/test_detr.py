@@ -208,3 +208,15 @@ def test_its_backbone_can_be_frozen(folders: dict[str, Path]) -> None:
     assert not any(part.training for part in made.body.model.backbone.modules())
     assert made.body.model.encoder.training
     assert not any(p.requires_grad for p in made.body.model.backbone.parameters())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("count", [1, 2])
+def test_it_learns_whole(kind: str, count: int, folders: dict[str, Path]) -> None:
+    """Its own backbone adds in place to what its norms give."""
+    made = build(f"local-dir:{folders[kind]}", size=96).train()
+    boxes, classes = [torch.tensor([[0.5, 0.5, 0.3, 0.2]])] * count, [torch.tensor([1])] * count
+    given: list[Any] = [views(count), boxes, classes, torch.ones(count).bool()]
+    found = made.call(given, ("loss_class", "loss_box"))
+    (found["loss_class"].mean() + found["loss_box"].mean()).backward()
+    assert all(p.grad is not None for p in made.parameters() if p.requires_grad)
