@@ -9,8 +9,9 @@
 #
 # DATA is emoji or trees, SOURCE what boxes.py makes it of, RUNS the folder to write into, SEEDS the seeds
 # ("0 1 2") of weights, order and views, STEPS the steps of a student, SIDE its input in pixels, HEAD the
-# detector of both. The teacher's is trained on a frozen ImageNet network for EPOCHS epochs. All students have one course, one learning rate
-# and the same views, and the methods their default weights. Finished stages are not repeated.
+# detector of both. The teacher's is trained on a frozen ImageNet network for EPOCHS epochs. All students have
+# one course, one learning rate and the same views, and the methods their default weights. Finished stages are
+# not repeated.
 set -euo pipefail
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # equal seeds give equal numbers at an equal number of threads
 

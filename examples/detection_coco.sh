@@ -5,9 +5,9 @@
 #     srun -N 2 --ntasks-per-node 8 --gpus-per-node 8 examples/detection_coco.sh     # on several nodes
 #
 # DATA holds annotations/instances_train2017.json and train2017/, VAL the same of val2017: apart, so that a
-# twentieth of train chooses the step and val2017 is measured once, at the end. TEACHER is a backbone (a plain ViT sees sizes that
-# twice its patch divides: 14 pixels, 644); with READY=hf-hub:PekingU/rtdetr_r50vd a ready detector teaches
-# instead. STUDENT is a timm network with ImageNet weights. 72 epochs and batches of 64 are the settings that
+# twentieth of train chooses the step and val2017 is measured once, at the end. TEACHER is a backbone (a plain
+# ViT sees sizes that twice its patch divides: 14 pixels, 644); with READY=hf-hub:PekingU/rtdetr_r50vd a ready
+# detector teaches instead. STUDENT is a timm network with ImageNet weights. 72 epochs and batches of 64 are the settings that
 # RT-DETR and G2SD were trained with (arXiv 2304.08069, 2302.14771). Under srun every task runs this script, and
 # each command is one job of all tasks.
 set -euo pipefail

@@ -19,7 +19,8 @@ MOST_STEPS = 100_000_000  # of a training
 _NAME = 64  # characters of a head's name
 _VIEWS, _MAGNITUDE = 10_000, 1000  # fixed views of a picture; numbers of a policy of timm
 
-DETECTOR = r"(rtdetr|dfine|light)(,[^,=]{1,40}=[^,=]{1,40}){0,40}"  # a detector's kind and settings
+DETECTORS = ("rtdetr", "dfine", "light")  # :data:`kdcli.models.detectors.KINDS`, without torch
+_DETECTOR = rf"({'|'.join(DETECTORS)})(,[^,=]{{1,40}}=[^,=]{{1,40}}){{0,40}}"  # with settings
 
 
 def checked_head(value: str | None, others: str, shown: Sequence[str]) -> str | None:
@@ -33,9 +34,9 @@ def checked_head(value: str | None, others: str, shown: Sequence[str]) -> str | 
     Raises:
         ValueError: something else.
     """
-    if value is None or re.fullmatch(rf"({others}|{DETECTOR})", value):
+    if value is None or re.fullmatch(rf"({others}|{_DETECTOR})", value):
         return value
-    known = [*shown, "rtdetr", "dfine", "light"]
+    known = [*shown, *DETECTORS]
     hint = nearest(value.partition(",")[0][:_NAME], known)
     raise ValueError(
         f"no such head.{hint} There are: {', '.join(known)} (of boxes also light,num_queries=60)"

@@ -18,7 +18,6 @@ import numpy as np
 from kdcli.errors import InputError, NotFinite, refuse_missing
 
 FOLLOWS = ("teacher_recall", "teacher_precision")
-PACKAGES = ("pycocotools",)
 
 _MOST = (1, 10, 100)  # detections of a class in a picture
 _AREAS = ("all", "small", "medium", "large")
@@ -226,7 +225,7 @@ def _evaluated(
     objects: list[dict[str, Any]], found: list[dict[str, Any]], pictures: int, classes: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Precision [10 IoUs, 101 recalls, C, 4 areas, 3 numbers of detections] and recall [10, C, 4, 3]."""
-    refuse_missing(PACKAGES, "detection", "detections are measured with pycocotools")
+    refuse_missing(("pycocotools",), "detection", "detections are measured with pycocotools")
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from kdcli.errors import InputError, UsageError, nearest
 
 LEVELS = 3  # maps that both read, each half as large as the one before it
-LARGEST_SIDE = 8192  # of an input, in pixels
 _DERIVED = (  # of a configuration: what the maps, the classes or the house say
     *("backbone_config", "encoder_in_channels", "decoder_in_channels", "feat_strides", "num_feature_levels"),
     *("encode_proj_layers", "anchor_image_size", "eval_size", "use_focal_loss", "with_box_refine"),

@@ -25,7 +25,7 @@ from kdcli.artifacts.store import write_bytes, write_tensors
 from kdcli.errors import InputError, nearest
 from kdcli.models import detecting, detectors
 from kdcli.models.aliases import NAMED
-from kdcli.models.checks import limited
+from kdcli.models.checks import LARGEST_SIDE, limited
 from kdcli.models.detecting import Objects
 from kdcli.models.detectors import KINDS
 from kdcli.models.heads.detection import TAPS, taps_of
@@ -34,7 +34,8 @@ from kdcli.models.protocol import Model
 
 TYPES = tuple(dict.fromkeys(kind.model_type for kind in KINDS.values()))
 """Types of transformers' configurations that are read."""
-SIZE = 640  # pixels of a side that the authors trained at
+SPEC = InputSpec((640, 640), (0.0,) * 3, (1.0,) * 3, "bilinear", 1.0, "squash")
+"""What the authors trained on."""
 _OF_BASIC = {"encoder_in_channels": [128, 256, 512], "decoder_layers": 3, "hidden_expansion": 0.5}
 
 
@@ -54,6 +55,7 @@ class Detr(Model):
     def __init__(self, body: Any, spec: InputSpec, classes: list[str] | None, **facts: Any) -> None:
         super().__init__(spec, classes, **facts)
         self.body: Any = detectors.with_right_gradients(body)
+        self._frozen = False
 
     def prepare(self, x: Tensor) -> Tensor:
         """Resize and normalise views uint8 [B, 3, H, W]; float tensors are taken as prepared."""
@@ -148,8 +150,7 @@ class Detr(Model):
 
     def fresh_head(self, name: str, classes: int) -> Any:
         """None: its own, whatever kind a task would give a backbone."""
-        if name.partition(",")[2]:
-            self._refuse(f"head of another making: it is whole as it is, and head={name} is for a backbone")
+        return None
 
     def freeze_body(self) -> None:
         """Let nothing of its backbone learn."""
@@ -160,7 +161,7 @@ class Detr(Model):
     def train(self, mode: bool = True) -> Detr:
         """Train or eval mode; of a frozen backbone always eval mode."""
         super().train(mode)
-        if getattr(self, "_frozen", False):
+        if self._frozen:
             self.body.model.backbone.eval()
         return self
 
@@ -212,20 +213,19 @@ def read_spec(folder: Path) -> InputSpec:
     Raises:
         InputError: another kind of input.
     """
-    spec = InputSpec((SIZE, SIZE), (0.0,) * 3, (1.0,) * 3, "bilinear", 1.0, "squash")
-    file = folder / artifacts.PROCESSOR
+    spec, file = SPEC, folder / artifacts.PROCESSOR
     if not file.is_file():
         return spec
     found = read_object(file)
     size = found.get("size") or {}
     try:
-        sides = int(size.get("height", SIZE)), int(size.get("width", SIZE))
+        sides = int(size.get("height", SPEC.size[0])), int(size.get("width", SPEC.size[1]))
         if found.get("do_normalize"):
             mean, std = (tuple(float(v) for v in found[key]) for key in ("image_mean", "image_std"))
             spec = replace(spec, mean=mean, std=std)
     except (TypeError, ValueError, KeyError) as error:
         raise InputError(f"{file} describes no input: {first_line(error)}.") from error
-    if sides[0] != sides[1] or not 1 <= sides[0] <= detectors.LARGEST_SIDE:
+    if sides[0] != sides[1] or not 1 <= sides[0] <= LARGEST_SIDE:
         raise InputError(f"{file}: an input of {sides[0]} x {sides[1]} pixels; a square one is wanted.")
     return replace(spec, size=sides)
 

@@ -297,9 +297,8 @@ class Model(nn.Module, ABC):
             return
         with torch.no_grad():
             for layer in self.class_layers or [self.linear]:
-                rows = torch.tensor(
-                    [*order, *range(len(order), len(layer.weight))]
-                )  # behind them: of no class
+                behind = range(len(order), len(layer.weight))  # of no class
+                rows = torch.tensor([*order, *behind])
                 layer.weight.copy_(layer.weight[rows].clone())
                 if getattr(layer, "bias", None) is not None:
                     layer.bias.copy_(layer.bias[rows].clone())

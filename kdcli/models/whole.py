@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -68,8 +69,7 @@ def _known(name: str, options: Options) -> Detr:
             f"no weights for {name}: kdcli has none by that name. Ways out: --weights FILE; "
             f"hf-hub:PekingU/{name} or local-dir:PATH of a downloaded copy; or --from-scratch for a student."
         )
-    spec = InputSpec((detr.SIZE, detr.SIZE), (0.0,) * 3, (1.0,) * 3, "bilinear", 1.0, "squash")
-    return _made(name, detr.named(name), spec, None, options)
+    return _made(name, detr.named(name), detr.SPEC, None, options)
 
 
 def _made(name: str, body: Any, spec: InputSpec, classes: list[str] | None, options: Options) -> Detr:
@@ -83,10 +83,8 @@ def _made(name: str, body: Any, spec: InputSpec, classes: list[str] | None, opti
             body = detr.from_configuration({**body.config.to_dict(), **_labels(own)}, options.weights)
             classes, count = None, own
         body = detr.pretrained("", options.weights, body.config, found.tensors)
-        source, trained = (
-            digest([file_hash(artifacts.split_weights(options.weights)[0]), options.size]),
-            "pretrained",
-        )
+        trained = "pretrained"
+        source = digest([file_hash(artifacts.split_weights(options.weights)[0]), options.size])
     elif options.pretrained:
         state = body.state_dict()
         source = digest([(n, tuple(t.shape), float(t.double().sum())) for n, t in state.items()])
@@ -145,15 +143,24 @@ def _source(name: str) -> tuple[str, Path, dict[str, Any]] | None:
 def _downloaded(place: str) -> Path:
     """The folder of a repository's configuration files; one that is not there where they cannot be had."""
     from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import RemoteEntryNotFoundError
 
     try:
         with reachable_hub():
             folder = Path(hf_hub_download(place, artifacts.CONFIG)).parent
-            if detr.is_detr(read_object(folder / artifacts.CONFIG)):
-                hf_hub_download(place, artifacts.PROCESSOR)
+            if detr.is_detr(read_object(folder / artifacts.CONFIG)) and not _lacks_processor(place):
+                with suppress(RemoteEntryNotFoundError):
+                    hf_hub_download(place, artifacts.PROCESSOR)
             return folder
     except Exception:  # of many kinds; whoever asks for weights says what is wrong
         return Path(place, "nowhere")
+
+
+def _lacks_processor(place: str) -> bool:
+    """Whether the cache knows that a repository describes no input."""
+    from huggingface_hub import _CACHED_NO_EXIST, try_to_load_from_cache
+
+    return try_to_load_from_cache(place, artifacts.PROCESSOR) is _CACHED_NO_EXIST
 
 
 def _refuse(name: str, options: Options) -> None:

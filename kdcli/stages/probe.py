@@ -191,14 +191,14 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
     from kdcli.models.build import DROPPED, build
     from kdcli.tasks import task_of
 
-    task, steps = None, False
+    task, stepwise = None, False
     if data is not None:
         task = task_of(data, config.data, config.optim, config.views)
         config = beneath(config, defaults_of(config, task))[0]
         _refuse_of_task(config, task)
         task.heads(config, ())  # refuses what it has not before a network is fetched
-        steps = backbone.by_steps(task)
-    refuse_idle(config, of_probe(config, steps))
+        stepwise = backbone.by_steps(task)
+    refuse_idle(config, of_probe(config, stepwise))
     if config.finetune:
         refuse_idle(config, of_optimizer(config.optim))
     wanted = backbone.wanted(config, task)
@@ -215,11 +215,11 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
         if config.head == "keep":
             backbone.settle_names(config, network, kept)
         return Plan(config, target, None, None, network, [], [])
-    if config.finetune or steps:
+    if config.finetune or stepwise:
         from kdcli.runs.finetune import refuse_finetuning
 
         refuse_finetuning(network, config.finetuning())
-    if steps:
+    if stepwise:
         backbone.refuse_pictures(network)
     features = backbone.features(config, network, task.features(network))
     specs = task.heads(config, features)

@@ -16,6 +16,7 @@ from kdcli.models.build import Wanted, build
 from kdcli.models.detecting import Objects
 from kdcli.models.heads.detection import DetectionHead, ends, widths
 from kdcli.models.timm import TimmModel
+from kdcli.sections import DETECTORS
 
 CLASSES = ["tree", "car", "a roof"]
 KINDS = ("light,num_queries=12", "dfine,num_queries=12,decoder_layers=2,d_model=32,encoder_hidden_dim=32")
@@ -26,6 +27,10 @@ def network(kind: str = KINDS[0], name: str = "test_resnet", size: int = 96, see
     kind = f"{kind},{SMALL}" if kind.startswith("dfine") else kind
     wanted = Wanted(CLASSES, task="detection", head=kind, kind=kind)
     return build(name, wanted, pretrained=False, size=size, seed=seed).eval()
+
+
+def test_the_command_line_knows_each_kind() -> None:
+    assert set(DETECTORS) == set(detectors.KINDS)
 
 
 def views(count: int = 3, size: int = 96) -> torch.Tensor:
@@ -155,7 +160,7 @@ def test_fresh_convolutions_and_norms_begin_as_torch_has_them(kind: str) -> None
     assert all(bool((norm.weight == 1).all()) for norm in norms)
     for module in (m for m in detector.modules() if isinstance(m, nn.Conv2d)):
         bound = (module.in_channels // module.groups * module.kernel_size[0] ** 2) ** -0.5  # Kaiming, a = √5
-        assert 0.8 * bound < float(module.weight.abs().max()) <= bound
+        assert 0.8 * bound < float(module.weight.detach().abs().max()) <= bound
 
 
 def test_the_first_boxes_of_rt_detr_are_its_anchors() -> None:

@@ -220,3 +220,27 @@ def test_it_learns_whole(kind: str, count: int, folders: dict[str, Path]) -> Non
     found = made.call(given, ("loss_class", "loss_box"))
     (found["loss_class"].mean() + found["loss_box"].mean()).backward()
     assert all(p.grad is not None for p in made.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("described", [True, False])
+def test_the_hub_cache_serves_without_a_network(
+    described: bool, folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    repository, commit = tmp_path / "models--some--detector", "0" * 40
+    snapshot = repository / "snapshots" / commit
+    shutil.copytree(folders["rt_detr"], snapshot)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    if described:
+        (snapshot / "preprocessor_config.json").write_text('{"size": {"height": 96, "width": 96}}')
+    else:  # what the hub's client leaves where it was told that there is none
+        (repository / ".no_exist" / commit).mkdir(parents=True)
+        (repository / ".no_exist" / commit / "preprocessor_config.json").touch()
+    model = build("hf-hub:some/detector", None)
+    assert isinstance(model, Detr)
+    assert model.spec.size == ((96, 96) if described else (640, 640))
+    assert model.classes == CLASSES

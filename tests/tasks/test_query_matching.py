@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import math
-import sys
 
 import pytest
 import torch
@@ -121,8 +121,10 @@ def test_a_network_that_answers_nothing_but_nan_is_matched() -> None:
 
 
 def test_without_scipy_the_message_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "scipy.optimize", None)
-    with pytest.raises(EnvironmentFault, match=r"scipy, which is not installed: pip install 'kdcli\[det"):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "scipy" else found(name))
+    message = r"matched with scipy: scipy is not installed. Install it with: pip install 'kdcli\[detection\]'"
+    with pytest.raises(EnvironmentFault, match=message):
         matched_queries(*drawn(1, 2, 2))
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 from torch import Tensor
 
-from kdcli.errors import EnvironmentFault
+from kdcli.errors import refuse_missing
 from kdcli.losses.boxes import generalized_iou
 from kdcli.losses.detection import confidence, expected_objects, mean_count, query_distillation
 from kdcli.words import Derive, Term
@@ -54,7 +52,9 @@ def matched_queries(
     Raises:
         EnvironmentFault: no scipy.
     """
-    assign = _assignment()
+    refuse_missing(("scipy",), "detection", "queries of student and teacher are matched with scipy")
+    from scipy.optimize import linear_sum_assignment
+
     with torch.no_grad():
         student, teacher = student_logits.float().sigmoid(), teacher_logits.float().sigmoid()
         count = min(teacher.shape[1], student.shape[1])
@@ -65,20 +65,8 @@ def matched_queries(
         apart = l1 * torch.cdist(boxes, own, p=1) - giou * generalized_iou(boxes[:, :, None], own[:, None])
         cost = class_cost * torch.cdist(teacher, student, p=1) + teacher.amax(2, keepdim=True) * apart
         cost = torch.where(cost.isfinite(), cost, _CHEAPEST)
-        chosen = np.stack([assign(rows)[1] for rows in cost.double().cpu().numpy()])  # rows in their order
+        chosen = np.stack([linear_sum_assignment(rows)[1] for rows in cost.double().cpu().numpy()])
         return torch.stack([order, torch.from_numpy(chosen).to(order)], dim=-1)
-
-
-def _assignment() -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    """Scipy's solver of linear sum assignments. Raises EnvironmentFault where there is none."""
-    try:
-        from scipy.optimize import linear_sum_assignment
-    except ImportError:
-        raise EnvironmentFault(
-            "queries of student and teacher are matched by scipy, which is not installed: "
-            "pip install 'kdcli[detection]'."
-        ) from None
-    return linear_sum_assignment
 
 
 def query_terms(

@@ -29,12 +29,14 @@ class Names:
         first: the number, as it is stored, of the first of them.
         where: what they are those of, for messages.
         text: whether categories are stored as text, as numbers, or (None) as either.
+        given: whether the column's type or the options name them, not the boxes.
     """
 
     names: list[str]
     first: int
     where: str
     text: bool | None
+    given: bool = False
 
     @classmethod
     def of(
@@ -66,9 +68,9 @@ class Names:
                     f"{source}: column '{column}' names its {len(named)} classes itself ({_few(named)}); "
                     "data.class_names gives others. Leave it out."
                 )
-            return cls(named, 0, f"column '{column}'", False)
+            return cls(named, 0, f"column '{column}'", False, given=True)
         if config.class_names:
-            return cls(list(config.class_names), 0, "data.class_names", None)
+            return cls(list(config.class_names), 0, "data.class_names", None, given=True)
         train = splits_of.find(raw.tables, config.train, source, "data.train")
         asked = [train] if train in forms else [*forms]
         own = [cells for name in asked if len((cells := read(str(name))).rows)]
@@ -116,8 +118,7 @@ class Names:
     def _unknown(self, cells: Cells, box: int) -> str:
         """What to say of a box that is of no class."""
         category, count = int(cells.categories[box]), len(self.names)
-        given = self.where not in ("data.class_names",) and not self.where.startswith("column")
-        mend = "Name all of them with --set data.class_names=[…]." if given else "Correct it."
+        mend = "Correct it." if self.given else "Name all of them with --set data.class_names=[…]."
         if cells.names is not None:
             name = cells.names[category]
             near = nearest(name, self.names)
