@@ -77,6 +77,12 @@ class DataSection(SourceSection):
     )
     split_seed: int = option(0, "Seed of the carving, independent of --seed.", ge=-(2**63), lt=2**63)
     group_by: str | None = option(None, "Column whose equal values stay in one split.")
+    open_classes: str | None = option(
+        None, "File that divides classes into seen (id) and unseen (ood) ones (kdcli classes split)."
+    )
+    shots: int | None = option(
+        None, "Pictures of each unseen class that are learned from and never measured.", ge=1, le=_LONG
+    )
     label_column: str | None = option(None, "Column of the labels (found by type).")
     label_columns: list[str] | None = option(None, "Columns of 0 and 1, one for each of several labels.")
     task: str = reading("auto", "By name (retrieval, …); auto: by the columns of the data.", "--task")
@@ -98,6 +104,28 @@ class DataSection(SourceSection):
     labelled_fraction: float | None = option(None, "Share of labelled samples in a batch.", gt=0, le=1)
     class_balance: Literal["none", "sampler", "loss"] = reading(
         "none", "Even out rare classes.", "--class-balance"
+    )
+
+
+class TextSection(Section):
+    """What is said of classes, and who reads it."""
+
+    principal: typing.ClassVar[str | None] = "file"
+    file: str | None = inputs(
+        None, "What classes are told apart by: JSON, label2text.txt, or names, one a line.", "--texts"
+    )
+    descriptions: str | None = option(
+        None, "Sentences about the classes of label2text.txt, in their order (chatgpt.txt)."
+    )
+    templates: list[str] = option(
+        ["photo"], "photo, photo-a, clip7, or templates of your own with {} for the name.", max_length=1000
+    )
+    described: bool | None = option(
+        None, "Whether descriptions are put behind names (default: where the file has some)."
+    )
+    tower: str | None = option(None, "Folder or hub id of the text tower (default: the model's own).")
+    scale: float | None = option(
+        None, "Factor of cosines in logits (default: the model's own; of a student 1/0.07).", gt=0, le=10_000
     )
 
 

@@ -32,7 +32,7 @@ RANKS = (
     ("synthesis", "methods"),
     ("compression",),
     ("runs",),
-    ("stages",),
+    ("stages", "classes"),
     ("commands",),
     ("cli",),
 )
@@ -212,7 +212,7 @@ RUN = "--out --overwrite --cache --seed -n,--num-processes --device --precision 
 DATA = "--data --task --labels-per-class --class-balance --on-bad-image"
 OPTIONS = {
     "probe": f"{RUN} {DATA} --views --teacher --weights --image-size --head --finetune --features --protocol "
-    "--statistics --epochs --batch-size",
+    "--statistics --texts --epochs --batch-size",
     "synthesize": f"{RUN} --data --on-bad-image --weights --teacher --student --merge --mixer --sources "
     "--strengths --pad-tokens --guidance --steps --scheduler --resolution --per-image --count --shard "
     "--batch-size",
@@ -222,7 +222,7 @@ OPTIONS = {
     "--epochs --max-steps --batch-size --auto-batch",
     "compress": f"{RUN} {DATA} --views --teacher --student --weights --image-size --method "
     "--target --export --quantize --recipe --opt --lr --weight-decay --epochs --max-steps --batch-size",
-    "eval": f"{RUN} {DATA} --teacher --split --require --cost --batch-size",
+    "eval": f"{RUN} {DATA} --teacher --split --require --cost --batch-size --texts",
 }
 OPTIMISER = (
     "opt lr weight_decay decay_all momentum betas layer_decay schedule warmup warmup_from hold min_lr "
@@ -234,10 +234,11 @@ RUN_KEYS = (
 )
 SOURCE_KEYS = "source train image_column on_bad_image max_bad_fraction max_pixels"
 DATA_KEYS = (
-    f"{SOURCE_KEYS} validation test validation_fraction duplicates split_seed group_by label_column "
-    "label_columns task mask_column box_column box_format class_names camera_column per_identity void "
-    "class_order labels_per_class labelled_fraction class_balance"
+    f"{SOURCE_KEYS} validation test validation_fraction duplicates split_seed group_by open_classes shots "
+    "label_column label_columns task mask_column box_column box_format class_names camera_column "
+    "per_identity void class_order labels_per_class labelled_fraction class_balance"
 )
+TEXT_KEYS = "file descriptions templates described tower scale"
 VIEW_KEYS = (
     "count size scale ratio fit zoom_out iou_crop hflip vflip color_jitter auto_augment erase store "
     "interpolation"
@@ -249,6 +250,7 @@ KEYS = {
         "views": VIEW_KEYS,
         "optim": OPTIMISER,
         "grid": "lr weight_decay l2 solver epochs batch_size momentum patience",
+        "texts": TEXT_KEYS,
         "statistics": "record taps min_count max_gigabytes",
     },
     "synthesize": {
@@ -267,6 +269,7 @@ KEYS = {
         "data": f"extra extra_ratio {DATA_KEYS}",
         "views": VIEW_KEYS,
         "method": "name alpha temperature",
+        "texts": TEXT_KEYS,
         "optim": OPTIMISER,
     },
     "compress": {
@@ -283,6 +286,7 @@ KEYS = {
         "": f"{RUN_KEYS} models teacher split require cost batch_size window stride rerank repeats "
         "exit_slack effects_mix occlusion occlusion_grid cka",
         "data": DATA_KEYS,
+        "texts": TEXT_KEYS,
     },
 }
 
@@ -451,6 +455,6 @@ def test_every_class_of_the_table_of_tasks_exists() -> None:
             kinds.append(getattr(importlib.import_module(module), kind))
         assert kinds[1].task == name
         assert figures(name)
-        assert entry.provides <= {"picture", "class", "pixel", "features", "object"}
+        assert entry.provides <= {"picture", "class", "pixel", "features", "object", "text"}
         assert set(entry.options) <= set(DATA_KEYS.split())
     assert kinds[1].claims(None, None)  # the last one takes what is left

@@ -11,15 +11,18 @@ import struct
 import time
 import traceback
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, ImageFilter
 
 from kdcli.console import Console
 from kdcli.methods import METHODS
+
+if TYPE_CHECKING:
+    from kdcli.models.banks import TextBank
 
 QUIET = Console(silent=True)
 """Methods for toy networks of timm; those of detectors have networks, and tests, of their own."""
@@ -257,6 +260,30 @@ def squares(folder: Path, counts: dict[str, int], side: int = 64, seed: int = 0)
     return folder
 
 
+def bank(classes: Sequence[str], width: int = 16, seed: int = 5, scale: float = 20.0) -> TextBank:
+    """Texts of some classes, embedded at random."""
+    import torch
+
+    from kdcli.models.banks import TextBank, mean_of_texts
+
+    rows = torch.randn(len(classes), width, generator=torch.Generator().manual_seed(seed))
+    texts = tuple((f"a photo of {name}",) for name in classes)
+    unit = mean_of_texts(rows, [1] * len(classes))
+    return TextBank(tuple(classes), unit, texts, "nowhere", "of random numbers", scale)
+
+
+def aligned(path: Path, classes: Sequence[str], seed: int = 1) -> Path:
+    """A network of random weights for 32 pixels that compares pictures with texts, embedded at random."""
+    from kdcli.models.build import Wanted, build
+
+    if path.exists():
+        return path
+    wanted = Wanted(list(classes), task="zeroshot", bank=bank(classes))
+    network = build("test_resnet", wanted, pretrained=False, size=32, seed=seed)
+    network.trained = "artifact"
+    return commit_model(network, path)
+
+
 DETECTOR = "light,num_queries=12,num_denoising=8"
 
 
@@ -303,6 +330,8 @@ def method_options(
             squares(pictures, {"train": 24, "validation": 8})
     else:
         teacher = probed("test_vit" if name == "proteus" else "test_resnet")
+    if METHODS[name].needs == "text":
+        teacher = aligned(folder / "aligned", ("T-shirt/top", "Trouser", "Pullover", "Dress"))
     if name == "g2sd-generic":
         teacher = autoencoder(folder / "autoencoder")
     options: dict[str, object] = {

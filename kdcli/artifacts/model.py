@@ -20,6 +20,7 @@ WEIGHTS, CONFIG, HEAD = "model.safetensors", "config.json", "head.safetensors"
 EXITS = ("exits.safetensors", "exits.json")
 DECODER = ("decoder.safetensors", "decoder.json")
 PROCESSOR = "preprocessor_config.json"  # of transformers' networks: their input
+TEXTS = "texts.json"  # what the bank of a head was made of
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
@@ -124,7 +125,7 @@ def read(path: Path | str) -> ModelFiles:
     prefix = "" if path == root else f"{path.relative_to(root).as_posix()}/"
     names = [
         name
-        for name in (WEIGHTS, CONFIG, HEAD, *EXITS, *DECODER, PROCESSOR)
+        for name in (WEIGHTS, CONFIG, HEAD, *EXITS, *DECODER, PROCESSOR, TEXTS)
         if f"{prefix}{name}" in manifest.files
     ]
     if WEIGHTS not in names or CONFIG not in names:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Needs = Literal["any", "picture", "class", "pixel", "object", "features"]
+Needs = Literal["any", "picture", "class", "pixel", "object", "features", "text"]
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Entry:
             what networks say of whole pictures; ``class``: it takes logits for those of one class a picture,
             or reads class numbers; ``pixel``: it compares maps of logits; ``object``: it compares
             what detectors give of each place and query; ``features``: it learns from pictures alone, without
-            labels or answers.
+            labels or answers; ``text``: it compares embeddings of pictures with those of texts.
         several: whether each of several teachers is matched by itself; the function takes their number.
         twin: whether teacher and student must be of one architecture.
         parts: functions that make what ``target`` is given after the task. Their parameters are the method's
@@ -289,6 +289,19 @@ METHODS: dict[str, Entry] = {
         "Fang et al. 2021, arXiv 2101.04731",
         needs="features",
         several=True,
+    ),
+    "vlm-ood": Entry(
+        _at("vlm", "vlm_ood"),
+        "a vision-language teacher's space of pictures and texts, for classes beyond those of training",
+        "Li et al. 2023, arXiv 2307.03135",
+        needs="text",
+        published="kdcli.methods.vlm:recipes",
+    ),
+    "clip-kd": Entry(
+        _at("vlm", "clip_kd"),
+        "features, relations between pictures and texts, and texts themselves of a vision-language teacher",
+        "Yang et al. 2024, arXiv 2307.12732",
+        needs="text",
     ),
     "mae": Entry(
         _at("mae", "mae"),

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from kdcli.artifacts import forms
 from kdcli.artifacts import model as artifacts
@@ -16,7 +16,7 @@ from kdcli.artifacts.manifest import digest, file_hash
 from kdcli.artifacts.model import InputSpec
 from kdcli.artifacts.reading import read_object
 from kdcli.errors import InputError, UsageError
-from kdcli.models import checkpoints, checks, heads, surgery
+from kdcli.models import checkpoints, checks, detr, heads, surgery, towers, whole
 from kdcli.models.aliases import ALIASES
 from kdcli.models.autoencoder import Decoder, official, read_decoder
 from kdcli.models.checks import input_spec
@@ -31,36 +31,17 @@ from kdcli.models.creation import (
     refuse_unknown,
     sized,
 )
-from kdcli.models.detr import is_detr
 from kdcli.models.heads.base import Head
+from kdcli.models.heads.texts import BankHead
 from kdcli.models.integers import restored
 from kdcli.models.legacy import first_line, read_weights
 from kdcli.models.protocol import Model
-from kdcli.models.timm import TimmModel
-from kdcli.models.whole import detr_of, of_artifact
+from kdcli.models.timm import TimmModel, projects
+from kdcli.models.wanted import Wanted, fit
 
 DROPPED = "the decoder of {} is left out"
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What a network is to answer.
-
-    Attributes:
-        classes: names of its logits, in order.
-        task: what these are classes of; a head for another task gives way to a fresh one.
-        head: a fresh head of :func:`kdcli.models.heads.fresh`; empty for the library's own classifier.
-        kind: of the head wanted (``linear``, …): one of another kind gives way; None keeps any.
-        order: ``same`` if the logits of a classifier that knows other names, or none, stand in this order.
-        decoder: whether it keeps the decoder of a masked autoencoder, which must be there.
-    """
-
-    classes: list[str]
-    task: str = "classification"
-    head: str = ""
-    kind: str | None = None
-    order: Literal["names", "same"] = "names"
-    decoder: bool = False
+_NAMED = (whole.detr_of, towers.tower_of)  # networks of transformers, by a name; None for another's
+_STORED = ((detr.is_detr, whole.of_artifact), (towers.is_tower, towers.of_artifact))
 
 
 def build(
@@ -118,7 +99,7 @@ def build(
                     f"head={wanted.kind}: {name} is a whole detector; another one stands on a backbone."
                 )
             had = network.decoder
-            _fit(network, wanted)
+            fit(network, wanted)
             network.decoder = had if wanted.decoder else None
             if had is not None and not wanted.decoder:
                 network.notes += (DROPPED.format(network.name),)
@@ -138,59 +119,13 @@ def open_form(name: str) -> Model:
     return OnnxModel(build(str(form.root)), form)
 
 
-# -- the classifier that is wanted ---------------------------------------------------------------------------
-
-
-def _fit(network: Model, wanted: Wanted) -> None:
-    """Its own classifier where that is one for the classes wanted, else a fresh one; says which."""
-    classes, count = wanted.classes, len(wanted.classes)
-    if not count and not wanted.head:  # a backbone alone
-        if network.outputs and network.trained != "random":
-            network.notes += (f"the classifier of {network.name} for {network.outputs} classes is left out",)
-        network.attach(None, [], wanted.task)
-        return
-    other = hint = ""
-    if network.task != wanted.task:
-        other = f" It answers {network.task}."
-    elif network.head is not None and wanted.kind not in (None, network.head.kind):
-        other = f" Another kind of head is asked for: {wanted.kind}."
-    if network.classes == classes and not other:
-        return
-    note = f"the classifier of {network.name} for {network.outputs} classes"
-    trained = network.trained != "random" and network.outputs > 0
-    if trained and not other:
-        own = network.classes or []
-        if wanted.order == "same" and network.outputs == count:
-            network.reorder(None, classes)
-            network.notes += (f"{note} is kept: its order is said to be the data's",)
-            return
-        if len(set(own)) == count == len(own) and set(own) == set(classes) and _has_rows(network):
-            network.reorder([own.index(c) for c in classes], classes)
-            network.notes += (f"{note} is kept, in the order of the data",)
-            return
-        if network.outputs == count:
-            knows = "knows no names of them" if not own else f"names them otherwise ({', '.join(own[:3])}, …)"
-            hint = f" It {knows}: --set data.class_order=same keeps it where the order is the data's."
-    if trained:
-        network.notes += (f"{note} gives way to a fresh one for {count}.{other}{hint}".removesuffix("."),)
-    made = None
-    if wanted.head:
-        name = wanted.head if wanted.kind in (None, Head.kind) else str(wanted.kind)
-        made = network.head.refitted(count) if network.head is not None and not other else None
-        made = made or network.fresh_head(name, count)
-    network.attach(made, classes, wanted.task)
-
-
-def _has_rows(network: Model) -> bool:
-    return network.head is not None or bool(network.class_layers)
-
-
 # -- sources -------------------------------------------------------------------------------------------------
 
 
 def _from_name(name: str, options: Options) -> Model:
-    if (detr := detr_of(name, options)) is not None:
-        return detr
+    for of_name in _NAMED:
+        if (whole_one := of_name(name, options)) is not None:
+            return whole_one
     plain, arguments = checks.with_arguments(name) if not name.startswith((*REMOTE, LOCAL)) else (name, {})
     timm_name, keywords = ALIASES.get(plain, (plain, {}))
     local, remote = timm_name.startswith(LOCAL), timm_name.startswith(REMOTE)
@@ -228,8 +163,9 @@ def _from_name(name: str, options: Options) -> Model:
 
 def _from_artifact(path: Path, options: Options) -> Model:
     files = artifacts.read(path)
-    if is_detr(files.config):
-        return of_artifact(files, options)
+    for fits, of_artifact in _STORED:
+        if fits(files.config):
+            return of_artifact(files, options)
     config, where = files.config, str(path / artifacts.CONFIG)
     checks.refuse_configuration(config, where)
     operations = surgery.read(config, where)
@@ -253,7 +189,7 @@ def _from_artifact(path: Path, options: Options) -> Model:
         surgery.settle(body, spec, where)
     head = None
     if replaced:
-        head = _head(path, body, operations[-1], restored(files.tensors(artifacts.HEAD)), options.pretrained)
+        head = _head(files, body, operations[-1], options.pretrained)
     notes: tuple[str, ...] = ()
     if options.pretrained:
         notes = checkpoints.load(body, restored(files.tensors()), str(path / artifacts.WEIGHTS)).notes
@@ -286,16 +222,17 @@ def _decoder(files: artifacts.ModelFiles, network: TimmModel) -> Decoder:
     return read_decoder(tensors, network, heads, str(files.path / weights))
 
 
-def _head(
-    path: Path, body: Any, config: dict[str, Any], tensors: dict[str, Tensor], pretrained: bool
-) -> Head:
+def _head(files: artifacts.ModelFiles, body: Any, config: dict[str, Any], pretrained: bool) -> Head:
     """The head of ``head.safetensors``. Raises InputError for one of another kind or shape."""
+    if config.get("kind") == BankHead.kind:
+        return towers.bank_head(files, config)
+    tensors = restored(files.tensors(artifacts.HEAD))
     try:
         head = heads.described(config, tensors, body)
     except InputError as error:
-        raise InputError(f"{path}: {error}") from error
+        raise InputError(f"{files.path}: {error}") from error
     if head is None:
-        raise InputError(f"{path}: its head is none that this kdcli knows.")
+        raise InputError(f"{files.path}: its head is none that this kdcli knows.")
     if pretrained:
         head.load_state_dict(tensors)
     return head
@@ -332,7 +269,7 @@ def _trained_classes(body: Any) -> tuple[list[str] | None, int]:
         info = ImageNetInfo()
         names = [info.index_to_description(i) for i in range(count)]
         return [n if names.count(n) == 1 else f"{n} ({i})" for i, n in enumerate(names)], 0
-    if "clip" in str(body.pretrained_cfg.get("architecture")):  # the projection into the space of texts
+    if projects(body):
         return None, 0
     return None, count
 

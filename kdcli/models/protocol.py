@@ -22,6 +22,7 @@ from kdcli.errors import InputError
 
 if TYPE_CHECKING:
     from kdcli.models.autoencoder import Decoder
+    from kdcli.models.banks import TextBank
     from kdcli.models.heads.base import Head
 
 
@@ -255,6 +256,39 @@ class Model(nn.Module, ABC):
             task: whose answer that is.
         """
         self._refuse("place for a new head")
+
+    @property
+    def text_width(self) -> int:
+        """D of the space that it shares with texts as it is; 0 where it shares none."""
+        return 0
+
+    def attach_bank(self, bank: TextBank, *, projected: bool) -> None:
+        """Answer by how alike pictures and texts are.
+
+        Args:
+            bank: embeddings of the texts.
+            projected: whether it ends in their space already; else in a fresh projection.
+
+        Raises:
+            InputError: it does not, or has no place for a projection.
+        """
+        self._refuse("place for a bank of texts")
+
+    @property
+    def bank(self) -> TextBank | None:
+        """The texts that it compares pictures with, if it does; any of their classes may be candidates."""
+        return None if self.head is None else self.head.bank
+
+    def select(self, classes: Sequence[str]) -> None:
+        """Candidates: these of the classes that it has texts of, in this order.
+
+        Raises:
+            InputError: one that it has no text of, or no texts at all.
+        """
+        if self.head is None or self.head.bank is None:
+            self._refuse("bank of texts")
+        self.head.replace_bank(self.head.bank.taking(classes, "its bank of texts"))
+        self.classes = list(classes)
 
     def forget_classes(self) -> None:
         """Leave away a classifier that answers do not come from: what is compared is an embedding."""

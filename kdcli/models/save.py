@@ -30,13 +30,13 @@ def write(network: TimmModel, folder: Path, tensors: dict[str, Tensor]) -> list[
         Names of the files written.
     """
     names = [artifacts.WEIGHTS, artifacts.CONFIG]
-    write_tensors(folder / artifacts.WEIGHTS, _below(tensors, "body."))
+    write_tensors(folder / artifacts.WEIGHTS, below(tensors, "body."))
     write_bytes(folder / artifacts.CONFIG, (json.dumps(_config(network), indent=1) + "\n").encode())
     if network.head is not None:
-        write_tensors(folder / artifacts.HEAD, _below(tensors, "head."))
-        names.append(artifacts.HEAD)
+        write_tensors(folder / artifacts.HEAD, below(tensors, "head."))
+        names += [artifacts.HEAD, *network.head.write_beside(folder)]
     if network.decoder is not None:
-        names += write_decoder(network.decoder, folder, _below(tensors, "decoder."))
+        names += write_decoder(network.decoder, folder, below(tensors, "decoder."))
     return names
 
 
@@ -78,5 +78,6 @@ def _config(network: TimmModel) -> dict[str, Any]:
     return config
 
 
-def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Tensors whose names begin with a prefix, without it."""
     return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}

@@ -1,9 +1,9 @@
 """Taps: named tensors of a call.
 
 ``input`` [B,C,H,W], the pictures as the network takes them · ``logits`` [B,C] · ``pooled`` [B,D], what the
-classifier takes · ``embedding``, the same as retrieval calls it · ``features`` [B,D], what the neck of a head
-takes; ``pooled`` where there is none · ``backbone`` [B,D], pooled features of the network itself,
-whatever head stands on it · ``tokens`` [B,N,D], all tokens after the final norm · ``grid``
+classifier takes · ``embedding``, the same, as retrieval and banks of texts call it · ``features`` [B,D], what
+the neck of a head takes; ``pooled`` where there is none · ``backbone`` [B,D], pooled features of the network
+itself, whatever head stands on it · ``tokens`` [B,N,D], all tokens after the final norm · ``grid``
 [B,D,H,W], patch tokens or the last feature map · ``blockK``, output of the K-th block or stage (from 1;
 ``block-1`` is the last), as the network has it · ``mapK``, the same as a map [B,D,H,W], prefix tokens left
 out · ``stage1`` to ``stage4``, maps at the ends of a network's quarters: a CNN's last four stages, the blocks

@@ -17,10 +17,12 @@ from kdcli.errors import InputError, nearest
 from kdcli.metrics.efficiency import evaluating
 from kdcli.models import heads, surgery
 from kdcli.models.autoencoder import Decoder
+from kdcli.models.banks import TextBank
 from kdcli.models.heads.base import Head
 from kdcli.models.heads.dense import GRIDS, assembled_grid, feature_maps, is_vit
 from kdcli.models.heads.embedding import EmbeddingHead
 from kdcli.models.heads.linear import FEATURES, FeatureHead
+from kdcli.models.heads.texts import BankHead
 from kdcli.models.masked import patch_grid, seeing
 from kdcli.models.protocol import Model
 from kdcli.models.save import write
@@ -255,12 +257,15 @@ class TimmModel(Model):
 
     def fresh_head(self, name: str, classes: int) -> Head:
         """A head with initial weights for this model; see :func:`kdcli.models.heads.fresh`."""
-        width = surgery.pooled_width(self.body, self.spec) if self.operations else None
-        return heads.fresh(name, self.body, classes, width)
+        return heads.fresh(name, self.body, classes, self._pooled_width())
+
+    def _pooled_width(self) -> int | None:
+        """Pooled features of a body whose widths are not those of its architecture; None where they are."""
+        return surgery.pooled_width(self.body, self.spec) if self.operations else None
 
     def attach(self, head: Head | None, classes: list[str], task: str) -> None:
         """Make a head the network's; None stands for a fresh classifier of timm's own."""
-        width = surgery.pooled_width(self.body, self.spec) if self.operations else 0
+        width = self._pooled_width() or 0
         self.operations = surgery.without_widths_of_classifier(self.operations, self.body)
         reset_classifier(self.body, len(classes) if head is None else 0)
         if self.operations:
@@ -323,6 +328,26 @@ class TimmModel(Model):
             head = EmbeddingHead("plain", feature, width, 0)
         self.attach(head, [], task)
 
+    @property
+    def text_width(self) -> int:
+        """D of the space that a bank of texts stands in, or that a CLIP tower of timm's projects into."""
+        if self.bank is not None:
+            return self.bank.width
+        own: Any = self.body
+        return int(own.num_classes) if self.head is None and self.classes is None and projects(own) else 0
+
+    def attach_bank(self, bank: TextBank, *, projected: bool) -> None:
+        """A bank of texts behind its own projection into their space, or a fresh one."""
+        if projected and self.head is not None:
+            self.head.replace_bank(bank)
+            self.classes, self.task = list(bank.classes), BankHead.task
+            return
+        head = BankHead(bank, self._pooled_width() or heads.pooled_width(self.body))
+        if projected:
+            head.take_projection(self.linear)
+        self.attach(head, list(bank.classes), head.task)
+        self.fresh = not projected
+
     def forget_classes(self) -> None:
         """Leave away the classifier behind an embedding."""
         rest = None if self.head is None else self.head.refitted(0)
@@ -378,6 +403,11 @@ class TimmModel(Model):
 
     def _spared(self) -> set[str]:
         return set(getattr(self.body, "no_weight_decay", set)())
+
+
+def projects(body: Any) -> bool:
+    """Whether a timm model ends in a projection into the space of texts, as its towers of CLIP do."""
+    return bool(body.num_classes) and "clip" in str((body.pretrained_cfg or {}).get("architecture"))
 
 
 def classifier(body: Any) -> nn.Linear:

@@ -273,3 +273,25 @@ def _course(model: Model, quality: Quality) -> np.ndarray:
     keys = "validation/flops_left", f"validation/{quality.keys[-1]}"
     rows = [[row[key] for key in keys] for row in model.get("curves") or () if all(k in row for k in keys)]
     return np.array(rows).reshape(-1, 2)
+
+
+def falling_values(models: Sequence[Model]) -> str:
+    """Singular values of each model's texts, largest first.
+
+    Args:
+        models: the report's models; each has ``name`` and ``texts`` with ``spectrum``.
+
+    Raises:
+        ValueError: no models.
+    """
+    refuse_none(models, "a spectrum")
+    with style():
+        figure = Figure(figsize=(5.2, 3.2), layout="constrained")
+        axes = figure.subplots()
+        for index, model in enumerate(models):
+            values = model["texts"]["spectrum"]
+            axes.plot(range(1, len(values) + 1), values, **looks_of(index), markersize=3.5, clip_on=False)
+        axes.set(xlabel="number", ylabel="singular value of the texts", ylim=(0, None))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        legend(figure, list(enumerate(models)))
+        return svg(figure, "Spectrum of the texts")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from kdcli.config import beneath
 from kdcli.errors import InputError, UsageError, nearest
 from kdcli.runs import frame
 
@@ -14,8 +15,27 @@ if TYPE_CHECKING:
     from kdcli.tasks import Task
 
 
-KEPT = ("keep", "decoder")
+KEPT = ("keep", "decoder", "texts")
 """What ``--head`` says where nothing is fitted."""
+
+
+def with_head(config: Any) -> Any:
+    """The configuration with the head of a task that fits none, where that task is named.
+
+    Raises:
+        UsageError: another head for it, or its head for another task.
+    """
+    from kdcli.tasks import TASKS
+
+    row = TASKS.get(config.data.task)
+    if row is not None and row.head:
+        config = beneath(config, {"head": row.head})[0]
+    for name, own in TASKS.items():
+        if own.head and (config.head == own.head) != (config.data.task == name):
+            raise UsageError(
+                f"--head {config.head}: --task {name} has the head {own.head}, and no other task."
+            )
+    return config
 
 
 def by_steps(task: Task) -> bool:
@@ -51,6 +71,8 @@ def kept(network: Model) -> str:
     """What is kept of a network that no head is fitted to, for the plan."""
     if (decoder := network.decoder) is not None:
         return f"an encoder and its decoder of {decoder.depth} blocks, {decoder.facts['width']} wide"
+    if network.bank is not None:
+        return f"what embeds pictures, and a bank of texts about {len(network.classes or [])} classes"
     return f"the trained classifier of {len(network.classes or [])} classes"
 
 

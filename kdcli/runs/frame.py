@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -130,10 +130,22 @@ def refuse_cut_groups(optim: OptimSection, processes: int, group: int) -> None:
         raise UsageError("--auto-batch may part pictures of one identity: set optim.accumulate yourself.")
 
 
-def labelled(config: DataSection, *splits: str, run: RunSection | None = None) -> Data:
-    """The data with these splits; ``run`` says where hashes of their files are kept.
+def labelled(
+    config: DataSection,
+    *splits: str,
+    run: RunSection | None = None,
+    known: tuple[str, Sequence[str]] | None = None,
+) -> Data:
+    """The data with these splits.
 
-    Raises InputError if they have no labels and their task needs some, and what opening them raises.
+    Args:
+        config: the data section.
+        splits: that are needed.
+        run: says where hashes of their files are kept.
+        known: a teacher and the classes that it tells apart, which data without labels take from it.
+
+    Raises:
+        InputError: no labels where their task needs some and no teacher knows classes; what opening raises.
     """
     from kdcli.tasks import entry, open_task_data
 
@@ -142,12 +154,27 @@ def labelled(config: DataSection, *splits: str, run: RunSection | None = None) -
     data = open_task_data(config, *splits, kept=kept)
     if data.classes is None and config.labels_per_class:
         raise UsageError(f"--labels-per-class is given, and {config.source} has no labels to hide.")
+    if data.classes is None and known is not None and "class" in entry(data.task).provides:
+        teacher, classes = known
+        note = (
+            f"{config.source} has no labels: the {len(classes)} classes are those of {teacher}, which alone "
+            "teaches, and the last step is taken, since nothing can be measured on validation pictures"
+        )
+        return replace(data, classes=list(classes), notes=(*data.notes, note))
     if data.classes is None and "features" not in entry(data.task).provides:
         raise InputError(
             f"{config.source} has no labels: no column of them (name it: --set data.label_column=…, or "
             "columns of 0 and 1: --set 'data.label_columns=[…]'), and no two class folders."
         )
     return data
+
+
+def known_classes(teachers: Sequence[str]) -> tuple[str, list[str]] | None:
+    """The first teacher that is an artifact with named classes, and these; None where there is none."""
+    for name in teachers:
+        if found := model_facts(name).get("classes"):
+            return name, [str(one) for one in found]
+    return None
 
 
 def say(console: Console, *opened: Data | None) -> None:
@@ -264,7 +291,7 @@ def _admit(network: Model, name: str, task: Task, order: Literal["names", "same"
 
     if "features" in entry(task.name).provides:
         return
-    if network.task != task.name:
+    if network.task != task.name and task.name not in entry(network.task).serves:
         raise InputError(
             f"{name} does {network.task}, the data is for {task.name}. Probe the teacher on this data first."
         )
@@ -273,7 +300,8 @@ def _admit(network: Model, name: str, task: Task, order: Literal["names", "same"
 
 def warn_of_other_validation(name: str, data: Data, console: Console) -> None:
     """Warn where a model was chosen on other pictures than the validation split of ``data``."""
-    if split_hash(name, "validation") not in ("", data.split("validation").fingerprint):
+    own = data.splits.get("validation")
+    if own is not None and split_hash(name, "validation") not in ("", own.fingerprint):
         console.warn(f"{name} was chosen on other validation samples than this run selects by.")
 
 

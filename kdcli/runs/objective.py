@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from kdcli import methods
 from kdcli.config import beneath
 from kdcli.console import Console
 from kdcli.errors import UsageError
-from kdcli.runs import idle, recipes
+from kdcli.runs import banks, idle, recipes
 
 if TYPE_CHECKING:
     from kdcli.data.samples import Data
     from kdcli.methods.parts import Part
     from kdcli.methods.table import Needs
+    from kdcli.models.banks import TextBank
     from kdcli.tasks import Task
     from kdcli.words import Method
 
@@ -41,21 +42,25 @@ def taught(config: Any, added: bool, console: Console) -> bool:
     return needed or added
 
 
-def of_pictures_alone(config: Any) -> Any:
-    """The configuration with the task that reads no labels, where the method learns from none.
+def of_its_task(config: Any) -> Any:
+    """The configuration with the task that the method is for, where that is no other's and no table tells.
 
     Raises:
         UsageError: an option about labels that nobody learns from.
     """
-    if methods.entry(config.method.name).needs != "features":
+    from kdcli.tasks import providing
+
+    needs = methods.entry(config.method.name).needs
+    if needs == "features":
+        idle.refuse_idle(config, idle.of_pictures_alone(config))
+    if needs not in ("features", "text"):
         return config
-    from kdcli.tasks import of_features
-
-    idle.refuse_idle(config, idle.of_pictures_alone(config))
-    return beneath(config, {"data.task": of_features()})[0]
+    return beneath(config, {"data.task": providing(needs)})[0]
 
 
-def objective(config: Any, data: Data, parts: Sequence[Part]) -> tuple[Any, Task, Method, recipes.Choice]:
+def objective(
+    config: Any, data: Data, parts: Sequence[Part], console: Console
+) -> tuple[Any, Task, Method, recipes.Choice]:
     """Task and method, and the configuration with the method's recipe beneath what the user wrote.
 
     Raises:
@@ -65,14 +70,15 @@ def objective(config: Any, data: Data, parts: Sequence[Part]) -> tuple[Any, Task
     from kdcli.runs.refusals import refuse_weights
     from kdcli.words.analysis import without_zero_terms
 
-    task, method = _method(config, data)
+    bank = banks.chosen(config.texts, data, [*config.teacher, str(config.student)], console)
+    task, method = _method(config, data, bank)
     config, choice = recipes.take(config, config.recipe, method.name, method.recipes)
     own = _of_task(config, task, choice)
     if own:
         config, held = beneath(config, own)
         choice = replace(choice, of_task=dict.fromkeys(held, task.name))
     if choice.applied or own:
-        task, method = _method(config, data)
+        task, method = _method(config, data, bank)
     make = partial(methods.function(method.name), task, **_several(config))
     idle.refuse_idle_parameters(config, make, method, arguments(config))
     for text in config.terms:
@@ -90,25 +96,27 @@ def _of_task(config: Any, task: Task, choice: recipes.Choice) -> dict[str, Any]:
     if row is None:
         return {}
     own = row.settings.get(config.method.name, {})
-    found = defaults_of(config, task) | {f"method.{key}": value for key, value in own.items()}
+    found = defaults_of(config, task.name) | {f"method.{key}": value for key, value in own.items()}
     return {key: value for key, value in found.items() if key not in choice.applied}
 
 
-def defaults_of(config: Any, task: Task) -> dict[str, Any]:
-    """Keys of a stage's configuration that have other defaults for a task."""
+def defaults_of(config: Any, task: str) -> dict[str, Any]:
+    """Keys of a stage's configuration that have other defaults for a task; none for ``auto``."""
     from kdcli.tasks import TASKS
 
-    row = TASKS.get(task.name)
+    row = TASKS.get(task)
     own = {} if row is None else row.defaults
     return {key: value for key, value in own.items() if key.partition(".")[0] in type(config).model_fields}
 
 
-def _method(config: Any, data: Data) -> tuple[Task, Method]:
-    """The task of the data, and the method for it. Raises UsageError where they do not fit."""
+def _method(config: Any, data: Data, bank: TextBank | None) -> tuple[Task, Method]:
+    """The task of the data, with its texts, and the method. Raises UsageError where they do not fit."""
     from kdcli.tasks import task_of
 
     name = config.method.name
     task = task_of(data, config.data, config.optim, config.views)
+    if bank is not None:
+        task = cast("Task", replace(cast(Any, task), bank=bank))
     _refuse_unfit(f"method {name}", methods.entry(name).needs, task)
     return task, methods.function(name)(task, **_several(config), **arguments(config))
 

@@ -15,7 +15,7 @@ import copy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import ConfigDict, field_validator
 
@@ -23,9 +23,9 @@ from kdcli import methods
 from kdcli.config import Section, as_default, inputs, method_option
 from kdcli.console import Console, duration, size
 from kdcli.errors import UsageError
-from kdcli.runs import Result, frame, idle, places, recipes, show
+from kdcli.runs import Result, banks, frame, idle, places, recipes, show
 from kdcli.runs import objective as objectives
-from kdcli.sections import LARGEST, StudentSection
+from kdcli.sections import LARGEST, StudentSection, TextSection
 
 if TYPE_CHECKING:
     from kdcli.data.samples import Data
@@ -52,12 +52,19 @@ class MethodSection(Section):
     )
 
 
+class LearnedTexts(TextSection):
+    """What a student learns to tell apart; without options of its own, since a teacher mostly has it."""
+
+    flags: ClassVar[bool] = False
+
+
 class Config(StudentSection):
     """Train a student, with or without a teacher."""
 
     via: list[str] = inputs(
         [], "Assistant on the way from teacher to student (repeatable).", "--via", max_length=64
     )
+    texts: LearnedTexts = LearnedTexts()
     method: MethodSection = MethodSection()
     recipe: str = method_option(
         recipes.DEFAULT, "The training: default, paper, or a recipe by name.", "--recipe"
@@ -248,20 +255,22 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
     if config.via:
         return _chain(config, console, unless_complete)
     taught = objectives.taught(config, bool(parts), console)
-    config = objectives.of_pictures_alone(config)
-    data = frame.labelled(config.data, "train", "validation", run=config)
+    config = objectives.of_its_task(config)
+    known = frame.known_classes(config.teacher if taught else [])
+    data = frame.labelled(config.data, "train", "validation", run=config, known=known)
     opened = (
         open_unlabelled(source, config.data, partial(places.kept_hashes, config))
         for source in config.data.extra
     )
     extra = [settle_extra(more, data, config.data.duplicates) for more in opened]
     frame.say(console, data, *extra)
-    config, task, method, choice = objectives.objective(config, data, parts)
+    config, task, method, choice = objectives.objective(config, data, parts, console)
     idle.refuse_idle(config, idle.of_training(config.optim, config.views))
     frame.refuse_uneven(config.optim, config.processes)
     parents = [frame.parent("student", str(config.student), config.weights)]
     parents += frame.teachers(config.teacher) if taught else []
     prints = {"data": data.fingerprint, **{f"extra{i}": e.fingerprint for i, e in enumerate(extra)}}
+    prints |= banks.fingerprints(config.texts)
     target = frame.target("distill", config, parents, prints)
     if unless_complete and frame.complete(target, config):
         return Result(target.path, frame.summary(target.path))

@@ -19,15 +19,15 @@ from kdcli.artifacts import forms
 from kdcli.artifacts import manifest as manifests
 from kdcli.artifacts.manifest import Manifest
 from kdcli.artifacts.reading import LOG_LIMIT, read_object, read_rows
-from kdcli.config import inputs, option, outputs, reading, running
+from kdcli.config import beneath, inputs, option, outputs, reading, running
 from kdcli.console import Console
 from kdcli.errors import InputError, UsageError
 from kdcli.report.curves import numbers_of
 from kdcli.report.gates import Gate, judge, parse, refuse_unmeasured
-from kdcli.runs import Result, frame, show
+from kdcli.runs import Result, banks, frame, show
 from kdcli.runs.idle import of_eval, refuse_idle
-from kdcli.sections import LARGEST_SIDE, DataSection, RunSection
-from kdcli.tasks import covering, entry, figures, task_of
+from kdcli.sections import LARGEST_SIDE, DataSection, RunSection, TextSection
+from kdcli.tasks import covering, entry, figures, providing, task_of
 from kdcli.tasks.settings import EvalOptions, Validation
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ class Config(RunSection):
     )
     teacher: str | None = inputs(None, "Compare with this model.", "--teacher")
     data: DataSection = DataSection()
+    texts: TextSection = TextSection()
     split: str = reading("test", "test, validation, train, or any split's name.", "--split")
     require: list[str] = outputs(
         [], "Exit 5 unless it holds, e.g. 'top1>=0.8' (repeatable).", "--require", runtime=True
@@ -130,6 +131,8 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
     """
     frame.require(config.models, "a model (kdcli eval MODEL …)")
     refuse_idle(config, of_eval(config))
+    if banks.is_asked(config.texts) and config.data.task == "auto":
+        config = beneath(config, {"data.task": providing("text")})[0]
     gates = [parse(text, figures()) for text in config.require]
     if (config.stride or 0) > (config.window or 0):
         raise UsageError("stride: no pixel may fall between windows; give a window of at least the stride.")
@@ -148,7 +151,7 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
     wanted = task.wants_validation(config.models)
     beside = entry(task.name).beside
     validation = _validation(config, samples, beside) if wanted else Validation(None)
-    prints = {"data": samples.fingerprint}
+    prints = {"data": samples.fingerprint, **banks.fingerprints(config.texts)}
     if validation.samples is not None:
         prints["validation"] = validation.samples.fingerprint
     target = frame.target("eval", config, parents, prints)
@@ -156,7 +159,7 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
         return _answer(target.path, gates, console)
     frame.refuse_absent(config)
     paths = {_short(name, config.models): name for name in config.models}
-    built, task, absent = _built(config, task)
+    built, task, absent = _built(config, task, console)
     if absent:
         console.warn(_lacking(task.classes, absent))
     networks = {short: built[name] for short, name in paths.items()}
@@ -168,11 +171,15 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
     )
 
 
-def _built(config: Config, task: Task) -> tuple[dict[str, Model], Task, tuple[str, ...]]:
+def _built(config: Config, task: Task, console: Console) -> tuple[dict[str, Model], Task, tuple[str, ...]]:
     """All networks by name, in the order of one task's classes; that task; the classes that the data lack."""
     order = config.data.class_order
     names = dict.fromkeys([*config.models, *([config.teacher] if config.teacher else [])])
     built = {name: frame.opened(name, task, order, exported=True) for name in names}
+    if banks.is_asked(config.texts):
+        banks.refuse_unread(config.texts, task.name)
+        for name, network in built.items():
+            banks.asked_again(network, config.texts, task.classes, name, console)
     task, absent = covering(task, built, order)
     for name, network in built.items():
         task.match(network, order, name)

@@ -23,7 +23,7 @@ from kdcli.config import beneath, head_option, inputs, option
 from kdcli.console import Console
 from kdcli.errors import InputError, UsageError
 from kdcli.launch import world_size
-from kdcli.runs import Result, backbone, frame, show
+from kdcli.runs import Result, backbone, banks, frame, show
 from kdcli.runs.fitted import Fitted, training, training_by_steps
 from kdcli.runs.idle import of_optimizer, of_probe, refuse_idle
 from kdcli.runs.objective import defaults_of
@@ -36,6 +36,7 @@ from kdcli.sections import (
     RunSection,
     StatisticsSection,
     StudentSection,
+    TextSection,
     TrainingData,
     ViewSection,
     checked_head,
@@ -69,7 +70,8 @@ class Config(RunSection):
     head: str = head_option(
         "fit",
         "keep: store a trained classifier as it is; none: what the backbone answers (retrieval); decoder: "
-        "store a masked autoencoder whole; rtdetr, dfine or light[,num_queries=60]: fit that detector.",
+        "store a masked autoencoder whole; texts: compare with texts; rtdetr, dfine or "
+        "light[,num_queries=60]: fit that detector.",
         "--head",
     )
     features: str = head_option("all", "all, timm (its own head's), or names with commas.", "--features")
@@ -80,6 +82,7 @@ class Config(RunSection):
         False, "Then train backbone and head together (optim.*), live views.", "--finetune"
     )
     data: DataSection = DataSection()
+    texts: TextSection = TextSection()
     views: ViewSection = ViewSection(count="1")
     grid: GridSection = GridSection()
     statistics: StatisticsSection = StatisticsSection()
@@ -171,18 +174,19 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
         UsageError: an option that does not exist or fit.
         InputError: data or weights that cannot be used.
     """
+    config = backbone.with_head(config)
     _refuse_options(config)
     parents = [frame.parent("teacher", str(config.teacher), config.weights)]
     keeps = config.head in backbone.KEPT
     data = None if keeps else frame.labelled(config.data, "train", "validation", run=config)
     kept = (
         frame.labelled(config.data, "train", run=config)
-        if config.head == "keep" and config.data.source
+        if config.head in ("keep", "texts") and config.data.source
         else None
     )
     opened = data or kept
     frame.say(console, opened)
-    prints = {"data": opened.fingerprint} if opened else {}
+    prints = {**({"data": opened.fingerprint} if opened else {}), **banks.fingerprints(config.texts)}
     target = frame.target("probe", config, parents, prints)
     if unless_complete and frame.complete(target, config):
         return Result(target.path, frame.summary(target.path))
@@ -194,7 +198,7 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
     task, stepwise = None, False
     if data is not None:
         task = task_of(data, config.data, config.optim, config.views)
-        config = beneath(config, defaults_of(config, task))[0]
+        config = beneath(config, defaults_of(config, task.name))[0]
         _refuse_of_task(config, task)
         task.heads(config, ())  # refuses what it has not before a network is fetched
         stepwise = backbone.by_steps(task)
@@ -214,6 +218,8 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
     if data is None or task is None:
         if config.head == "keep":
             backbone.settle_names(config, network, kept)
+        if config.head == "texts":
+            banks.attach(network, config.texts, kept.classes if kept else None, name, console)
         return Plan(config, target, None, None, network, [], [])
     if config.finetune or stepwise:
         from kdcli.runs.finetune import refuse_finetuning
@@ -229,6 +235,8 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
 def _refuse_options(config: Config) -> None:
     """Raise UsageError for options that are missing, or contradict one another for any task."""
     frame.require(config.teacher, "--teacher")
+    if config.head != "texts":
+        banks.refuse_texts(config.texts, "other tasks")
     if not config.views.count.isdigit() or int(config.views.count) < 1:
         raise UsageError(f"--views: probe caches a number of fixed views, got '{config.views.count}'.")
     if config.finetune:
@@ -344,6 +352,7 @@ def _export(
         task=network.task,
         layout=network.layout,
         classes=network.classes,
+        **banks.described(network),
         **chosen,
         data=plan.data.describe() if plan.data else None,
         cost=fitted.cost(plan.forwards, config.finetuning().optim.batch_size),

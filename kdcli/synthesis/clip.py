@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from kdcli.artifacts.model import InputSpec
 from kdcli.data.views import EvaluationCut
-from kdcli.models.transformers import ClipEncoder
+from kdcli.models.transformers import PictureTower
 from kdcli.synthesis.weights import load_part
 
 TAP = "embedding"
@@ -49,7 +49,7 @@ def _spec(size: int) -> InputSpec:
     return InputSpec((size, size), _MEAN, _STD, "bicubic", 1.0, "center")
 
 
-def load_encoder(folder: Path, name: str, source: str) -> ClipEncoder:
+def load_encoder(folder: Path, name: str, source: str) -> PictureTower:
     """The frozen encoder of a diffusers directory.
 
     Args:
@@ -66,11 +66,11 @@ def load_encoder(folder: Path, name: str, source: str) -> ClipEncoder:
     disable_progress_bar()  # kdcli shows its own
     body = load_part(CLIPVisionModelWithProjection, folder, "image_encoder")
     spec = _spec(int(body.config.image_size))
-    encoder = ClipEncoder(body, spec, name=name, source=source, trained="pretrained")
+    encoder = PictureTower(body, spec, name=name, source=source, trained="pretrained")
     return encoder.requires_grad_(False).eval()
 
 
-def embed(encoder: ClipEncoder, x: Tensor, batch_size: int) -> dict[str, Tensor]:
+def embed(encoder: PictureTower, x: Tensor, batch_size: int) -> dict[str, Tensor]:
     """Embeddings as a cached tap, at a constant batch shape: a row does not depend on its neighbours.
 
     Args:

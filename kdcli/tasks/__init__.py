@@ -204,9 +204,14 @@ def entry(name: str) -> Entry:
     return TASKS[name]
 
 
+def providing(what: str) -> str:
+    """Name of the first task that provides something: ``features`` or ``text``, which a single one does."""
+    return next(name for name, row in TASKS.items() if what in row.provides)
+
+
 def of_features() -> str:
     """Name of the task whose networks answer nothing: backbones, learned of pictures alone."""
-    return next(name for name, row in TASKS.items() if "features" in row.provides)
+    return providing("features")
 
 
 def task_of(
@@ -283,7 +288,7 @@ def covering(
     """
     if not entry(task.name).subsets:
         return task, ()
-    known = {name: network.classes for name, network in networks.items()}
+    known = {name: network.classes for name, network in networks.items() if network.bank is None}
     absent = tuple(beyond(task.classes, known, order))
     return (replace(cast(Any, task), classes=(*task.classes, *absent)) if absent else task), absent
 

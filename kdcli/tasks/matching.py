@@ -21,7 +21,13 @@ def refuse_one_class(classes: Sequence[str]) -> None:
 def bring_into_order(
     network: Model, classes: Sequence[str], order: Literal["names", "same"], who: str
 ) -> None:
-    """Put a network's logits into the order of ``classes``; see :func:`permutation`."""
+    """Put a network's logits into the order of ``classes``; see :func:`permutation`.
+
+    One that has texts of more classes is asked about these alone.
+    """
+    if network.bank is not None and order == "names" and set(classes) <= set(network.classes or ()):
+        network.select(classes)
+        return
     network.reorder(permutation(classes, network.classes, order, who), list(classes))
 
 

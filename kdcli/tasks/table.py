@@ -20,7 +20,8 @@ class Entry:
         help: one line.
         provides: what terms beside the task's own may read: ``picture`` (one answer a picture: logits
             [B, C]), ``class`` (class numbers ``y`` [B]), ``pixel`` (logits [B, C, h, w], and ``mask``
-            [B, H, W]) and ``object`` (what detectors give of each place and query).
+            [B, H, W]), ``object`` (what detectors give of each place and query) and ``text`` (an
+            ``embedding`` [B, D] in the space of texts, whose bank is the ``classifier`` [C, D]).
             ``features`` stands alone: networks answer nothing, whatever their task is they may teach by
             their features, and labels are optional.
         options: fields of the data section that mean nothing to tasks which do not list them.
@@ -31,8 +32,10 @@ class Entry:
         beside: the split that :meth:`kdcli.tasks.Task.wants_validation` speaks of.
         by_steps: whether its heads learn step by step, as students do, and not on features in a cache.
         defaults: keys of the configuration that have other defaults here, where a stage has them.
+        head: of a probe, where the task has one that is not fitted.
         follows: figures of :data:`kdcli.report.figures.FOLLOWING` that are measured beside a teacher.
         given: columns of a batch that networks in training are given beside the pictures.
+        serves: other tasks whose data its networks answer too.
         embeds: whether networks answer with an embedding, so that a backbone without a head is one of its
             networks (``probe --head none``) and a probe trains none of it further.
     """
@@ -48,8 +51,10 @@ class Entry:
     beside: Literal["validation", "train"] = "validation"
     by_steps: bool = False
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    head: str = ""
     follows: tuple[str, ...] = _ALL
     given: tuple[str, ...] = ()
+    serves: tuple[str, ...] = ()
     embeds: bool = False
 
 
@@ -103,6 +108,15 @@ TASKS: dict[str, Entry] = {
         provides=frozenset({"features"}),
         beside="train",
         follows=(),
+    ),
+    "zeroshot": Entry(
+        "kdcli.tasks.zeroshot:ZeroShot",
+        "kdcli.tasks.zeroshot.target:TextReader",
+        "kdcli.tasks.zeroshot.figures:FIGURES",
+        "classes told apart by texts about them",
+        provides=frozenset({"picture", "class", "text"}),
+        head="texts",
+        serves=("classification",),
     ),
     "classification": Entry(
         "kdcli.tasks.classification:Classification",

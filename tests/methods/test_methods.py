@@ -48,6 +48,7 @@ def columns(rows_=8, side=32, classes=4, *, boxed=False):
     }
     return {
         "x": x,
+        "x@plain": x,
         "y": y,
         "target": y,
         "labelled": labelled,

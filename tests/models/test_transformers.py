@@ -8,12 +8,12 @@ from torch import Tensor
 
 from kdcli.errors import InputError
 from kdcli.models.protocol import Model
-from kdcli.models.transformers import ClipEncoder
+from kdcli.models.transformers import PictureTower
 from kdcli.synthesis.clip import load_encoder
 
 
 @pytest.fixture(scope="module")
-def encoder(variations: Path) -> ClipEncoder:
+def encoder(variations: Path) -> PictureTower:
     return load_encoder(variations, "tiny", "weights")
 
 
@@ -24,7 +24,7 @@ def x() -> Tensor:
 
 
 @torch.no_grad()
-def test_embeddings_are_those_of_the_published_pipelines(encoder: ClipEncoder, x: Tensor) -> None:
+def test_embeddings_are_those_of_the_published_pipelines(encoder: PictureTower, x: Tensor) -> None:
     mean, std = (torch.tensor(value)[:, None, None] for value in (encoder.spec.mean, encoder.spec.std))
     plain = encoder.body(pixel_values=(x.float().div(255) - mean) / std)
     assert torch.equal(encoder(x), plain.image_embeds)
@@ -36,7 +36,7 @@ def test_embeddings_are_those_of_the_published_pipelines(encoder: ClipEncoder, x
     assert torch.equal(encoder.restore(encoder.prepare(x)), x)
 
 
-def test_it_is_a_model_without_classes(encoder: ClipEncoder) -> None:
+def test_it_is_a_model_without_classes(encoder: PictureTower) -> None:
     assert isinstance(encoder, Model)
     assert (encoder.classes, encoder.outputs, encoder.layout) == (None, 0, "transformers")
     assert encoder.architecture == "CLIPVisionModelWithProjection"
@@ -48,7 +48,7 @@ def test_it_is_a_model_without_classes(encoder: ClipEncoder) -> None:
 
 
 @torch.no_grad()
-def test_plain_transformers_reads_its_files(encoder: ClipEncoder, x: Tensor, tmp_path: Path) -> None:
+def test_plain_transformers_reads_its_files(encoder: PictureTower, x: Tensor, tmp_path: Path) -> None:
     from transformers import CLIPVisionModelWithProjection
 
     assert encoder.layout == "transformers"
@@ -65,7 +65,10 @@ def test_plain_transformers_reads_its_files(encoder: ClipEncoder, x: Tensor, tmp
 @pytest.mark.parametrize(
     ("ask", "message"),
     [
-        (lambda e, x: e.call([x], ["logits"]), "tiny has no tap 'logits': .* embedding, pooled, tokens"),
+        (
+            lambda e, x: e.call([x], ["logits"]),
+            "tiny has no tap 'logits': .* embedding, pooled, backbone",
+        ),
         (lambda e, x: e.call([x, x], ["pooled"]), "tiny takes one input, pictures, and a call gives it 2"),
         (lambda e, x: e.call([], ["pooled"]), "and a call gives it 0"),
         (lambda e, x: e.tensor("visual_projection.weigth"), "Did you mean 'visual_projection.weight'"),
@@ -75,6 +78,6 @@ def test_plain_transformers_reads_its_files(encoder: ClipEncoder, x: Tensor, tmp
         (lambda e, x: e.layer_groups(0.1, 0.7), "has no layers that a layer decay could tell apart"),
     ],
 )
-def test_what_it_has_not_is_refused_by_name(encoder: ClipEncoder, x: Tensor, ask, message: str) -> None:  # type: ignore[no-untyped-def]
+def test_what_it_has_not_is_refused_by_name(encoder: PictureTower, x: Tensor, ask, message: str) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(InputError, match=message):
         ask(encoder, x)

@@ -14,7 +14,7 @@ from kdcli.models.heads.detection import described_detector, fresh_detector, is_
 from kdcli.models.heads.embedding import EmbeddingHead, described_embedding, is_embedding
 from kdcli.models.heads.linear import FEATURES, FeatureHead
 
-__all__ = ["DECODERS", "FEATURES", "GRIDS", "Head", "described", "fresh"]
+__all__ = ["DECODERS", "FEATURES", "GRIDS", "Head", "described", "fresh", "pooled_width"]
 
 
 def fresh(name: str, body: Any, classes: int, width: int | None = None) -> Head:
@@ -36,9 +36,13 @@ def fresh(name: str, body: Any, classes: int, width: int | None = None) -> Head:
     if name in DECODERS:
         return DecodeHead(name, pyramid_widths(body), classes)
     if is_embedding(name):
-        own = getattr(body, "head_hidden_size", body.num_features) if width is None else width
-        return EmbeddingHead(name, "pooled", own, classes)
+        return EmbeddingHead(name, "pooled", pooled_width(body) if width is None else width, classes)
     return DenseHead(name, grid_width(body, name), classes)
+
+
+def pooled_width(body: Any) -> int:
+    """Pooled features of a timm model whose widths are those of its architecture."""
+    return int(getattr(body, "head_hidden_size", body.num_features))
 
 
 def described(config: Mapping[str, Any], tensors: Mapping[str, Tensor], body: Any) -> Head | None:

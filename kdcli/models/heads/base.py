@@ -5,11 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 if TYPE_CHECKING:
+    from kdcli.models.banks import TextBank
     from kdcli.models.timm import TimmModel
 
 
@@ -26,6 +28,7 @@ class Head(nn.Module, ABC):
         squashes: whether it wants to see whole pictures, squashed, since it answers where something is.
         least_rows: pictures that a step of training needs, for the sake of its batch norms.
         deterministic: whether CUDA has a deterministic gradient of it.
+        bank: the texts that its logits compare pictures with, if they do.
     """
 
     kind = "linear"
@@ -34,10 +37,19 @@ class Head(nn.Module, ABC):
     squashes = False
     least_rows = 1
     deterministic = True
+    bank: TextBank | None = None
 
     @abstractmethod
     def to_json(self) -> dict[str, Any]:
         """What ``config.json`` says of it."""
+
+    def replace_bank(self, bank: TextBank) -> None:
+        """Take another bank of the same space, where it has one."""
+        raise TypeError(f"a {self.kind} head has no bank of texts")
+
+    def write_beside(self, folder: Path) -> list[str]:
+        """Write what describes it beside its tensors; returns names of files, none by default."""
+        return []
 
     @abstractmethod
     def read(self, network: TimmModel, x: Any) -> tuple[Any, Any]:

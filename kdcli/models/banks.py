@@ -1,0 +1,127 @@
+"""Banks of texts: an embedding for each class, what was said of it, and which text tower has read that.
+
+Logits are scaled cosines between what a network makes of a picture and the bank's rows, as CLIP's zero-shot
+classifier has them (Radford et al. 2021, arXiv 2103.00020).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdcli.errors import InputError, nearest
+
+_FORM = 1
+_MOST_TEXTS = 10_000  # of a class
+
+
+@dataclass(frozen=True, eq=False)
+class TextBank:
+    """What classes are told apart by.
+
+    Attributes:
+        classes: names, in the order of the rows.
+        embeddings: [C, D] fp32, each of length 1.
+        texts: what was said of each class; of several, the mean of their embeddings is taken, as CLIP does.
+        tower: where the text tower is from, for whoever makes another bank with it.
+        tower_hash: of its weights and its vocabulary.
+        scale: by which cosines are multiplied: 1/τ, or the teacher's own.
+        templates: into which names were put.
+        truncated: number of texts that were longer than the tower reads.
+    """
+
+    classes: tuple[str, ...]
+    embeddings: Tensor
+    texts: tuple[tuple[str, ...], ...]
+    tower: str
+    tower_hash: str
+    scale: float
+    templates: tuple[str, ...] = ()
+    truncated: int = 0
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return int(self.embeddings.shape[1])
+
+    def taking(self, classes: Sequence[str], who: str) -> TextBank:
+        """The same bank with these of its classes, in this order.
+
+        Args:
+            classes: names.
+            who: has it, for messages.
+
+        Raises:
+            InputError: a class that it has no text of.
+        """
+        place = {name: row for row, name in enumerate(self.classes)}
+        if missing := [name for name in classes if name not in place]:
+            more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+            raise InputError(
+                f"{who} has no text for {', '.join(map(repr, missing[:3]))}{more}."
+                f"{nearest(missing[0], place)} Make a bank with it: --set texts.file=FILE, or leave its "
+                "pictures out."
+            )
+        rows = [place[name] for name in classes]
+        return replace(
+            self,
+            classes=tuple(classes),
+            embeddings=self.embeddings[rows],
+            texts=tuple(self.texts[row] for row in rows),
+        )
+
+    def scaled(self, scale: float) -> TextBank:
+        """The same bank with another scale."""
+        return replace(self, scale=scale)
+
+    def to_json(self) -> dict[str, Any]:
+        """What ``texts.json`` says of it; the rows themselves are tensors of the head."""
+        return {
+            "form": _FORM,
+            "tower": {"name": self.tower, "hash": self.tower_hash, "width": self.width},
+            "scale": self.scale,
+            "templates": list(self.templates),
+            "truncated": self.truncated,
+            "texts": {name: list(texts) for name, texts in zip(self.classes, self.texts)},
+        }
+
+
+def read_bank(described: Mapping[str, Any], weight: Tensor, where: str) -> TextBank:
+    """The bank that ``texts.json`` and the tensor ``linear.weight`` [C, D] of a head describe.
+
+    Raises:
+        InputError: a description that is none, or of other rows.
+    """
+    try:
+        tower, texts = described["tower"], described["texts"]
+        classes = tuple(str(name) for name in texts)
+        said = tuple(tuple(str(text) for text in own) for own in texts.values())
+        scale = float(described["scale"])
+        bank = TextBank(
+            classes,
+            weight.float(),
+            said,
+            str(tower["name"]),
+            str(tower["hash"]),
+            scale,
+            tuple(map(str, described.get("templates", ()))),
+            int(described.get("truncated", 0)),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{where} describes no bank of texts: {error}.") from error
+    if weight.ndim != 2 or len(classes) != len(weight) or not all(0 < len(own) < _MOST_TEXTS for own in said):
+        raise InputError(f"{where} describes {len(classes)} classes, and the bank has {len(weight)} rows.")
+    if not 0 < scale < 1e6 or not bool(weight.isfinite().all()):
+        raise InputError(f"{where}: a bank whose numbers are none (scale {scale:g}).")
+    return bank
+
+
+def mean_of_texts(embeddings: Tensor, counts: Sequence[int]) -> Tensor:
+    """The bank's rows [C, D] of the embeddings [ΣN_c, D] of all texts, ``counts`` of each class in turn."""
+    unit = torch.nn.functional.normalize(embeddings.float(), dim=1)
+    rows = torch.stack([part.mean(dim=0) for part in unit.split(list(counts))])
+    return torch.nn.functional.normalize(rows, dim=1)

@@ -1,0 +1,286 @@
+"""Texts about classes as a run reads them, and the banks that are made of them or taken from artifacts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kdcli.artifacts import manifest as manifests
+from kdcli.artifacts import model as artifacts
+from kdcli.artifacts.reading import read_object
+from kdcli.console import Console
+from kdcli.data import class_texts
+from kdcli.errors import InputError, UsageError
+from kdcli.sections import TextSection
+
+if TYPE_CHECKING:
+    from kdcli.data.samples import Data
+    from kdcli.models.banks import TextBank
+    from kdcli.models.protocol import Model
+
+_NEEDS = (
+    "zeroshot tells classes apart by texts: give a --teacher that has some (kdcli probe --task zeroshot "
+    "makes one), or --set texts.file=FILE and --set texts.tower=FOLDER of a text tower."
+)
+
+
+# -- what is said --------------------------------------------------------------------------------------------
+
+
+def fingerprints(section: TextSection) -> dict[str, str]:
+    """Hashes of the files that are read, for the identity of a run; those that are not there are left out."""
+    files = {"texts": section.file, "descriptions": section.descriptions}
+    there = {name: Path(file) for name, file in files.items() if file}
+    return {name: manifests.file_hash(file) for name, file in there.items() if file.is_file()}
+
+
+def is_asked(section: TextSection) -> bool:
+    """Whether the user names anything that a bank is made of."""
+    return section != type(section)()
+
+
+def said_of(section: TextSection, classes: Sequence[str] | None) -> tuple[list[str], list[list[str]]]:
+    """The classes, and the texts about each.
+
+    Args:
+        section: what the user wrote.
+        classes: of the data; None where there are none, and those of the file are taken.
+
+    Raises:
+        UsageError: neither a file nor data.
+        InputError: classes without a text, or a file that cannot be read.
+    """
+    if section.descriptions and not section.file:
+        raise UsageError(
+            "texts.descriptions are of the classes of a label2text.txt: give it too, --texts FILE."
+        )
+    if section.file is None and classes is None:
+        raise UsageError("which classes? Give --texts FILE, or --data whose classes are named.")
+    entries = (
+        class_texts.bare(classes or ())
+        if section.file is None
+        else class_texts.read_class_texts(section.file, section.descriptions)
+    )
+    described = section.described
+    if described is None:
+        described = any(entry.descriptions for entry in entries.values())
+    names = list(entries) if classes is None else list(classes)
+    return names, class_texts.texts_of(entries, names, templates(section), described=described)
+
+
+def templates(section: TextSection) -> list[str]:
+    """The templates that are meant, those of a name written out. Raises UsageError for one without ``{}``."""
+    found: list[str] = []
+    for template in section.templates:
+        for one in class_texts.TEMPLATES.get(template, (template,)):
+            class_texts.check_template(one)
+            found.append(one)
+    if not found:
+        raise UsageError("texts.templates is empty: a text needs at least {} for the name.")
+    return list(dict.fromkeys(found))
+
+
+# -- banks ---------------------------------------------------------------------------------------------------
+
+
+def bank_of_texts(
+    section: TextSection,
+    classes: Sequence[str] | None,
+    tower: str,
+    scale: float,
+    console: Console,
+    *,
+    tower_hash: str = "",
+) -> TextBank:
+    """A bank, by a text tower.
+
+    Args:
+        section: what is said of the classes.
+        classes: of the data, or None for those of the file.
+        tower: folder or hub id, where the section names none.
+        scale: where the section says none.
+        console: is told of texts that are cut.
+        tower_hash: of the tower that is wanted; empty for any.
+
+    Raises:
+        InputError: another tower, or classes without a text.
+    """
+    from kdcli.models.banks import TextBank, mean_of_texts
+    from kdcli.models.texts import open_text_tower
+
+    names, texts = said_of(section, classes)
+    opened = open_text_tower(section.tower or tower)
+    own = opened.hash
+    if tower_hash and own != tower_hash:
+        raise InputError(
+            f"{opened.name} is another text tower than the one whose space the model embeds pictures in "
+            f"({own[:8]}, not {tower_hash[:8]}): its texts mean nothing there. Give that one: --set "
+            "texts.tower=FOLDER."
+        )
+    flat = [text for own_texts in texts for text in own_texts]
+    encoded = opened.encode(flat)
+    if encoded.truncated:
+        count, first = len(encoded.truncated), flat[encoded.truncated[0]]
+        are = "text is" if count == 1 else "texts are"
+        console.warn(
+            f"{count} of {len(flat)} {are} longer than the {opened.length} tokens that {opened.name} reads, "
+            f"and cut there, first: {first[:80]!r}."
+        )
+    rows = mean_of_texts(encoded.embeddings, [len(own_texts) for own_texts in texts])
+    _refuse_equal(names, rows)
+    return TextBank(
+        tuple(names),
+        rows,
+        tuple(map(tuple, texts)),
+        opened.name,
+        own,
+        section.scale or scale,
+        tuple(templates(section)),
+        len(encoded.truncated),
+    )
+
+
+def _refuse_equal(names: Sequence[str], rows: Any) -> None:
+    """Raise InputError where two classes have the same embedding, as where both are cut to the same words."""
+    seen: dict[bytes, str] = {}
+    for name, row in zip(names, rows):
+        other = seen.setdefault(row.numpy().tobytes(), name)
+        if other != name:
+            raise InputError(
+                f"the texts of '{other}' and '{name}' are the same to the text tower: nothing could tell "
+                "their pictures apart. Describe them differently, or leave one out."
+            )
+
+
+def bank_of_artifact(name: str) -> TextBank | None:
+    """The bank that a model artifact answers by; None of a model without one. Its network is not built."""
+    from kdcli.models.banks import read_bank
+
+    if artifacts.find(name) is None:
+        return None
+    files = artifacts.read(name)
+    if artifacts.TEXTS not in files.names or artifacts.HEAD not in files.names:
+        return None
+    weight = files.tensors(artifacts.HEAD).get("linear.weight")
+    where = str(files.path / artifacts.TEXTS)
+    if weight is None:
+        raise InputError(f"{where} describes a bank of texts, and {artifacts.HEAD} holds none.")
+    return read_bank(read_object(files.path / artifacts.TEXTS), weight, where)
+
+
+def chosen(section: TextSection, data: Data, sources: Sequence[str], console: Console) -> TextBank | None:
+    """The texts that networks in training answer by; None where the task of the data has none.
+
+    Args:
+        section: what the user says of the classes.
+        data: whose classes they are.
+        sources: models whose bank is taken where the user says nothing, the first one that has one.
+        console: is told of texts that are cut.
+
+    Raises:
+        UsageError: neither texts nor a model that has some.
+        InputError: classes without a text.
+    """
+    from kdcli.tasks import entry
+    from kdcli.tasks.zeroshot import TEMPERATURE
+
+    refuse_unread(section, data.task)
+    if "text" not in entry(data.task).provides:
+        return None
+    classes, scale = list(data.classes or ()), section.scale or 1 / TEMPERATURE
+    found = [(name, bank) for name in sources if (bank := bank_of_artifact(name)) is not None]
+    if found and not (section.file or section.tower):
+        name, bank = found[0]
+        return bank.taking(classes, name).scaled(scale)
+    if not (section.tower or found):
+        raise UsageError(_NEEDS)
+    tower, tower_hash = (found[0][1].tower, found[0][1].tower_hash) if found else ("", "")
+    return bank_of_texts(section, classes, tower, scale, console, tower_hash=tower_hash)
+
+
+def attach(
+    network: Model, section: TextSection, classes: Sequence[str] | None, name: str, console: Console
+) -> None:
+    """Let a vision-language model answer by texts: those that the user names, read by its own text tower.
+
+    Args:
+        network: of ``--teacher``; one that has a bank already gets another one.
+        section: what is said of the classes.
+        classes: of the data, or None.
+        name: of the network, as the user wrote it: its text tower is looked for there.
+        console: is told of texts that are cut.
+
+    Raises:
+        InputError: a network that embeds pictures in no space that texts are in.
+    """
+    from kdcli.models.families import logit_scale
+    from kdcli.tasks.zeroshot import TEMPERATURE
+
+    own = bank_of_artifact(name)
+    if not network.text_width:
+        raise InputError(
+            f"{name} embeds pictures in no space that texts are in. Give a vision-language model "
+            "(local-dir:FOLDER or hf-hub:OWNER/NAME of a CLIP or SigLIP, clip_vitb32, …), or align a network "
+            "with a text tower: kdcli distill --method supervised --task zeroshot --set texts.file=FILE "
+            "--set texts.tower=FOLDER."
+        )
+    scale = own.scale if own is not None else logit_scale(name) or 1 / TEMPERATURE
+    tower = own.tower if own is not None else name
+    wanted = own.tower_hash if own is not None else ""
+    bank = bank_of_texts(section, classes, tower, scale, console, tower_hash=wanted)
+    if bank.width != network.text_width:
+        raise InputError(
+            f"{name} embeds pictures in {network.text_width} numbers, and {bank.tower} texts in "
+            f"{bank.width}: they are not of one model."
+        )
+    network.attach_bank(bank, projected=True)
+
+
+def asked_again(
+    network: Model, section: TextSection, classes: Sequence[str], name: str, console: Console
+) -> None:
+    """Let a model with a bank answer for the classes of other data, by texts that the user names.
+
+    Raises:
+        InputError: a model without a bank, or a text tower that is not its own.
+    """
+    if network.bank is None:
+        raise InputError(
+            f"--texts: {name} compares pictures with no texts; only such a model can be asked so."
+        )
+    attach(network, section, classes, name, console)
+
+
+def refuse_unread(section: TextSection, task: str) -> None:
+    """Raise UsageError where texts are named for a task that has none."""
+    from kdcli.tasks import entry
+
+    if "text" not in entry(task).provides:
+        refuse_texts(section, task)
+
+
+def refuse_texts(section: TextSection, task: str) -> None:
+    """Raise UsageError where texts are named for a task that has none."""
+    if is_asked(section):
+        raise UsageError(
+            f"--texts: networks for {task} compare pictures with no texts. Say --task zeroshot, or leave "
+            "texts.… out."
+        )
+
+
+def described(network: Model) -> dict[str, Any]:
+    """What the manifest says of a network's bank; empty where it has none."""
+    bank = network.bank
+    if bank is None:
+        return {}
+    return {
+        "texts": {
+            "tower": bank.tower,
+            "hash": bank.tower_hash,
+            "width": bank.width,
+            "scale": bank.scale,
+            "templates": list(bank.templates),
+            "truncated": bank.truncated,
+        }
+    }

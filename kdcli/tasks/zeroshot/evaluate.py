@@ -1,0 +1,98 @@
+"""What is measured of networks that compare pictures with texts: as classifiers, and their spaces."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from kdcli.console import Console
+from kdcli.engine.inference import Measuring, collected
+from kdcli.metrics import spaces
+from kdcli.models.protocol import Model
+from kdcli.tasks.classification import evaluate as of_classes
+from kdcli.tasks.settings import Measured
+
+if TYPE_CHECKING:
+    from kdcli.report.panels import Panel
+
+
+@dataclass(frozen=True)
+class Evaluation(of_classes.Evaluation):
+    """An evaluation of classifiers by texts, and of how their spaces lie to the teacher's.
+
+    Attributes:
+        embeddings: [N, D] of the networks that were run, by the names that they were run by.
+    """
+
+    embeddings: dict[str, Tensor] = field(default_factory=dict)
+
+    def measure(
+        self,
+        measuring: Measuring,
+        networks: Mapping[str, Model],
+        teacher: Model | None,
+        console: Console,
+    ) -> Measured:
+        """Accuracy and calibration over the candidates, then spaces; see :class:`kdcli.tasks.Evaluation`."""
+        found = super().measure(measuring, networks, teacher, console)
+        texts = {name: texts_of(net) for name, net in networks.items() if net.bank is not None}
+        for name, part in texts.items():
+            found.models[name]["texts"] = part
+        if teacher is None:
+            return found
+        itself = next((name for name, network in networks.items() if network is teacher), "teacher")
+        theirs, bank = self.embeddings[itself], _bank(teacher)
+        notes, compared = list(found.notes), False
+        for name, network in networks.items():
+            ours = self.embeddings[name]
+            if network is teacher:
+                continue
+            if ours.shape != theirs.shape:
+                notes.append(
+                    f"{name} embeds pictures in {ours.shape[1]} numbers and the teacher in "
+                    f"{theirs.shape[1]}: their spaces are not compared."
+                )
+                continue
+            found.models[name]["spaces"] = spaces.figures(ours, theirs, bank)
+            compared = True
+        together = dict(found.together)
+        if compared:
+            together["spaces"] = {"pictures": len(theirs), "chance": spaces.chance(len(theirs), len(bank))}
+        return Measured(found.models, together, notes, found.shown)
+
+    def panels(self, report: Mapping[str, Any], shown: Any) -> list[Panel]:
+        """The panels of the report."""
+        from kdcli.tasks.zeroshot.report import panels
+
+        return [*panels(report), *super().panels(report, shown)]
+
+    def _logits(self, measuring: Measuring, network: Model, name: str, console: Console) -> Tensor:
+        """Logits [N, 1, C], made of the embeddings, which are kept."""
+        if network.bank is None:  # an exported form answers with logits alone
+            return super()._logits(measuring, network, name, console)
+        with console.progress(name, len(measuring.samples), "pictures") as bar:
+            network = network.to(measuring.runtime.device)
+            rows = collected(
+                network, lambda x, _: network.call([x], ["embedding"])["embedding"], measuring, bar.update
+            )
+        self.embeddings[name] = rows
+        linear = network.linear
+        with torch.inference_mode():
+            return linear(rows.to(linear.weight.device)).cpu()[:, None]
+
+
+def _bank(network: Model) -> Tensor:
+    return network.tensor("classifier").detach().cpu()
+
+
+def texts_of(network: Model) -> dict[str, Any]:
+    """How many texts a network's bank has, how unlike they are, and in how many ways."""
+    rows = _bank(network)
+    found: dict[str, Any] = {"count": len(rows), "width": rows.shape[1]}
+    if len(rows) > 1:
+        found |= {"spectrum": spaces.spectrum(rows).tolist(), "cosine": spaces.mean_cosine(rows)}
+    return found
