@@ -1,7 +1,8 @@
 """The command line: runs one stage, with one line on stdout, one message per failure and an exit code.
 
-stdout carries exactly one line, the artifact's path or a JSON object (or what ``--version`` asks for); all
-else goes to stderr. Only this module touches file descriptors, signal handlers and exit codes.
+stdout carries exactly one line, the artifact's path or a JSON object (or what ``--version`` asks for, or the
+lines of a command of :data:`kdcli.commands.TOOLS`); all else goes to stderr. Only this module touches file
+descriptors, signal handlers and exit codes.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ def run(arguments: list[str], answer: TextIO, stop: StopSignal) -> int:
         if not sys.platform.startswith(_PLATFORMS):
             raise errors.EnvironmentFault("kdcli runs on Linux and macOS; on Windows use WSL.")
         execute = partial(_execute, arguments, answer, stop)
-        app = commands.build(arguments, execute, partial(_say, answer))
+        app = commands.build(arguments, execute, partial(_use, answer), partial(_say, answer))
         # The stage runs outside Typer, which would swallow its EPIPE, and take its EOFError for an interrupt.
         work = app(arguments, standalone_mode=False, prog_name="kdcli")
         return work() if callable(work) else int(work or 0)
@@ -183,6 +184,16 @@ def _execute(
         _say(answer, json.dumps(line, default=str) if common["as_json"] else str(result.path))
     if result.failed:
         raise errors.GateFailed("; ".join(result.failed))
+    return 0
+
+
+def _use(answer: TextIO, _: str, tool: Any, given: dict[str, Any], common: dict[str, Any]) -> int:
+    """Run a command that is no stage: it has one process, and says its own lines."""
+    from kdcli.config import resolve
+
+    config = resolve(tool.Config, sets=common["sets"] or (), options=_from_pipe(given)[0])
+    for line in tool.run(config, Console(quiet=common["quiet"])):
+        _say(answer, line)
     return 0
 
 

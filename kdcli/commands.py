@@ -1,10 +1,10 @@
-"""Typer commands made of the stages' configurations: a field that has a flag is an option with its help."""
+"""Typer commands made of configurations: a field that has a flag is an option with its help."""
 
 from __future__ import annotations
 
 import inspect
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial, reduce
 from typing import Any
 
@@ -14,7 +14,15 @@ from typer.core import TyperCommand
 from kdcli import errors
 from kdcli.stages import STAGES
 
+if typing.TYPE_CHECKING:
+    from kdcli.config import Section
+
 Execute = Callable[[str, Any, dict[str, Any], dict[str, Any]], int]
+
+TOOLS: dict[str, tuple[str, str]] = {
+    "classes": ("kdcli.classes", "Divide classes into seen and unseen ones; ask for texts about them."),
+}
+"""Groups of commands that write no artifact: the module whose ``COMMANDS`` they are, and a line of help."""
 
 
 class _Command(TyperCommand):
@@ -37,12 +45,15 @@ class _Command(TyperCommand):
                     formatter.write_dl([(first.ljust(width), help) for first, help in rows], col_max=width)
 
 
-def build(arguments: Sequence[str], execute: Execute, say: Callable[[str], None]) -> typer.Typer:
-    """A Typer application in which only the invoked stage's configuration is loaded.
+def build(
+    arguments: Sequence[str], execute: Execute, use: Execute, say: Callable[[str], None]
+) -> typer.Typer:
+    """A Typer application in which only the invoked command's configuration is loaded.
 
     Args:
         arguments: of the command line.
         execute: runs a stage: (name, module, options given, options common to all) -> exit code.
+        use: runs a command of :data:`TOOLS`, given in the place of the module.
         say: writes the one line of output.
     """
 
@@ -74,11 +85,17 @@ def build(arguments: Sequence[str], execute: Execute, say: Callable[[str], None]
     for name, (module, line) in STAGES.items():
         command: Callable[..., Any] = _stub
         if name == invoked:
-            command = _command(name, module, list(arguments), execute)
+            command = _stage(name, module, list(arguments), execute)
         app.command(name, help=None if name == invoked else line, short_help=line, cls=_Command)(command)
-    if invoked is not None and invoked not in STAGES:
+    for name, (module, line) in TOOLS.items():
+        if name == invoked:
+            app.add_typer(_tools(name, module, use), name=name, help=line, short_help=line)
+        else:
+            app.command(name, help=line, short_help=line)(_stub)
+    known = (*STAGES, *TOOLS)
+    if invoked is not None and invoked not in known:
         raise errors.UsageError(
-            f"unknown command '{invoked}'.{errors.nearest(invoked, STAGES)} Commands: {', '.join(STAGES)}."
+            f"unknown command '{invoked}'.{errors.nearest(invoked, known)} Commands: {', '.join(known)}."
         )
     return app
 
@@ -87,18 +104,48 @@ def _stub() -> None:
     raise AssertionError("a stub command is never invoked")
 
 
-def _command(
-    name: str, module: str, arguments: list[str], execute: Execute
-) -> Callable[..., Callable[[], int]]:
+def _stage(name: str, module: str, arguments: list[str], execute: Execute) -> Callable[..., Any]:
     """A function whose signature is the stage's configuration, and which returns the work to do."""
     import importlib
 
+    stage = importlib.import_module(module)
+    return _command(stage.Config, partial(execute, name, stage), _common(), _method_help(arguments))
+
+
+def _tools(name: str, module: str, use: Execute) -> typer.Typer:
+    """The commands of a group."""
+    import importlib
+
+    group = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+    shared = [one for one in _common("data.label_column=species") if one[0] in ("sets", "quiet")]
+    for own, tool in importlib.import_module(module).COMMANDS.items():
+        command = _command(tool.Config, partial(use, f"{name} {own}", tool), shared, only=tool.options)
+        group.command(own, short_help=tool.line, cls=_Command)(command)
+    return group
+
+
+def _command(
+    kind: type[Section],
+    work: Callable[[dict[str, Any], dict[str, Any]], int],
+    shared: Sequence[tuple[str, Any, Any]],
+    more_help: str = "",
+    only: Collection[str] | None = None,
+) -> Callable[..., Callable[[], int]]:
+    """A function whose signature is a configuration, and which returns the work to do.
+
+    Args:
+        kind: of configuration.
+        work: is given the options that were written, by dotted name, and the shared ones.
+        shared: name, type and default of options that are no fields.
+        more_help: put behind the help of the configuration.
+        only: options that are offered, of those that fields have; None for all.
+    """
     from kdcli.config import leaves
 
-    stage = importlib.import_module(module)
-    fields = {dotted: (field, extra) for dotted, field, extra in leaves(stage.Config) if extra.get("flag")}
+    fields = {dotted: (field, extra) for dotted, field, extra in leaves(kind) if extra.get("flag")}
+    fields = {name: own for name, own in fields.items() if only is None or own[1]["flag"] in only}
     places = {dotted.replace(".", "__"): dotted for dotted in fields}
-    positional = next((d for d, _, e in leaves(stage.Config) if e.get("positional")), None)
+    positional = next((d for d, _, e in leaves(kind) if e.get("positional")), None)
 
     def command(**values: Any) -> Callable[[], int]:
         common = {key: values.pop(key) for key in list(values) if key in _COMMON_NAMES}
@@ -106,22 +153,22 @@ def _command(
         given = {places[key]: value for key, value in values.items() if value not in (None, [])}
         if positional and names:
             given[positional] = list(names)
-        return partial(execute, name, stage, given, common)
+        return partial(work, given, common)
 
     parameters = []
     if positional:
         argument = typer.Argument(
-            None, metavar=positional.upper(), help=_field_help(stage, positional), rich_help_panel="Inputs"
+            None, metavar=positional.upper(), help=_field_help(kind, positional), rich_help_panel="Inputs"
         )
         parameters.append(_parameter("positional", list[str] | None, argument))
     for key, dotted in places.items():
         field, extra = fields[dotted]
-        default = reduce(getattr, dotted.split("."), stage.Config())
+        default = reduce(getattr, dotted.split("."), kind())
         parameters.append(_parameter(key, *_typed(field, extra, default)))
-    parameters += [_parameter(key, kind, default) for key, kind, default in _common()]
+    parameters += [_parameter(key, annotation, default) for key, annotation, default in shared]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in parameters}
-    command.__doc__ = (inspect.getdoc(stage.Config) or "") + _method_help(arguments)
+    command.__doc__ = (inspect.getdoc(kind) or "") + more_help
     return command
 
 
@@ -129,10 +176,10 @@ def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
-def _field_help(stage: Any, dotted: str) -> str:
+def _field_help(kind: type[Section], dotted: str) -> str:
     from kdcli.config import leaves
 
-    return next(field.description for name, field, _ in leaves(stage.Config) if name == dotted)
+    return next(field.description for name, field, _ in leaves(kind) if name == dotted)
 
 
 def _typed(field: Any, extra: dict[str, Any], default: Any) -> tuple[Any, Any]:
@@ -165,7 +212,7 @@ def _metavar(annotation: Any) -> str:
     return "TEXT"
 
 
-def _common() -> list[tuple[str, Any, Any]]:
+def _common(example: str = "optim.lr=1e-3") -> list[tuple[str, Any, Any]]:
     panel: dict[str, Any] = {"rich_help_panel": _PANEL, "show_default": False}
     return [
         (
@@ -180,7 +227,7 @@ def _common() -> list[tuple[str, Any, Any]]:
                 None,
                 "--set",
                 metavar="KEY=VALUE",
-                help="Any field, for example optim.lr=1e-3 (repeatable).",
+                help=f"Any field, for example {example} (repeatable).",
                 **panel,
             ),
         ),

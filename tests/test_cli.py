@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 import kdcli
-from kdcli import cli, errors, stages
+from kdcli import cli, commands, errors, stages
 from kdcli.launch import StopSignal
 from kdcli.runs import Result
 
@@ -117,14 +117,16 @@ def user_seconds(arguments: Sequence[str], limit: float) -> float:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "limit"), [(["--help"], 0.5), *(([name, "--help"], 1.0) for name in stages.STAGES)]
+    ("arguments", "limit"),
+    [(["--help"], 0.5), *(([name, "--help"], 1.0) for name in (*stages.STAGES, *commands.TOOLS))],
 )
 def test_help_is_quick(arguments: list[str], limit: float) -> None:
     assert user_seconds(arguments, limit) <= limit
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["--version"], *([name, "--help"] for name in stages.STAGES)]
+    "arguments",
+    [["--help"], ["--version"], *([name, "--help"] for name in (*stages.STAGES, *commands.TOOLS))],
 )
 def test_help_does_not_import_what_is_slow(arguments: list[str]) -> None:
     code = (
@@ -200,7 +202,7 @@ def test_no_arguments_show_the_help(capsys: pytest.CaptureFixture[str]) -> None:
         (
             ["distil"],
             "unknown command 'distil'. Did you mean 'distill'? "
-            "Commands: probe, synthesize, distill, compress, eval.",
+            "Commands: probe, synthesize, distill, compress, eval, classes.",
         ),
         (["distill", "--techer", "x"], "unknown option '--techer'. Did you mean '--teacher'?"),
         (["distill", "stray"], "Got unexpected extra argument(s) (stray)"),

@@ -188,7 +188,8 @@ def prefixes(hashes: Sequence[bytes]) -> np.ndarray:
     return np.frombuffer(b"".join(hashes), ">u8").reshape(-1, 4)[:, 0].astype(np.uint64)
 
 
-def _rank(value: Any, seed: int) -> bytes:
+def rank(value: Any, seed: int) -> bytes:
+    """What things are ordered by to draw some of them, whatever order they stand in: a hash of them."""
     return hashlib.sha256(f"{seed}:{value}".encode()).digest()
 
 
@@ -211,7 +212,7 @@ def carve(samples: Samples, fraction: float, seed: int) -> tuple[Samples, Sample
         by_class.setdefault(min(counts, key=lambda c: (-counts[c], c)), []).append(unit)
     held: list[int] = []
     for units_of_class in by_class.values():
-        ranked = sorted(units_of_class, key=lambda unit: _rank(unit, seed))
+        ranked = sorted(units_of_class, key=lambda unit: rank(unit, seed))
         wanted = round(fraction * sum(len(members[u]) for u in ranked))
         for unit in ranked[:-1]:  # one unit always stays in train
             if len(members[unit]) <= wanted:
@@ -241,12 +242,18 @@ def _units(samples: Samples) -> np.ndarray:
             return units
 
 
-def hide_labels(samples: Samples, per_class: int, seed: int) -> Samples:
-    """Keep ``per_class`` labels of each class, chosen by hash of the picture; hide the rest."""
+def hide_labels(
+    samples: Samples, per_class: int, seed: int, spared: np.ndarray | Sequence[int] = ()
+) -> Samples:
+    """Keep ``per_class`` labels of each class, chosen by hash of the picture; hide the rest.
+
+    Those of the samples whose ids are ``spared`` are kept in any case, and not counted.
+    """
     rest: list[int] = []
-    for label in np.unique(samples.labels[samples.labelled()]):
-        indices = np.flatnonzero(samples.labels == label).tolist()
-        ranked = sorted(indices, key=lambda i: _rank(int(samples.ids[i]), seed))
+    open_to = samples.labelled() & ~np.isin(samples.ids, np.asarray(spared, np.uint64))
+    for label in np.unique(samples.labels[open_to]):
+        indices = np.flatnonzero(open_to & (samples.labels == label)).tolist()
+        ranked = sorted(indices, key=lambda i: rank(int(samples.ids[i]), seed))
         rest += ranked[per_class:]
     return replace(samples, targets=samples.targets.hidden(np.array(rest, np.int64)))
 
@@ -264,6 +271,7 @@ class Data:
         task: what its labels are for, a key of :data:`kdcli.tasks.TASKS`; empty where none are read.
         notes: what the user should know of how they were read.
         held: [N] hashes of the pictures that a training is selected and measured by, by split.
+        shots: uint64 ids of the few-shot pictures, those of unseen classes that are learned from.
     """
 
     source: str
@@ -274,6 +282,7 @@ class Data:
     task: str = ""
     notes: tuple[str, ...] = ()
     held: Mapping[str, np.ndarray] = field(default_factory=dict)
+    shots: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint64))
 
     def split(self, name: str) -> Samples:
         """The split ``name``; raises InputError listing those that exist."""

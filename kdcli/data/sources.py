@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from kdcli.data import open_classes
 from kdcli.data import splits as splits_of
 from kdcli.data.columns import image_column, named_column, undecoded
 from kdcli.data.division import divide
@@ -19,6 +20,7 @@ from kdcli.data.duplicates import settle
 from kdcli.data.hashes import cell_hashes
 from kdcli.data.images import decode, glance, upright_size
 from kdcli.data.loading import Raw, load
+from kdcli.data.pool import Pool, no_labels, pooled, refuse_more
 from kdcli.data.samples import Data, Samples, carve, corrupt, file_of, hide_labels, identify, prefixes
 from kdcli.data.tables import Kept
 from kdcli.data.targets import Reader, ReaderOf, unlabelled
@@ -41,6 +43,8 @@ def open_data(
         InputError: nothing readable there, no such split or column, an empty class, a foreign image cell.
         UsageError: an unknown bundled example.
     """
+    if config.open_classes is not None or config.shots is not None:
+        return _open_by_class(config, reader_of, need, kept)
     raw = _load(config.source, kept)
     raw.refuse_unclear()
     reader = reader_of(raw, config)  # first, for it may lay tables together
@@ -70,6 +74,74 @@ def open_data(
     return Data(config.source or "", classes, splits, raw.licence, skipped, reader.task, notes, held)
 
 
+def _open_by_class(
+    config: DataSection, reader_of: ReaderOf, need: tuple[str, ...], kept: Kept | None
+) -> Data:
+    """Open splits that ``data.open_classes`` makes; see :mod:`kdcli.data.open_classes`."""
+    open_classes.refuse_beside(config, need)
+    division = open_classes.read_open_classes(Path(str(config.open_classes)).expanduser())
+    raw = _load(config.source, kept)
+    raw.refuse_unclear()
+    reader = reader_of(raw, config)
+    source = _Source(raw, config, reader)
+    found = open_classes.opened(division, source.pooled(), config, need)
+    splits, skipped = source.without_corrupt(found.splits)
+    shots = found.shots
+    if "train" in splits:
+        whole = splits.pop("train")
+        shots = shots[np.isin(shots, whole.ids)]
+        rest = whole.take(~np.isin(whole.ids, shots))  # few-shot pictures are never held out
+        validation = carve(rest, config.validation_fraction, config.split_seed)[1]
+        train = whole.take(~np.isin(whole.ids, validation.ids))
+        if "train" in need:
+            reader.check(train, found.classes[: found.learned])
+            if config.labels_per_class:
+                train = hide_labels(train, config.labels_per_class, config.split_seed, spared=shots)
+        splits |= {"train": train, "validation": validation}
+    if config.duplicates != "keep":
+        raw.notes.append(
+            f"{config.source}: data.duplicates={config.duplicates} changes nothing: where classes are "
+            "divided each picture counts once"
+        )
+    splits = {role: replace(splits[role], name=role) for role in dict.fromkeys(need)}
+    held = found.held | {role: s.pictures for role, s in splits.items() if role != "train"}
+    notes = (*raw.notes, *found.notes)
+    source_name, task = config.source or "", reader.task
+    return Data(source_name, found.classes, splits, raw.licence, skipped, task, notes, held, shots)
+
+
+def open_pool(
+    config: DataSection, reader_of: ReaderOf, splits: Sequence[str] = (), kept: Kept | None = None
+) -> Pool:
+    """The labelled pictures of a source, to divide by their classes: of these splits, or of all.
+
+    Raises:
+        InputError: nothing readable there, no such split or column, no labels, a foreign image cell.
+        UsageError: an unknown bundled example, or labels that are more than one class a picture.
+    """
+    raw = _load(config.source, kept)
+    raw.refuse_unclear()
+    for name in splits:
+        if name not in raw.tables:
+            raise splits_of.missing(raw.tables, name, config.source or "", "")
+    found = _Source(raw, config, reader_of(raw, config)).pooled(splits)
+    return replace(found, notes=(*raw.notes, *found.notes))
+
+
+def class_names(config: DataSection, reader_of: ReaderOf) -> list[str]:
+    """The names of a source's classes, of which no picture is opened.
+
+    Raises:
+        InputError: nothing readable there, no labels.
+    """
+    raw = _load(config.source, None)
+    raw.refuse_unclear()
+    names = reader_of(raw, config).classes({}, _Source(raw, config).split)
+    if not names:
+        raise no_labels(config.source or "")
+    return names
+
+
 def _unheeded(config: DataSection) -> Iterator[str]:
     """Of the options that say how validation is carved, those that were changed where nothing is carved."""
     names = ["validation_fraction", "group_by", *([] if config.labels_per_class else ["split_seed"])]
@@ -86,8 +158,20 @@ def open_train(config: SourceSection, kept: Kept | None = None) -> Data:
         InputError: nothing readable there, no such split or column, a foreign image cell.
     """
     raw = _load(config.source, kept)
+    if isinstance(config, DataSection) and (config.open_classes is not None or config.shots is not None):
+        return _open_seen(raw, config)
     name = splits_of.wanted_train(raw.tables, config)
     return _unlabelled(raw, {"train": name}, config)
+
+
+def _open_seen(raw: Raw, config: DataSection) -> Data:
+    """The pictures that ``data.open_classes`` gives to train, without labels."""
+    open_classes.refuse_beside(config)
+    division = open_classes.read_open_classes(Path(str(config.open_classes)).expanduser())
+    source = _Source(raw, config)
+    train = open_classes.train_of(division, source.pooled(), config)
+    splits, skipped = source.without_corrupt({"train": train})
+    return Data(config.source or "", None, splits, raw.licence, skipped, notes=tuple(raw.notes))
 
 
 def open_unlabelled(source: str, config: SourceSection, kept: Kept | None = None) -> Data:
@@ -170,7 +254,10 @@ class _Source:
 
     def splits(self, names: Iterable[str]) -> tuple[dict[str, Samples], tuple[str, ...]]:
         """Samples by split, and ids of the corrupt pictures that were left out where that is asked for."""
-        samples = {name: self.split(name) for name in dict.fromkeys(names)}
+        return self.without_corrupt({name: self.split(name) for name in dict.fromkeys(names)})
+
+    def without_corrupt(self, samples: dict[str, Samples]) -> tuple[dict[str, Samples], tuple[str, ...]]:
+        """The same after ``--on-bad-image``: what is left, and ids of the corrupt pictures left out."""
         if self.config.on_bad_image != "skip":
             return samples, ()
         kept, skipped, named = _without_corrupt(samples, self.config)
@@ -193,6 +280,32 @@ class _Source:
             groups = np.array([f"picture {s}" if g is None else f"group {g}" for g, s in zip(groups, shas)])
         rows = np.arange(len(pictures))
         return Samples(name, pictures, column, self.raw.root, rows, ids, shas, targets, groups)
+
+    def pooled(self, names: Sequence[str] = ()) -> Pool:
+        """Its pictures, of these splits or of all; where it has a reader, those with a label.
+
+        Raises:
+            InputError: no labels.
+            UsageError: more is known of pictures than one class.
+        """
+        source, read = self.config.source or "", self.reader
+        tables = {name: self.raw.tables[name] for name in names or self.raw.tables}
+        if read is not None:  # of a split without labels no picture is wanted
+            tables = {
+                n: t for n, t in tables.items() if read.columns and set(read.columns) <= {*t.column_names}
+            }
+        used = [name for name, table in tables.items() if len(table)]
+        if not used:
+            raise no_labels(source)
+        parts = []
+        for name in used:
+            parts.append(self.split(name))
+            if read is not None:
+                refuse_more(parts[-1].targets, read.task, source)
+        if len(used) > 1:
+            self.raw.notes.append(f"{source}: its own splits {', '.join(used)} are laid together")
+        names_of = None if read is None else read.classes({}, self.split) or ()
+        return pooled(parts, names_of, source)
 
     def pictures(self, name: str) -> np.ndarray:
         """[N] uint64: the hash of each picture of a split of which nothing else is wanted."""
