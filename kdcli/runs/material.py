@@ -42,7 +42,7 @@ from kdcli.runs.refusals import (
     warn_of_warmups,
 )
 from kdcli.runs.rehearsal import rehearsed
-from kdcli.sections import MOST_STEPS, OptimSection, StudentSection, TrainingData
+from kdcli.sections import MOST_STEPS, OptimSection, StudentSection
 from kdcli.tasks import TASKS, Task
 from kdcli.words import Method
 from kdcli.words.analysis import (
@@ -224,7 +224,7 @@ def gather(lesson: Lesson, console: Console, networks: dict[str, Model] | None =
         optim.batch_size,
         config.seed,
         views,
-        _share(config.data, pool),
+        _share(lesson, pool),
         balanced,
         per_label=lesson.task.group,
     )
@@ -250,8 +250,15 @@ def planned_steps(optim: OptimSection, pictures: int) -> int:
     return planned
 
 
-def _share(data: TrainingData, pool: Pool) -> Share | None:
-    """What fills a fixed part of every batch: pictures with labels, or those that are not extra."""
+def _share(lesson: Lesson, pool: Pool) -> Share | None:
+    """What fills a fixed part of every batch: pictures with labels, those not extra, or few-shot ones.
+
+    Of few-shot pictures half a batch, or all where they are fewer (arXiv 2307.03135, the authors' code).
+    """
+    data, shots = lesson.config.data, lesson.data.shots
+    if len(shots) and data.extra_ratio is None and data.labelled_fraction is None:
+        batch = lesson.config.optim.batch_size
+        return Share(np.isin(pool.ids, shots), min(batch // 2, len(shots)) / batch)
     if data.extra_ratio is not None:
         return Share(np.arange(len(pool)) < len(pool.parts[0]), 1 / (1 + data.extra_ratio))
     return None if data.labelled_fraction is None else Share(pool.labels >= 0, data.labelled_fraction)
