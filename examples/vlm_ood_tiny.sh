@@ -80,4 +80,4 @@ for seed in "${seeds[@]}"; do
     --set data.shots=5 "${measure[@]}" --out "$out/ood-5-shot")")
   echo "seed $seed: ${reports[*]: -3}" >&2
 done
-python "$here/summary.py" texts "${reports[@]}"
+python "$here/summary_texts.py" "${reports[@]}"

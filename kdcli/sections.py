@@ -94,6 +94,7 @@ class DataSection(SourceSection):
     class_names: list[str] | None = option(
         None, "Names of classes that the data number (masks, lists, boxes)."
     )
+    captions: str | None = option(None, "Captions of training pictures by path, JSON (zeroshot).")
     camera_column: str | None = option(None, "Column of the cameras (retrieval; found by name).")
     per_identity: int = option(4, "Pictures of each identity in a batch (retrieval).", ge=2, le=1024)
     void: int = option(255, "Value of the masks' pixels that belong to no class.", ge=0, le=255)

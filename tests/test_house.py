@@ -236,7 +236,7 @@ SOURCE_KEYS = "source train image_column on_bad_image max_bad_fraction max_pixel
 DATA_KEYS = (
     f"{SOURCE_KEYS} validation test validation_fraction duplicates split_seed group_by open_classes shots "
     "label_column label_columns task mask_column box_column box_format class_names camera_column "
-    "per_identity void class_order labels_per_class labelled_fraction class_balance"
+    "per_identity void captions class_order labels_per_class labelled_fraction class_balance"
 )
 TEXT_KEYS = "file descriptions templates described tower scale"
 VIEW_KEYS = (

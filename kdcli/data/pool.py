@@ -56,7 +56,7 @@ def pooled(parts: Sequence[Samples], names: Sequence[str] | None, source: str) -
         number = {name: i for i, name in enumerate(classes)}
         lut = np.array([*(number.get(name, UNLABELLED) for name in names), UNLABELLED], np.int64)  # of -1 too
         labels = lut[labels]
-    files = [file for part in parts for file in _files(part)]
+    files = [file for part in parts for file in files_of(part)]
     pictures = np.concatenate([part.pictures for part in parts])
     ids = np.concatenate([_first_ids(part) for part in parts])
     known = np.flatnonzero(labels != UNLABELLED) if names is not None else np.arange(len(labels))
@@ -111,7 +111,7 @@ def _table(parts: Sequence[Samples]) -> Any:
     return table_of(concat_tables(own), parts[0].table.features)
 
 
-def _files(part: Samples) -> Iterator[str]:
+def files_of(part: Samples) -> Iterator[str]:
     """Where each picture lies, from the source's folder if it has one; their bytes are not read."""
     import pyarrow.compute as pc
 

@@ -28,9 +28,9 @@ _NEEDS = (
 # -- what is said --------------------------------------------------------------------------------------------
 
 
-def fingerprints(section: TextSection) -> dict[str, str]:
+def fingerprints(section: TextSection, captions: str | None = None) -> dict[str, str]:
     """Hashes of the files that are read, for the identity of a run; those that are not there are left out."""
-    files = {"texts": section.file, "descriptions": section.descriptions}
+    files = {"texts": section.file, "descriptions": section.descriptions, "captions": captions}
     there = {name: Path(file) for name, file in files.items() if file}
     return {name: manifests.file_hash(file) for name, file in there.items() if file.is_file()}
 

@@ -30,6 +30,7 @@ from kdcli.models.ensemble import Ensemble
 from kdcli.models.protocol import Model
 from kdcli.runs import frame
 from kdcli.runs.caching import caching, only_plain, row_size
+from kdcli.runs.captions import captioned
 from kdcli.runs.refusals import (
     refuse_box_views,
     refuse_options,
@@ -184,6 +185,8 @@ def gather(lesson: Lesson, console: Console, networks: dict[str, Model] | None =
     taught = "teacher" in {party.name for party in method.parties}
     pool = pool_of(lesson.data, lesson.extra, lesson.method)
     targets = lesson.task.target_columns(pool.labels)
+    bank = getattr(lesson.task, "bank", None)
+    targets = captioned(targets, pool, config.data.captions, method, bank, Path(config.cache), console)
     parties: Mapping[str, nn.Module] = networks or _parties(lesson, console)
     networks = {name: party for name, party in parties.items() if isinstance(party, Model)}
     if taught and config.teacher_temperature == "fit":

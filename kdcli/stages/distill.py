@@ -270,7 +270,7 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
     parents = [frame.parent("student", str(config.student), config.weights)]
     parents += frame.teachers(config.teacher) if taught else []
     prints = {"data": data.fingerprint, **{f"extra{i}": e.fingerprint for i, e in enumerate(extra)}}
-    prints |= banks.fingerprints(config.texts)
+    prints |= banks.fingerprints(config.texts, captions=config.data.captions)
     target = frame.target("distill", config, parents, prints)
     if unless_complete and frame.complete(target, config):
         return Result(target.path, frame.summary(target.path))

@@ -115,6 +115,7 @@ TASKS: dict[str, Entry] = {
         "kdcli.tasks.zeroshot.figures:FIGURES",
         "classes told apart by texts about them",
         provides=frozenset({"picture", "class", "text"}),
+        options=("captions",),
         head="texts",
         serves=("classification",),
     ),

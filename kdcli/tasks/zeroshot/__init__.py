@@ -16,6 +16,8 @@ from kdcli.tasks.classification import Classification
 from kdcli.words import Term
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from kdcli.data.samples import Data
     from kdcli.engine.grid import HeadSpec
     from kdcli.models.banks import TextBank
@@ -63,6 +65,14 @@ class ZeroShot(Classification):
         taps = (f"{call}.embedding", f"~{call}:classifier", "target")
         keywords = {"temperature": TEMPERATURE}
         return (Term("class", text_likelihood, taps, keywords=keywords, rows="labelled"),)
+
+    def example(self, rows: int, side: int) -> dict[str, Tensor]:
+        """The classes in turn, and captions embedded at random."""
+        import torch
+
+        made = torch.Generator().manual_seed(0)
+        width = 1 if self.bank is None else self.bank.width
+        return {**super().example(rows, side), "caption": torch.randn(rows, width, generator=made)}
 
     # -- fitting and measuring: see kdcli.tasks.Task
     def match(self, network: Model, order: Literal["names", "same"], who: str) -> None:
