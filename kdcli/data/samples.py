@@ -119,6 +119,13 @@ class Samples:
         """The labelled samples whose pictures are not among those of ``others``."""
         return self.take(self.labelled() & ~np.isin(self.pictures, others.pictures))
 
+    def numbered(self, names: Sequence[str], classes: Sequence[str]) -> Samples:
+        """The samples of ``classes``, which their labels number, where they numbered ``names`` before."""
+        place = {name: number for number, name in enumerate(classes)}
+        lut = np.array([*(place.get(name, UNLABELLED) for name in names), UNLABELLED], np.int64)  # of -1 too
+        found = replace(self, targets=replace(self.targets, labels=lut[self.labels]))
+        return found.take(found.labelled())
+
     @property
     def fingerprint(self) -> str:
         """Hash of the multiset of (picture, label, what else is known), whatever their order."""

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdcli.data.batches import evaluation_loader
-from kdcli.data.order import in_order
+from kdcli.data.batches import Loader, evaluation_loader
+from kdcli.data.order import Pool, in_order
 from kdcli.data.samples import Samples
 from kdcli.engine.runtime import Runtime
 from kdcli.errors import NotFinite
@@ -79,6 +79,9 @@ def collected(
     answer: Callable[[Tensor, list[int]], Tensor],
     measuring: Measuring,
     progress: Callable[[int], None] | None = None,
+    *,
+    cut: Callable[..., Tensor] | None = None,
+    view: int = 0,
 ) -> Tensor:
     """What is made of un-augmented views of a split, [N, C] (fp32, CPU), in its order, on every process.
 
@@ -87,14 +90,19 @@ def collected(
         answer: of a batch of them (uint8, on the device) and their indices in the split, [B, …].
         measuring: of what.
         progress: is told how many pictures are done.
+        cut: makes other views than these, of (picture, view number, sample id).
+        view: number of these others.
     """
     samples, runtime = measuring.samples, measuring.runtime
-    loader = evaluation_loader(samples, network.spec, **measuring.reading)
+    if cut is None:
+        loader = evaluation_loader(samples, network.spec, **measuring.reading)
+    else:
+        loader = Loader(Pool((samples,)), cut, **measuring.reading)
     batches = in_order(len(samples), measuring.batch_size, runtime.rank, runtime.world_size)
     found: Tensor | None = None
     done = 0
     with evaluating(network), torch.inference_mode(), runtime.accelerator.autocast():
-        for keys, batch in zip(batches, loader(batches)):
+        for keys, batch in zip(batches, loader([[(index, view) for index, _ in keys] for keys in batches])):
             indices = [index for index, _ in keys]
             x = batch["x"].to(runtime.device, non_blocking=True)
             rows = answer(x, indices).float().flatten(1).cpu()

@@ -150,7 +150,7 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
         parents.append(frame.parent("teacher", config.teacher))
     wanted = task.wants_validation(config.models)
     beside = entry(task.name).beside
-    validation = _validation(config, samples, beside) if wanted else Validation(None)
+    validation = _validation(config, samples, beside, task.classes) if wanted else Validation(None)
     prints = {"data": samples.fingerprint, **banks.fingerprints(config.texts)}
     if validation.samples is not None:
         prints["validation"] = validation.samples.fingerprint
@@ -186,13 +186,15 @@ def _built(config: Config, task: Task, console: Console) -> tuple[dict[str, Mode
     return built, task, absent
 
 
-def _validation(config: Config, samples: Samples, split: str) -> Validation:
-    """Labelled pictures of another split that are not measured; or why there are none."""
+def _validation(config: Config, samples: Samples, split: str, classes: Sequence[str]) -> Validation:
+    """Labelled pictures of another split that are not measured, of these classes; or why there are none."""
     try:
-        found = frame.labelled(config.data, split, run=config).split(split)
+        data = frame.labelled(config.data, split, run=config)
     except InputError as error:
         return Validation(None, str(error))
-    found = found.without(samples)
+    found = data.split(split).without(samples)
+    if data.classes is not None and list(data.classes) != list(classes):  # of classes that are divided
+        found = found.numbered(data.classes, classes)
     if len(found) == 0:
         return Validation(None, f"all {split} pictures are in the split {config.split}.")
     return Validation(found)
@@ -352,6 +354,12 @@ def _notes(plan: Plan) -> list[str]:
         splits = (facts.get("data") or {}).get("splits", {})
         if any(s.get("hash") == plan.samples.fingerprint for s in splits.values()):
             notes.append(f"{name} was trained or selected on this very split: its figures are no test.")
+        learned = ((facts.get("config") or {}).get("data") or {}).get("shots") or 0
+        if plan.config.data.open_classes and learned > (plan.config.data.shots or 0):
+            notes.append(
+                f"{name} learned from {learned} pictures of each unseen class: without --set "
+                f"data.shots={learned} they are measured too."
+            )
         answers = facts.get("teacher_answers") or {}
         if said := answers.get("warning") or answers.get("said"):
             notes.append(f"{name}, in training: {said.rstrip('.')}.")

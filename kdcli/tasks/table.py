@@ -116,6 +116,7 @@ TASKS: dict[str, Entry] = {
         "classes told apart by texts about them",
         provides=frozenset({"picture", "class", "text"}),
         options=("captions",),
+        beside="train",
         head="texts",
         serves=("classification",),
     ),

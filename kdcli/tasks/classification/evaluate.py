@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
@@ -72,7 +72,7 @@ class Evaluation:
     @classmethod
     def of(
         cls, classes: Sequence[str], options: EvalOptions, models: Mapping[str, str], validation: Validation
-    ) -> Evaluation:
+    ) -> Self:
         """Check options and load exits; see :meth:`kdcli.tasks.Task.evaluation`."""
         refuse_unheeded(options, _HEEDED, "classification", dict.fromkeys(("window", "stride"), _WINDOWS))
         found = {name: exits.load(path, list(classes), options.class_order) for name, path in models.items()}

@@ -8,7 +8,7 @@ these alone.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from kdcli.errors import InputError, UsageError
@@ -36,10 +36,12 @@ class ZeroShot(Classification):
 
     Attributes:
         bank: the texts of these classes; None where every network has its own.
+        shots: few-shot pictures of each class that are set apart, if any.
     """
 
     name: str = "zeroshot"
     bank: TextBank | None = field(default=None, compare=False)
+    shots: int = 0
 
     @classmethod
     def of(
@@ -50,7 +52,7 @@ class ZeroShot(Classification):
             raise UsageError("--class-balance loss: zeroshot weighs no rows; take sampler.")
         if optim is not None and optim.label_smoothing:
             raise UsageError("optim.label_smoothing: zeroshot has none.")
-        return cls(tuple(data.classes or ()))
+        return cls(tuple(data.classes or ()), shots=section.shots or 0)
 
     def wanted(self, kind: str | None) -> dict[str, Any]:
         """A projection into the space of the texts, and their bank."""
@@ -91,10 +93,15 @@ class ZeroShot(Classification):
         """Raises UsageError: texts are no head that is fitted."""
         raise UsageError(f"--head {options.head}: zeroshot answers by texts, and fits no head.")
 
+    def wants_validation(self, models: Sequence[str]) -> bool:
+        """Where pictures of each class are set apart: they are a memory (``Entry.beside`` has them)."""
+        return self.shots > 0
+
     def evaluation(
         self, options: EvalOptions, models: Mapping[str, str], validation: Validation
     ) -> Evaluation:
         """What classification measures, and spaces of students beside their teacher's."""
         from kdcli.tasks.zeroshot.evaluate import Evaluation
 
-        return Evaluation.of(self.classes, options, models, validation)
+        made = Evaluation.of(self.classes, options, models, validation)
+        return replace(made, shots=validation.samples) if self.shots else made

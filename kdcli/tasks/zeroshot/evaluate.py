@@ -15,8 +15,10 @@ from kdcli.metrics import spaces
 from kdcli.models.protocol import Model
 from kdcli.tasks.classification import evaluate as of_classes
 from kdcli.tasks.settings import Measured
+from kdcli.tasks.zeroshot.memory import figures, remembered
 
 if TYPE_CHECKING:
+    from kdcli.data.samples import Samples
     from kdcli.report.panels import Panel
 
 
@@ -26,9 +28,11 @@ class Evaluation(of_classes.Evaluation):
 
     Attributes:
         embeddings: [N, D] of the networks that were run, by the names that they were run by.
+        shots: few-shot pictures of the candidates, for a memory; None for none.
     """
 
     embeddings: dict[str, Tensor] = field(default_factory=dict)
+    shots: Samples | None = None
 
     def measure(
         self,
@@ -39,6 +43,11 @@ class Evaluation(of_classes.Evaluation):
     ) -> Measured:
         """Accuracy and calibration over the candidates, then spaces; see :class:`kdcli.tasks.Evaluation`."""
         found = super().measure(measuring, networks, teacher, console)
+        for name, network in networks.items():
+            if self.shots is not None and name in self.embeddings:
+                memory = remembered(network, self.shots, measuring, self.seed)
+                y = torch.from_numpy(measuring.samples.labels)
+                found.models[name]["memory"] = figures(self.embeddings[name], _bank(network), memory, y)
         texts = {name: texts_of(net) for name, net in networks.items() if net.bank is not None}
         for name, part in texts.items():
             found.models[name]["texts"] = part
@@ -55,6 +64,12 @@ class Evaluation(of_classes.Evaluation):
                 notes.append(
                     f"{name} embeds pictures in {ours.shape[1]} numbers and the teacher in "
                     f"{theirs.shape[1]}: their spaces are not compared."
+                )
+                continue
+            if (own := network.bank) is not None and own.tower_hash != _tower(teacher):
+                notes.append(
+                    f"{name} and the teacher embed pictures in spaces of different text towers: they are not "
+                    "compared."
                 )
                 continue
             found.models[name]["spaces"] = spaces.figures(ours, theirs, bank)
@@ -83,6 +98,11 @@ class Evaluation(of_classes.Evaluation):
         linear = network.linear
         with torch.inference_mode():
             return linear(rows.to(linear.weight.device)).cpu()[:, None]
+
+
+def _tower(network: Model) -> str:
+    """Hash of the text tower in whose space a network embeds pictures; empty for none."""
+    return "" if network.bank is None else network.bank.tower_hash
 
 
 def _bank(network: Model) -> Tensor:
