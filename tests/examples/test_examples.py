@@ -40,12 +40,12 @@ def expanded(text: str, script: str) -> str:
     while found := re.search(r'"\$\{(\w+)\[@\]\}"', text):
         value = arrays.get(found[1], "").replace("\n", " ")  # empty: filled from the environment
         text = text.replace(found[0], "" if "$(" in value else value)  # no outputs of commands
-    text = re.sub(
-        r"\$\{?(?:steps|twice|half|labels|epochs|pretraining|side)\}?", "250", text.replace('"$@"', "")
-    )
+    numbers = "steps|twice|half|labels|epochs|pretraining|side|align|batch|few"
+    text = re.sub(rf"\$\{{?(?:{numbers})\}}?", "250", text.replace('"$@"', ""))
     text = re.sub(r"\$\{?rate\}?", "1e-3", text)
     text = re.sub(r"\$\{?method\}?", "kd", text)
     text = re.sub(r"\$\{?head\}?", "light", text)
+    text = re.sub(r"\$described\b", "true", text)
     text = re.sub(r"\$\{?strength\}?", "0.1", text)
     return re.sub(r"\$\{?seed\}?", "0", text)
 
@@ -128,7 +128,14 @@ def test_every_command_of_a_script_parses(name, count, source):
 
 
 @pytest.mark.parametrize(
-    ("name", "count"), [("backbone.sh", 9), ("g2sd_imagenet.sh", 5), ("detection_coco.sh", 5)]
+    ("name", "count"),
+    [
+        ("backbone.sh", 9),
+        ("g2sd_imagenet.sh", 5),
+        ("detection_coco.sh", 5),
+        ("vlm_ood.sh", 5),
+        ("vlm_ood_tiny.sh", 7),
+    ],
 )
 def test_commands_without_data_parse_too(name, count):
     assert len([parse(line) for line in script_commands(ROOT / "examples" / name)]) == count

@@ -15,9 +15,7 @@ from kdcli.metrics.support import supported_logits
 from kdcli.models.protocol import Model
 from kdcli.sections import ViewSection
 
-VIEWS = (
-    10  # of each picture: as it is, and nine times moved by RandAugment(2, 9), as the authors' code has it
-)
+VIEWS = 10  # of each picture: as it is, and moved by RandAugment(2, 9) nine times, as in the authors' code
 _POLICY = "rand-m9-n2"
 _KEPT = ("top1", "mean_per_class")
 
