@@ -21,6 +21,7 @@ EXITS = ("exits.safetensors", "exits.json")
 DECODER = ("decoder.safetensors", "decoder.json")
 PROCESSOR = "preprocessor_config.json"  # of transformers' networks: their input
 TEXTS = "texts.json"  # what the bank of a head was made of
+PROMPTS = "prompts.safetensors"  # contexts that were learned for those texts
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
@@ -125,7 +126,7 @@ def read(path: Path | str) -> ModelFiles:
     prefix = "" if path == root else f"{path.relative_to(root).as_posix()}/"
     names = [
         name
-        for name in (WEIGHTS, CONFIG, HEAD, *EXITS, *DECODER, PROCESSOR, TEXTS)
+        for name in (WEIGHTS, CONFIG, HEAD, *EXITS, *DECODER, PROCESSOR, TEXTS, PROMPTS)
         if f"{prefix}{name}" in manifest.files
     ]
     if WEIGHTS not in names or CONFIG not in names:

@@ -11,20 +11,25 @@ The student has no text tower: it embeds pictures in the teacher's space, where 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 from torch import Tensor
 
+from kdcli.errors import UsageError
 from kdcli.losses import clip_kd as clip
 from kdcli.losses import texts as losses
 from kdcli.methods.parts import STUDENT, TEACHER, Positive, S
 from kdcli.methods.trainings import IMAGENET, keys, published, sgd
+from kdcli.models.prompts import learn_contexts
 from kdcli.tasks import Task
 from kdcli.tasks.zeroshot import TEMPERATURE
 from kdcli.words import Call, Derive, Method, Party, Phase, Recipe, Term, Turn
 
 Texts = Annotated[int, Field(ge=1, le=1_000_000)]
+Contexts = Annotated[int, Field(ge=0, le=256)]
 Weighing = Annotated[float, Field(ge=0, le=1e6)]
 
 BANK = "~s:classifier"
@@ -46,6 +51,7 @@ def vlm_ood(
     direction: Literal["both", "single"] = "both",
     form: Literal["cosine", "squared"] = "cosine",
     caption_form: Literal["code", "temperature", "paper"] = "code",
+    contexts: Contexts = 0,
     teacher_view: Literal["plain", "same"] = "plain",
 ) -> Method:
     """A teacher's space of pictures and texts: distances, neighbours and nearest texts, beside the labels.
@@ -58,11 +64,26 @@ def vlm_ood(
     paper's students begin with random weights, since ImageNet's labels would tell them of classes that are
     held back: a pretrained one is a deviation (``--from-scratch`` does without). Unlabelled pictures enter
     ``mse`` and ``contrast``.
+
+    ``contexts`` are vectors that are learned beside the student to stand before the name of each class, where
+    a template's words would (CoOp, arXiv 2109.01134); the paper has 8. Their gradient is that of ``cls`` and
+    ``proximal``, through the frozen text tower, which embeds the texts of all classes once in each
+    micro-batch. In the paper they help where there are a few pictures of new classes, and harm where there
+    are none. A student that has learned some goes on from them.
+
+    Raises:
+        UsageError: contexts without a term that reads texts.
     """
+    if contexts and not (cls or proximal):
+        raise UsageError(
+            f"method.contexts={contexts}: no term reads texts, so that they would not learn. Raise "
+            "method.cls or method.proximal."
+        )
+    bank = "s:classifier" if contexts else BANK
     shared: dict[str, Any] = {"temperature": temperature}
     pair = (_MINE, _ITS)
     terms = (
-        Term("class", losses.text_likelihood, (_MINE, BANK, "target"), cls, shared, rows="labelled"),
+        Term("class", losses.text_likelihood, (_MINE, bank, "target"), cls, shared, rows="labelled"),
         Term(
             "distance",
             losses.embedding_distance,
@@ -82,7 +103,7 @@ def vlm_ood(
         Term(
             "proximal",
             losses.proximal_texts,
-            (*pair, BANK, "y"),
+            (*pair, bank, "y"),
             proximal,
             {**shared, "texts": texts, "filtered": filtered},
             scope="batch",
@@ -98,7 +119,9 @@ def vlm_ood(
             rows="labelled",
         ),
     )
-    return _method("vlm-ood", terms, "x@plain" if teacher_view == "plain" else "x", recipes=recipes())
+    student = replace(STUDENT, prepare=partial(learn_contexts, count=contexts)) if contexts else STUDENT
+    view = "x@plain" if teacher_view == "plain" else "x"
+    return _method("vlm-ood", terms, view, student=student, recipes=recipes())
 
 
 def clip_kd(
@@ -141,12 +164,18 @@ def text_of(bank: Tensor, y: Tensor) -> Tensor:
     return bank[y]
 
 
-def _method(name: str, terms: tuple[Term, ...], view: str, *derives: Derive, **more: Any) -> Method:
+def _method(
+    name: str,
+    terms: tuple[Term, ...],
+    view: str,
+    *derives: Derive,
+    student: Party = STUDENT,
+    **more: Any,
+) -> Method:
     """One turn of the student beside what the teacher makes of a view."""
     calls = (S, Call("t", "teacher", (view,)))
     turn = Turn("student", trains=("student",), calls=calls, terms=terms, derives=derives)
-    parties: tuple[Party, ...] = (STUDENT, TEACHER)
-    return Method(name, parties, (Phase((turn,)),), **more)
+    return Method(name, (student, TEACHER), (Phase((turn,)),), **more)
 
 
 # -- published trainings -------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kdcli.artifacts import model as artifacts
 from kdcli.errors import InputError, nearest
 
 _FORM = 1
@@ -32,6 +33,8 @@ class TextBank:
         scale: by which cosines are multiplied: 1/τ, or the teacher's own.
         templates: into which names were put.
         truncated: number of texts that were longer than the tower reads.
+        contexts: [M, W] that were learned to stand before each text, in the place of templates, perhaps none
+            (:mod:`kdcli.models.prompts`).
     """
 
     classes: tuple[str, ...]
@@ -42,6 +45,7 @@ class TextBank:
     scale: float
     templates: tuple[str, ...] = ()
     truncated: int = 0
+    contexts: Tensor | None = None
 
     @property
     def width(self) -> int:
@@ -80,21 +84,31 @@ class TextBank:
 
     def to_json(self) -> dict[str, Any]:
         """What ``texts.json`` says of it; the rows themselves are tensors of the head."""
+        learned = {} if self.contexts is None else {"contexts": len(self.contexts)}
         return {
             "form": _FORM,
             "tower": {"name": self.tower, "hash": self.tower_hash, "width": self.width},
             "scale": self.scale,
             "templates": list(self.templates),
             "truncated": self.truncated,
+            **learned,
             "texts": {name: list(texts) for name, texts in zip(self.classes, self.texts)},
         }
 
 
-def read_bank(described: Mapping[str, Any], weight: Tensor, where: str) -> TextBank:
+def read_bank(
+    described: Mapping[str, Any], weight: Tensor, where: str, contexts: Tensor | None = None
+) -> TextBank:
     """The bank that ``texts.json`` and the tensor ``linear.weight`` [C, D] of a head describe.
 
+    Args:
+        described: content of ``texts.json``.
+        weight: the rows.
+        where: names the file.
+        contexts: of :func:`contexts_of`.
+
     Raises:
-        InputError: a description that is none, or of other rows.
+        InputError: a description that is none, or of other rows or contexts.
     """
     try:
         tower, texts = described["tower"], described["texts"]
@@ -110,6 +124,7 @@ def read_bank(described: Mapping[str, Any], weight: Tensor, where: str) -> TextB
             scale,
             tuple(map(str, described.get("templates", ()))),
             int(described.get("truncated", 0)),
+            contexts,
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{where} describes no bank of texts: {error}.") from error
@@ -117,7 +132,37 @@ def read_bank(described: Mapping[str, Any], weight: Tensor, where: str) -> TextB
         raise InputError(f"{where} describes {len(classes)} classes, and the bank has {len(weight)} rows.")
     if not 0 < scale < 1e6 or not bool(weight.isfinite().all()):
         raise InputError(f"{where}: a bank whose numbers are none (scale {scale:g}).")
+    told, found = described.get("contexts", 0), 0 if contexts is None else len(contexts)
+    if told != found:
+        raise InputError(f"{where} tells of {told} contexts, and {artifacts.PROMPTS} holds {found}.")
     return bank
+
+
+def contexts_of(files: artifacts.ModelFiles) -> Tensor | None:
+    """Contexts [M, W] that a model's texts stand behind; None where there are none.
+
+    Raises:
+        InputError: a file that holds something else.
+    """
+    if artifacts.PROMPTS not in files.names:
+        return None
+    tensors = files.tensors(artifacts.PROMPTS)
+    found = tensors.get("contexts")
+    if found is None or len(tensors) != 1 or found.ndim != 2 or not bool(found.isfinite().all()):
+        raise InputError(f"{files.path / artifacts.PROMPTS} holds no contexts that texts could stand behind.")
+    return found.float()
+
+
+def refuse_equal(names: Sequence[str], rows: Tensor) -> None:
+    """Raise InputError where two classes have the same embedding, as where both are cut to the same words."""
+    seen: dict[bytes, str] = {}
+    for name, row in zip(names, rows.detach().cpu()):
+        other = seen.setdefault(row.numpy().tobytes(), name)
+        if other != name:
+            raise InputError(
+                f"the texts of '{other}' and '{name}' are the same to the text tower: nothing could tell "
+                "their pictures apart. Describe them differently, or leave one out."
+            )
 
 
 def mean_of_texts(embeddings: Tensor, counts: Sequence[int]) -> Tensor:

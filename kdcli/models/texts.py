@@ -89,23 +89,36 @@ class TextTower:
             sha.update(f"{word}\0{number}\0".encode(errors="surrogatepass"))
         return sha.hexdigest()[:32]
 
-    def tokens(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        """What it reads of texts: ``input_ids`` and ``attention_mask`` [N, L], cut at its length."""
+    def __deepcopy__(self, _memo: Any) -> TextTower:
+        """Itself: it is frozen, so that copies of who holds it share it."""
+        return self
+
+    @property
+    def words(self) -> Any:
+        """The table [V, W] of its words' embeddings, a module."""
+        body: Any = self.body
+        return body.get_input_embeddings()
+
+    def tokens(self, texts: Sequence[str], *, spare: int = 0) -> dict[str, Tensor]:
+        """What it reads of texts: ``input_ids`` and ``attention_mask`` [N, L], cut at its length.
+
+        ``spare`` leaves room for so many more tokens.
+        """
         pads = self.family is not None and FAMILIES[self.family].pads
         found = self.tokenizer(
             list(texts),
             padding="max_length" if pads else True,
             truncation=True,
-            max_length=self.length,
+            max_length=self.length - spare,
             return_tensors="pt",
             return_attention_mask=not pads,
         )
         return {key: found[key] for key in ("input_ids", "attention_mask") if key in found}
 
-    def truncated(self, texts: Sequence[str]) -> tuple[int, ...]:
-        """Numbers of the texts that are longer than it reads."""
+    def truncated(self, texts: Sequence[str], *, spare: int = 0) -> tuple[int, ...]:
+        """Numbers of the texts that are longer than it reads, but for ``spare`` tokens."""
         whole = self.tokenizer(list(texts), truncation=False, verbose=False)["input_ids"]
-        return tuple(number for number, ids in enumerate(whole) if len(ids) > self.length)
+        return tuple(number for number, ids in enumerate(whole) if len(ids) > self.length - spare)
 
     def embed(self, tokens: dict[str, Tensor]) -> Tensor:
         """Embeddings [N, D] of tokens, as the tower answers."""

@@ -11,6 +11,7 @@ from kdcli.artifacts.manifest import digest
 from kdcli.artifacts.reading import read_object
 from kdcli.errors import InputError, UsageError
 from kdcli.models import checkpoints, families
+from kdcli.models.banks import contexts_of
 from kdcli.models.creation import LOCAL, REMOTE, Options, explained
 from kdcli.models.heads.texts import BankHead, described_bank
 from kdcli.models.surgery import FIELD
@@ -98,7 +99,8 @@ def bank_head(files: artifacts.ModelFiles, config: dict[str, Any]) -> BankHead:
     if artifacts.TEXTS not in files.names:
         raise InputError(f"{files.path}: there is no {artifacts.TEXTS} that describes its bank of texts.")
     tensors, where = files.tensors(artifacts.HEAD), str(files.path / artifacts.TEXTS)
-    head = described_bank(config, tensors, read_object(files.path / artifacts.TEXTS), where)
+    described = read_object(files.path / artifacts.TEXTS)
+    head = described_bank(config, tensors, described, where, contexts_of(files))
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     if head is None or {n: t.shape for n, t in head.state_dict().items()} != shapes:
         raise InputError(f"{files.path}: its head is none that this kdcli knows.")

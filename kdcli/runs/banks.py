@@ -15,6 +15,8 @@ from kdcli.errors import InputError, UsageError
 from kdcli.sections import TextSection
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from kdcli.data.samples import Data
     from kdcli.models.banks import TextBank
     from kdcli.models.protocol import Model
@@ -40,12 +42,15 @@ def is_asked(section: TextSection) -> bool:
     return section != type(section)()
 
 
-def said_of(section: TextSection, classes: Sequence[str] | None) -> tuple[list[str], list[list[str]]]:
+def said_of(
+    section: TextSection, classes: Sequence[str] | None, *, bare: bool = False
+) -> tuple[list[str], list[list[str]]]:
     """The classes, and the texts about each.
 
     Args:
         section: what the user wrote.
         classes: of the data; None where there are none, and those of the file are taken.
+        bare: whether no template is put around names: learned contexts stand there.
 
     Raises:
         UsageError: neither a file nor data.
@@ -66,7 +71,8 @@ def said_of(section: TextSection, classes: Sequence[str] | None) -> tuple[list[s
     if described is None:
         described = any(entry.descriptions for entry in entries.values())
     names = list(entries) if classes is None else list(classes)
-    return names, class_texts.texts_of(entries, names, templates(section), described=described)
+    around = ["{}"] if bare else templates(section)
+    return names, class_texts.texts_of(entries, names, around, described=described)
 
 
 def templates(section: TextSection) -> list[str]:
@@ -92,6 +98,7 @@ def bank_of_texts(
     console: Console,
     *,
     tower_hash: str = "",
+    contexts: Tensor | None = None,
 ) -> TextBank:
     """A bank, by a text tower.
 
@@ -102,14 +109,18 @@ def bank_of_texts(
         scale: where the section says none.
         console: is told of texts that are cut.
         tower_hash: of the tower that is wanted; empty for any.
+        contexts: [M, W] that were learned for this tower and stand in the place of templates.
 
     Raises:
         InputError: another tower, or classes without a text.
+        UsageError: templates beside contexts.
     """
-    from kdcli.models.banks import TextBank, mean_of_texts
+    from kdcli.models.banks import TextBank, mean_of_texts, refuse_equal
     from kdcli.models.texts import open_text_tower
 
-    names, texts = said_of(section, classes)
+    if contexts is not None:
+        _refuse_templates(section, len(contexts))
+    names, texts = said_of(section, classes, bare=contexts is not None)
     opened = open_text_tower(section.tower or tower)
     own = opened.hash
     if tower_hash and own != tower_hash:
@@ -119,16 +130,22 @@ def bank_of_texts(
             "texts.tower=FOLDER."
         )
     flat = [text for own_texts in texts for text in own_texts]
-    encoded = opened.encode(flat)
+    if contexts is None:
+        encoded, read = opened.encode(flat), f"{opened.length}"
+    else:
+        from kdcli.models.prompts import encode
+
+        encoded = encode(opened, flat, contexts)
+        read = f"{opened.length - len(contexts)}, beside {len(contexts)} learned contexts,"
     if encoded.truncated:
         count, first = len(encoded.truncated), flat[encoded.truncated[0]]
         are = "text is" if count == 1 else "texts are"
         console.warn(
-            f"{count} of {len(flat)} {are} longer than the {opened.length} tokens that {opened.name} reads, "
-            f"and cut there, first: {first[:80]!r}."
+            f"{count} of {len(flat)} {are} longer than the {read} tokens that {opened.name} reads, and cut "
+            f"there, first: {first[:80]!r}."
         )
     rows = mean_of_texts(encoded.embeddings, [len(own_texts) for own_texts in texts])
-    _refuse_equal(names, rows)
+    refuse_equal(names, rows)
     return TextBank(
         tuple(names),
         rows,
@@ -136,26 +153,24 @@ def bank_of_texts(
         opened.name,
         own,
         section.scale or scale,
-        tuple(templates(section)),
+        tuple(templates(section)) if contexts is None else (),
         len(encoded.truncated),
+        contexts,
     )
 
 
-def _refuse_equal(names: Sequence[str], rows: Any) -> None:
-    """Raise InputError where two classes have the same embedding, as where both are cut to the same words."""
-    seen: dict[bytes, str] = {}
-    for name, row in zip(names, rows):
-        other = seen.setdefault(row.numpy().tobytes(), name)
-        if other != name:
-            raise InputError(
-                f"the texts of '{other}' and '{name}' are the same to the text tower: nothing could tell "
-                "their pictures apart. Describe them differently, or leave one out."
-            )
+def _refuse_templates(section: TextSection, contexts: int) -> None:
+    """Raise UsageError for templates where learned contexts stand in their place."""
+    if section.templates != type(section)().templates:
+        raise UsageError(
+            f"texts.templates is given, and the {contexts} contexts that this model has learned stand in the "
+            "place of templates, before each name. Leave it out."
+        )
 
 
 def bank_of_artifact(name: str) -> TextBank | None:
     """The bank that a model artifact answers by; None of a model without one. Its network is not built."""
-    from kdcli.models.banks import read_bank
+    from kdcli.models.banks import contexts_of, read_bank
 
     if artifacts.find(name) is None:
         return None
@@ -166,7 +181,7 @@ def bank_of_artifact(name: str) -> TextBank | None:
     where = str(files.path / artifacts.TEXTS)
     if weight is None:
         raise InputError(f"{where} describes a bank of texts, and {artifacts.HEAD} holds none.")
-    return read_bank(read_object(files.path / artifacts.TEXTS), weight, where)
+    return read_bank(read_object(files.path / artifacts.TEXTS), weight, where, contexts_of(files))
 
 
 def chosen(section: TextSection, data: Data, sources: Sequence[str], console: Console) -> TextBank | None:
@@ -190,13 +205,41 @@ def chosen(section: TextSection, data: Data, sources: Sequence[str], console: Co
         return None
     classes, scale = list(data.classes or ()), section.scale or 1 / TEMPERATURE
     found = [(name, bank) for name in sources if (bank := bank_of_artifact(name)) is not None]
+    if found and found[0][1].contexts is None:
+        _warn_of_contexts(found[1:], found[0][0], console)
     if found and not (section.file or section.tower):
         name, bank = found[0]
+        _refuse_beside(section, name)
         return bank.taking(classes, name).scaled(scale)
     if not (section.tower or found):
         raise UsageError(_NEEDS)
-    tower, tower_hash = (found[0][1].tower, found[0][1].tower_hash) if found else ("", "")
-    return bank_of_texts(section, classes, tower, scale, console, tower_hash=tower_hash)
+    if not found:
+        return bank_of_texts(section, classes, "", scale, console)
+    own = found[0][1]
+    return bank_of_texts(
+        section, classes, own.tower, scale, console, tower_hash=own.tower_hash, contexts=own.contexts
+    )
+
+
+def _warn_of_contexts(others: Sequence[tuple[str, TextBank]], taken: str, console: Console) -> None:
+    """Warn where the bank of ``taken`` stands in the place of one that a network has learned contexts for."""
+    for name, bank in others:
+        if bank.contexts is not None:
+            console.warn(
+                f"{name} has learned {len(bank.contexts)} contexts for its texts, and the bank is that of "
+                f"{taken}, without them: only method.contexts={len(bank.contexts)} goes on from them."
+            )
+
+
+def _refuse_beside(section: TextSection, name: str) -> None:
+    """Raise UsageError for what says how texts are made, where the bank of a model is taken as it is."""
+    plain = type(section)()
+    for key in ("descriptions", "templates", "described"):
+        if getattr(section, key) != getattr(plain, key):
+            raise UsageError(
+                f"texts.{key} is given, and the texts are those of {name}. Say what they are made of: --set "
+                "texts.file=FILE; or leave it out."
+            )
 
 
 def attach(
@@ -228,7 +271,8 @@ def attach(
     scale = own.scale if own is not None else logit_scale(name) or 1 / TEMPERATURE
     tower = own.tower if own is not None else name
     wanted = own.tower_hash if own is not None else ""
-    bank = bank_of_texts(section, classes, tower, scale, console, tower_hash=wanted)
+    contexts = own.contexts if own is not None else None
+    bank = bank_of_texts(section, classes, tower, scale, console, tower_hash=wanted, contexts=contexts)
     if bank.width != network.text_width:
         raise InputError(
             f"{name} embeds pictures in {network.text_width} numbers, and {bank.tower} texts in "
@@ -242,13 +286,19 @@ def asked_again(
 ) -> None:
     """Let a model with a bank answer for the classes of other data, by texts that the user names.
 
+    Where nothing but ``texts.scale`` is named, its own texts stay.
+
     Raises:
         InputError: a model without a bank, or a text tower that is not its own.
     """
     if network.bank is None:
         raise InputError(
-            f"--texts: {name} compares pictures with no texts; only such a model can be asked so."
+            f"--texts: {name} compares pictures with no texts; only such a model can be asked so. "
+            "kdcli probe --task zeroshot makes one of a vision-language model."
         )
+    if section.scale is not None and not is_asked(section.model_copy(update={"scale": None})):
+        network.attach_bank(network.bank.scaled(section.scale), projected=True)
+        return
     attach(network, section, classes, name, console)
 
 
@@ -282,5 +332,6 @@ def described(network: Model) -> dict[str, Any]:
             "scale": bank.scale,
             "templates": list(bank.templates),
             "truncated": bank.truncated,
+            **({} if bank.contexts is None else {"contexts": len(bank.contexts)}),
         }
     }

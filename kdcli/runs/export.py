@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from kdcli.artifacts.manifest import Manifest
 from kdcli.artifacts.store import Output
 from kdcli.engine.job import Outcome
@@ -15,9 +17,10 @@ from kdcli.engine.runtime import Runtime
 from kdcli.models.autoencoder import Decoder
 from kdcli.models.branches import Tail
 from kdcli.models.exits import ExitHead, save_exits
+from kdcli.models.prompts import learns_contexts, settled
 from kdcli.models.protocol import Model
 from kdcli.models.save import write_decoder
-from kdcli.runs import frame
+from kdcli.runs import banks, frame
 from kdcli.runs.material import Material
 from kdcli.runs.teaching import Lessons
 from kdcli.words import Method
@@ -39,8 +42,8 @@ def export(
     config, material, progress = plan.config, plan.material, outcome.progress
     student = parties[plan.method.export]
     (output.partial / "last").mkdir(exist_ok=True)
-    student.save(output.partial / "last", outcome.last)
-    keep = student.save(output.partial, outcome.best or outcome.last)
+    _save(student, output.partial / "last", outcome.last)
+    keep = _save(student, output.partial, outcome.best or outcome.last)
     keep += _save_beside(plan.method, parties, outcome, output.partial)
     parents = [p for p in plan.target.parents if p["role"].rstrip("0123456789") in material.networks]
     manifest = Manifest("model", "distill", plan.target.identity, parents)
@@ -50,6 +53,7 @@ def export(
         task=plan.task.name,
         layout=student.layout,
         classes=student.classes,
+        **banks.described(student),
         metrics=outcome.metrics,
         metrics_last={f"validation/{k}": v for k, v in progress.last.items()},
         selection=outcome.selection,
@@ -74,6 +78,13 @@ def export(
         **runtime.describe(),
     )
     output.commit(manifest, [*keep, "last", LOG])
+
+
+def _save(student: Model, folder: Path, tensors: dict[str, Tensor]) -> list[str]:
+    """Write the student as at a step; learned contexts as the bank that they make there."""
+    if learns_contexts(student):
+        return settled(student, tensors).save(folder)
+    return student.save(folder, tensors)
 
 
 def _lessons(material: Material, outcome: Outcome) -> dict[str, Any]:

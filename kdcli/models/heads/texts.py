@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdcli.artifacts import model as artifacts
-from kdcli.artifacts.store import write_bytes
+from kdcli.artifacts.store import write_bytes, write_tensors
 from kdcli.models.banks import TextBank, read_bank
 from kdcli.models.heads.base import Head
 from kdcli.models.heads.linear import FEATURES
@@ -39,8 +39,13 @@ class CosineToTexts(nn.Module):
         """Logits [B, C]."""
         weight: Any = self.weight
         scale: Any = self.scale
-        with torch.autocast(embedding.device.type, enabled=False):
-            return scale * F.normalize(embedding.float(), dim=1) @ F.normalize(weight, dim=1).t()
+        return scaled_cosines(embedding, weight, scale)
+
+
+def scaled_cosines(embedding: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+    """Logits [B, C] of embeddings [B, D] and rows [C, D], in fp32."""
+    with torch.autocast(embedding.device.type, enabled=False):
+        return scale * F.normalize(embedding.float(), dim=1) @ F.normalize(weight, dim=1).t()
 
 
 class BankHead(Head):
@@ -60,17 +65,26 @@ class BankHead(Head):
         super().__init__()
         self.bank: TextBank = bank
         self.neck: nn.Module = nn.Identity() if width is None else nn.Linear(width, bank.width)
-        self.linear = CosineToTexts(bank)
+        self.linear: nn.Module = CosineToTexts(bank)
 
     def to_json(self) -> dict[str, Any]:
         """What ``config.json`` says of it; the rest is in ``texts.json``."""
         return {"kind": self.kind, "feature": _FEATURE}
 
     def write_beside(self, folder: Path) -> list[str]:
-        """Write ``texts.json``; returns its name."""
+        """Write ``texts.json``, and the contexts that the bank was learned with; returns names of files."""
         text = json.dumps(self.bank.to_json(), indent=1, ensure_ascii=False) + "\n"
         write_bytes(folder / artifacts.TEXTS, text.encode())
-        return [artifacts.TEXTS]
+        if self.bank.contexts is None:
+            return [artifacts.TEXTS]
+        write_tensors(folder / artifacts.PROMPTS, {"contexts": self.bank.contexts})
+        return [artifacts.TEXTS, artifacts.PROMPTS]
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        scale: Any = self.linear.scale
+        return scale.device
 
     @property
     def class_layers(self) -> list[Any]:
@@ -79,8 +93,7 @@ class BankHead(Head):
 
     def replace_bank(self, bank: TextBank) -> None:
         """Take another bank of the same space."""
-        like: Any = self.linear.weight
-        self.bank, self.linear = bank, CosineToTexts(bank).to(like.device)
+        self.bank, self.linear = bank, CosineToTexts(bank).to(self.device)
 
     def take_projection(self, linear: nn.Linear) -> None:
         """Project as another layer does, [D, W], perhaps without a bias."""
@@ -103,13 +116,19 @@ class BankHead(Head):
 
 
 def described_bank(
-    config: Mapping[str, Any], tensors: Mapping[str, Tensor], described: Mapping[str, Any], where: str
+    config: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    described: Mapping[str, Any],
+    where: str,
+    contexts: Tensor | None = None,
 ) -> BankHead | None:
     """The head that ``config.json``, ``head.safetensors`` and ``texts.json`` describe, not loaded.
 
-    None for another; raises InputError for a bank that is none.
+    ``contexts`` are those of ``prompts.safetensors``. None for another head; raises InputError for a bank
+    that is none.
     """
     weight, neck = tensors.get("linear.weight"), tensors.get("neck.weight")
     if config.get("kind") != BankHead.kind or weight is None:
         return None
-    return BankHead(read_bank(described, weight, where), None if neck is None else neck.shape[-1])
+    bank = read_bank(described, weight, where, contexts)
+    return BankHead(bank, None if neck is None else neck.shape[-1])
