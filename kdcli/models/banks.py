@@ -35,6 +35,7 @@ class TextBank:
         truncated: number of texts that were longer than the tower reads.
         contexts: [M, W] that were learned to stand before each text, in the place of templates, perhaps none
             (:mod:`kdcli.models.prompts`).
+        beside: texts of other classes, which are no candidates; a bank of its own, or None.
     """
 
     classes: tuple[str, ...]
@@ -46,6 +47,7 @@ class TextBank:
     templates: tuple[str, ...] = ()
     truncated: int = 0
     contexts: Tensor | None = None
+    beside: TextBank | None = None
 
     @property
     def width(self) -> int:
@@ -53,7 +55,7 @@ class TextBank:
         return int(self.embeddings.shape[1])
 
     def taking(self, classes: Sequence[str], who: str) -> TextBank:
-        """The same bank with these of its classes, in this order.
+        """The same bank with these of its classes for candidates, in this order; it keeps all others beside.
 
         Args:
             classes: names.
@@ -62,7 +64,8 @@ class TextBank:
         Raises:
             InputError: a class that it has no text of.
         """
-        place = {name: row for row, name in enumerate(self.classes)}
+        known = self.whole()
+        place = {name: row for row, name in enumerate(known.classes)}
         if missing := [name for name in classes if name not in place]:
             more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
             raise InputError(
@@ -70,12 +73,30 @@ class TextBank:
                 f"{nearest(missing[0], place)} Make a bank with it: --set texts.file=FILE, or leave its "
                 "pictures out."
             )
-        rows = [place[name] for name in classes]
+        rest = [row for name, row in place.items() if name not in set(classes)]
+        found = known._rows([place[name] for name in classes])
+        return replace(found, beside=known._rows(rest) if rest else None)
+
+    def whole(self) -> TextBank:
+        """All classes for candidates, those beside last."""
+        if self.beside is None:
+            return self
         return replace(
             self,
-            classes=tuple(classes),
-            embeddings=self.embeddings[rows],
+            classes=(*self.classes, *self.beside.classes),
+            embeddings=torch.cat([self.embeddings, self.beside.embeddings.to(self.embeddings)]),
+            texts=(*self.texts, *self.beside.texts),
+            beside=None,
+        )
+
+    def _rows(self, rows: Sequence[int]) -> TextBank:
+        """Some of its classes, by their rows, and nothing beside."""
+        return replace(
+            self,
+            classes=tuple(self.classes[row] for row in rows),
+            embeddings=self.embeddings[list(rows)],
             texts=tuple(self.texts[row] for row in rows),
+            beside=None,
         )
 
     def scaled(self, scale: float) -> TextBank:
@@ -92,12 +113,23 @@ class TextBank:
             "templates": list(self.templates),
             "truncated": self.truncated,
             **learned,
-            "texts": {name: list(texts) for name, texts in zip(self.classes, self.texts)},
+            "texts": said_by(self),
+            **({"beside": said_by(self.beside)} if self.beside is not None else {}),
         }
 
 
+def said_by(bank: TextBank) -> dict[str, list[str]]:
+    """Texts by class."""
+    return {name: list(texts) for name, texts in zip(bank.classes, bank.texts)}
+
+
 def read_bank(
-    described: Mapping[str, Any], weight: Tensor, where: str, contexts: Tensor | None = None
+    described: Mapping[str, Any],
+    weight: Tensor,
+    where: str,
+    *,
+    beside: Tensor | None = None,
+    contexts: Tensor | None = None,
 ) -> TextBank:
     """The bank that ``texts.json`` and the tensor ``linear.weight`` [C, D] of a head describe.
 
@@ -105,6 +137,7 @@ def read_bank(
         described: content of ``texts.json``.
         weight: the rows.
         where: names the file.
+        beside: the rows of classes that are no candidates, the head's ``beside``.
         contexts: of :func:`contexts_of`.
 
     Raises:
@@ -135,7 +168,13 @@ def read_bank(
     told, found = described.get("contexts", 0), 0 if contexts is None else len(contexts)
     if told != found:
         raise InputError(f"{where} tells of {told} contexts, and {artifacts.PROMPTS} holds {found}.")
-    return bank
+    others = described.get("beside", {})
+    if not isinstance(others, dict) or len(others) != (0 if beside is None else len(beside)):
+        raise InputError(f"{where} describes other classes beside than the bank has rows of.")
+    if beside is None:
+        return bank
+    more = read_bank({**described, "texts": others, "beside": {}}, beside, where, contexts=contexts)
+    return replace(bank, beside=more)
 
 
 def contexts_of(files: artifacts.ModelFiles) -> Tensor | None:

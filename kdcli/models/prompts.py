@@ -265,6 +265,7 @@ class PromptedTexts(nn.Module):
         with torch.no_grad():
             rows = self.weight.detach().cpu().clone()
         contexts = self.contexts.detach().cpu().clone()
+        beside = None if bank.beside is None else behind(bank.beside, self.tower, contexts)
         return replace(
             bank,
             embeddings=rows,
@@ -272,7 +273,18 @@ class PromptedTexts(nn.Module):
             templates=(),
             truncated=self.truncated,
             contexts=contexts,
+            beside=beside,
         )
+
+
+def behind(bank: TextBank, tower: TextTower, contexts: Tensor) -> TextBank:
+    """A bank of the same texts, without templates, behind contexts [M, W]."""
+    texts = without_templates(bank)
+    tower.body.to("cpu")
+    encoded = encode(tower, [text for own in texts for text in own], contexts)
+    rows = mean_of_texts(encoded.embeddings, [len(own) for own in texts])
+    cut = len(encoded.truncated)
+    return replace(bank, embeddings=rows, texts=texts, templates=(), truncated=cut, contexts=contexts)
 
 
 def learn_contexts(network: Model, count: int) -> None:

@@ -177,11 +177,13 @@ def bank_of_artifact(name: str) -> TextBank | None:
     files = artifacts.read(name)
     if artifacts.TEXTS not in files.names or artifacts.HEAD not in files.names:
         return None
-    weight = files.tensors(artifacts.HEAD).get("linear.weight")
+    tensors = files.tensors(artifacts.HEAD)
+    weight = tensors.get("linear.weight")
     where = str(files.path / artifacts.TEXTS)
     if weight is None:
         raise InputError(f"{where} describes a bank of texts, and {artifacts.HEAD} holds none.")
-    return read_bank(read_object(files.path / artifacts.TEXTS), weight, where, contexts_of(files))
+    described = read_object(files.path / artifacts.TEXTS)
+    return read_bank(described, weight, where, beside=tensors.get("beside"), contexts=contexts_of(files))
 
 
 def chosen(section: TextSection, data: Data, sources: Sequence[str], console: Console) -> TextBank | None:

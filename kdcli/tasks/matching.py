@@ -25,7 +25,8 @@ def bring_into_order(
 
     One that has texts of more classes is asked about these alone.
     """
-    if network.bank is not None and order == "names" and set(classes) <= set(network.classes or ()):
+    bank = network.bank
+    if bank is not None and order == "names" and set(classes) <= set(bank.whole().classes):
         network.select(classes)
         return
     network.reorder(permutation(classes, network.classes, order, who), list(classes))

@@ -66,6 +66,13 @@ class BankHead(Head):
         self.bank: TextBank = bank
         self.neck: nn.Module = nn.Identity() if width is None else nn.Linear(width, bank.width)
         self.linear: nn.Module = CosineToTexts(bank)
+        self._keep_beside()
+
+    def _keep_beside(self) -> None:
+        """Hold the rows of classes that are no candidates, to be written with it."""
+        beside = self.bank.beside
+        rows = None if beside is None else beside.embeddings.clone().to(self.device)
+        self.register_buffer("beside", rows)
 
     def to_json(self) -> dict[str, Any]:
         """What ``config.json`` says of it; the rest is in ``texts.json``."""
@@ -94,6 +101,7 @@ class BankHead(Head):
     def replace_bank(self, bank: TextBank) -> None:
         """Take another bank of the same space."""
         self.bank, self.linear = bank, CosineToTexts(bank).to(self.device)
+        self._keep_beside()
 
     def take_projection(self, linear: nn.Linear) -> None:
         """Project as another layer does, [D, W], perhaps without a bias."""
@@ -130,5 +138,5 @@ def described_bank(
     weight, neck = tensors.get("linear.weight"), tensors.get("neck.weight")
     if config.get("kind") != BankHead.kind or weight is None:
         return None
-    bank = read_bank(described, weight, where, contexts)
+    bank = read_bank(described, weight, where, beside=tensors.get("beside"), contexts=contexts)
     return BankHead(bank, None if neck is None else neck.shape[-1])
