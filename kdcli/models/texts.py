@@ -7,7 +7,7 @@ pooling, as sentence-transformers' ``1_Pooling`` says) for pictures that are ali
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from kdcli.models.families import FAMILIES
 from kdcli.models.legacy import first_line
 
 _ENCODERS = ("bert", "distilbert", "roberta", "xlm-roberta", "mpnet")
+_OPEN_CLIP = "open_clip_config.json"
 _POOLING = ("1_Pooling", "config.json")
 _LENGTH = "sentence_bert_config.json"
 _WORDS = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
@@ -32,6 +33,7 @@ _FILES = (
     artifacts.CONFIG,
     *_WORDS,
     "/".join(_POOLING),
+    _OPEN_CLIP,
     _LENGTH,
     artifacts.PROCESSOR,
 )
@@ -85,9 +87,13 @@ class TextTower:
             if tensor.is_floating_point():
                 sha.update(f"{name}{tuple(tensor.shape)}".encode())
                 sha.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
-        for word, number in sorted(self.tokenizer.get_vocab().items()):
+        for word, number in sorted(self.vocabulary().items()):
             sha.update(f"{word}\0{number}\0".encode(errors="surrogatepass"))
         return sha.hexdigest()[:32]
+
+    def vocabulary(self) -> Mapping[str, int]:
+        """Words by their numbers."""
+        return self.tokenizer.get_vocab()
 
     def __deepcopy__(self, _memo: Any) -> TextTower:
         """Itself: it is frozen, so that copies of who holds it share it."""
@@ -165,6 +171,10 @@ def open_text_tower(source: str) -> TextTower:
         place = place.removeprefix(prefix)
     folder = families.folder_of(place, _FILES)
     file = folder / artifacts.CONFIG
+    if not file.is_file() and (folder / _OPEN_CLIP).is_file():
+        from kdcli.models import open_clip_texts
+
+        return open_clip_texts.open_texts(families.folder_of(place, open_clip_texts.WEIGHTS), source)
     config = read_object(file)
     family = families.family_of(config, "text")
     if family is not None:
