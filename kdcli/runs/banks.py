@@ -259,6 +259,7 @@ def attach(
     Raises:
         InputError: a network that embeds pictures in no space that texts are in.
     """
+    from kdcli.models.creation import LOCAL, REMOTE
     from kdcli.models.families import logit_scale
     from kdcli.tasks.zeroshot import TEMPERATURE
 
@@ -270,7 +271,13 @@ def attach(
             "with a text tower: kdcli distill --method supervised --task zeroshot --set texts.file=FILE "
             "--set texts.tower=FOLDER."
         )
-    scale = own.scale if own is not None else logit_scale(name) or 1 / TEMPERATURE
+    if own is None and not section.tower and not name.startswith((LOCAL, *REMOTE)):
+        raise UsageError(
+            f"{name} is a picture tower of timm, whose text tower is elsewhere: give the folder or hub id of "
+            "the whole model, --set texts.tower=FOLDER."
+        )
+    known = logit_scale(name) or logit_scale(f"{LOCAL}{section.tower}")
+    scale = own.scale if own is not None else known or 1 / TEMPERATURE
     tower = own.tower if own is not None else name
     wanted = own.tower_hash if own is not None else ""
     contexts = own.contexts if own is not None else None

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from kdcli.artifacts.manifest import Manifest
 from kdcli.console import Console, size
 from kdcli.errors import UsageError
-from kdcli.runs import Result, frame, places, show
+from kdcli.runs import Result, banks, frame, places, show
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -254,6 +254,7 @@ def run(plan: Plan, console: Console, *, stop: Stop | None = None, command: str 
                 task=network.task,
                 layout=network.layout if tensors is None else "kdcli",
                 classes=network.classes,
+                **banks.described(network),
                 **({} if tensors is None else {"weights": sizes(tensors)}),
                 **kept,
                 forms=forms,

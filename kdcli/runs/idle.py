@@ -17,7 +17,7 @@ from kdcli.config import Section, asked, leaves, origins
 from kdcli.console import Console
 from kdcli.errors import UsageError
 from kdcli.sections import OptimSection, StudentSection, ViewSection
-from kdcli.words.analysis import without_zero_terms
+from kdcli.words.analysis import taps_used, without_zero_terms
 
 if TYPE_CHECKING:
     from kdcli.runs.material import Material
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 Rule = tuple[str, bool, str]
 """Keys, whether they are idle, and why."""
 
+_CAPTIONS = "only kdcli distill reads captions"
 _CUT = "size scale ratio fit zoom_out iou_crop hflip vflip color_jitter auto_augment erase interpolation"
 
 
@@ -96,6 +97,16 @@ def of_material(material: Material) -> Iterator[Rule]:
     """What shows once pictures and networks are there."""
     everything = bool((material.pool.labels >= 0).all())
     yield "views.store", not material.cached, "no outputs of a teacher are kept in this run"
+    kept = material.caching.calls
+    taps = {
+        tap
+        for turn in material.method.turns
+        for call, read in taps_used(turn).items()
+        if call in kept
+        for tap in read
+    }
+    top = material.lesson.config.views.store.startswith("top")
+    yield "views.store", top and "logits" not in taps, "topK keeps logits, and none are kept in this run"
     yield "data.labelled_fraction", everything, "every picture to train on has a label"
     yield from of_optimizer(material.lesson.config.optim)
 
@@ -111,7 +122,11 @@ def of_probe(config: Any, steps: bool = False) -> Iterator[Rule]:
     live, fixed = config.protocol == "dinov2", config.views.count == "1"
     yield from of_pictures(config)
     yield "data.per_identity", True, "a probe draws no batches of identities"
-    yield "features protocol grid.* views.* statistics.*", keep, f"--head {config.head} fits no head"
+    yield "data.captions", True, _CAPTIONS
+    texts = config.head == "texts"
+    no_head = f"--head {config.head} fits no head"
+    yield "features protocol grid.* views.* statistics.*", keep or texts, no_head
+    yield from _of_texts(config) if texts else ()
     yield "data.*", config.head == "decoder", "--head decoder reads no pictures"
     yield "features grid.*", config.head == "none", "--head none takes what the backbone answers"
     yield "optim.*", not tune, "only --finetune trains by it"
@@ -135,8 +150,19 @@ def of_probe(config: Any, steps: bool = False) -> Iterator[Rule]:
     yield "statistics.*", not config.statistics.record, "only --statistics records activations"
     alone = "heads are fitted on all labelled pictures alike"
     yield "data.class_balance data.labelled_fraction", not (tune or steps), alone
-    yield "data.class_order", not keep, "a head that is fitted stands in the order of the data"
+    yield "data.class_order", not (keep or texts), "a head that is fitted stands in the order of the data"
     yield "track", True, "only distill writes to trackers"
+
+
+def _of_texts(config: Any) -> Iterator[Rule]:
+    """Texts for a vision-language model: of data, if there are any, the names of classes alone are read."""
+    others = [name for name in type(config.data).model_fields if name not in ("source", "task")]
+    every = " ".join(f"data.{name}" for name in others)
+    yield every, not config.data.source, "there is no --data: the classes are those of --texts"
+    yield "data.class_order", True, "texts go by the names of their classes"
+    names = "--head texts reads names of classes, and no pictures"
+    parts = "data.validation* data.test data.group_by data.split_seed data.labels_per_class"
+    yield f"{parts} data.class_balance data.labelled_fraction", True, names
 
 
 def _of_steps(tune: bool) -> Iterator[Rule]:
@@ -167,6 +193,7 @@ def of_pictures_alone(config: Any) -> Iterator[Rule]:
 def of_export(config: Any) -> Iterator[Rule]:
     """``compress --method none``: nothing is trained."""
     yield from of_pictures(config)
+    yield "data.captions", True, _CAPTIONS
     why = "--method none trains nothing"
     yield "optim.* views.* evaluate_* save_* log_every recipe target threshold teacher*", True, why
     yield "data.class_balance data.label* data.extra* from_scratch head drop_path track", True, why
@@ -187,6 +214,7 @@ def of_compress(config: Any) -> Iterator[Rule]:
     yield "teacher_temperature", not config.teacher, "there is no teacher"
     yield "weights", config.from_scratch, "--from-scratch begins with random weights: give one"
     yield "data.extra data.extra_ratio", True, "compress learns from the data alone"
+    yield "data.captions", True, _CAPTIONS
     yield "optim.ema", True, "an average of weights keeps rows that have shrunk"
     yield "optim.auto_batch", True, "rows are chosen from whole batches"
 
@@ -197,6 +225,7 @@ def of_eval(config: Any) -> Iterator[Rule]:
     yield "repeats", not config.cost, "--no-cost measures no time"
     yield "occlusion_grid", not config.occlusion, "nothing is hidden without occlusion=true"
     yield "data.class_balance data.labelled_fraction data.per_identity", True, "nothing is trained here"
+    yield "data.captions", True, _CAPTIONS
     yield "data.labels_per_class", config.split != "train", "labels are hidden in the training split alone"
     yield "track", True, "only distill writes to trackers"
 

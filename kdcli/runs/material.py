@@ -23,7 +23,7 @@ from kdcli.data.views import TrainingView
 from kdcli.engine.assembly import Assembly
 from kdcli.engine.budget import affordable_views, fixed_views
 from kdcli.engine.cache import Caching
-from kdcli.errors import UsageError
+from kdcli.errors import InputError, UsageError
 from kdcli.models.branches import Tail
 from kdcli.models.build import Wanted, build
 from kdcli.models.ensemble import Ensemble
@@ -303,14 +303,26 @@ def pool_of(data: Data, extra: Sequence[Data], method: Method) -> Pool:
     if needs_labels(method):
         if extra:
             raise UsageError(f"method {method.name} reads the labels of all pictures: it has no --extra.")
-        return Pool((train.take(train.labelled()),))
+        return _labelled_pool(data, method)
     weighing = (t for turn in method.turns for t in turn.terms if callable(t.weight) or t.weight)
     if any(term.rows != "labelled" for term in weighing):
         more = (samples for data in extra for samples in data.splits.values())
         return Pool((train, *(samples.unlabelled(train.targets) for samples in more)))
     if extra:
         raise UsageError("--extra pictures enter the teacher term only, and this objective has none.")
-    return Pool((train.take(train.labelled()),))  # no term would see the others
+    return _labelled_pool(data, method)  # no term would see the others
+
+
+def _labelled_pool(data: Data, method: Method) -> Pool:
+    """The training pictures with a label. Raises InputError where there are none."""
+    train = data.split("train")
+    found = train.take(train.labelled())
+    if len(found) == 0:
+        raise InputError(
+            f"method {method.name} learns from labelled pictures alone, and {data.source} has none. Give "
+            "labels, or a method whose teacher teaches without."
+        )
+    return Pool((found,))
 
 
 def build_student(config: StudentSection, task: Task) -> Model:

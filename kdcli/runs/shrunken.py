@@ -25,7 +25,7 @@ from kdcli.metrics.efficiency import evaluating
 from kdcli.models.compactors import Compactor, compactors
 from kdcli.models.folding import fold, zeroed
 from kdcli.models.timm import TimmModel
-from kdcli.runs import deploying, frame
+from kdcli.runs import banks, deploying, frame
 from kdcli.runs import targets as goals
 from kdcli.runs.card import write_card
 from kdcli.runs.compaction import Compacted
@@ -178,6 +178,7 @@ def export(
         task=task.name,
         layout=folded.network.layout,
         classes=folded.network.classes,
+        **banks.described(folded.network),
         metrics=figures,
         **({"forms": forms} if forms else {}),
         selection=selection,
