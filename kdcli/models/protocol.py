@@ -325,7 +325,13 @@ class Model(nn.Module, ABC):
         self.classes = list(classes)
 
     def reorder(self, order: Sequence[int] | None, classes: list[str]) -> None:
-        """Put the classifier's rows into the order of ``classes``; ``order[i]`` is the old row of class i."""
+        """Put the classifier's rows into the order of ``classes``; ``order[i]`` is the old row of class i.
+
+        Classes that it has texts of go by these names, whatever their order.
+        """
+        if self.bank is not None and list(classes) != self.classes:
+            self.select(classes)
+            return
         self.classes = list(classes)
         if order is None:
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from kdcli.data.samples import Data
     from kdcli.models.banks import TextBank
     from kdcli.models.protocol import Model
+    from kdcli.models.texts import TextTower
 
 _NEEDS = (
     "zeroshot tells classes apart by texts: give a --teacher that has some (kdcli probe --task zeroshot "
@@ -122,13 +124,7 @@ def bank_of_texts(
         _refuse_templates(section, len(contexts))
     names, texts = said_of(section, classes, bare=contexts is not None)
     opened = open_text_tower(section.tower or tower)
-    own = opened.hash
-    if tower_hash and own != tower_hash:
-        raise InputError(
-            f"{opened.name} is another text tower than the one whose space the model embeds pictures in "
-            f"({own[:8]}, not {tower_hash[:8]}): its texts mean nothing there. Give that one: --set "
-            "texts.tower=FOLDER."
-        )
+    _refuse_other(opened, tower_hash)
     flat = [text for own_texts in texts for text in own_texts]
     if contexts is None:
         encoded, read = opened.encode(flat), f"{opened.length}"
@@ -151,7 +147,7 @@ def bank_of_texts(
         rows,
         tuple(map(tuple, texts)),
         opened.name,
-        own,
+        opened.hash,
         section.scale or scale,
         tuple(templates(section)) if contexts is None else (),
         len(encoded.truncated),
@@ -209,10 +205,10 @@ def chosen(section: TextSection, data: Data, sources: Sequence[str], console: Co
     found = [(name, bank) for name in sources if (bank := bank_of_artifact(name)) is not None]
     if found and found[0][1].contexts is None:
         _warn_of_contexts(found[1:], found[0][0], console)
-    if found and not (section.file or section.tower):
+    if found and not section.file:
         name, bank = found[0]
         _refuse_beside(section, name)
-        return bank.taking(classes, name).scaled(scale)
+        return _at(bank, section).taking(classes, name).scaled(scale)
     if not (section.tower or found):
         raise UsageError(_NEEDS)
     if not found:
@@ -221,6 +217,27 @@ def chosen(section: TextSection, data: Data, sources: Sequence[str], console: Co
     return bank_of_texts(
         section, classes, own.tower, scale, console, tower_hash=own.tower_hash, contexts=own.contexts
     )
+
+
+def _at(bank: TextBank, section: TextSection) -> TextBank:
+    """A bank whose text tower stands where the user says, if at all. Raises InputError for another tower."""
+    from kdcli.models.texts import open_text_tower
+
+    if section.tower is None:
+        return bank
+    _refuse_other(open_text_tower(section.tower), bank.tower_hash)
+    return replace(bank, tower=section.tower)
+
+
+def _refuse_other(tower: TextTower, wanted: str) -> None:
+    """Raise InputError for another text tower than the one that is wanted, by its hash; empty for any."""
+    own = tower.hash
+    if wanted and own != wanted:
+        raise InputError(
+            f"{tower.name} is another text tower than the one whose space the model embeds pictures in "
+            f"({own[:8]}, not {wanted[:8]}): its texts mean nothing there. Give that one: --set "
+            "texts.tower=FOLDER."
+        )
 
 
 def _warn_of_contexts(others: Sequence[tuple[str, TextBank]], taken: str, console: Console) -> None:
@@ -279,7 +296,7 @@ def attach(
     known = logit_scale(name) or logit_scale(f"{LOCAL}{section.tower}")
     scale = own.scale if own is not None else known or 1 / TEMPERATURE
     tower = own.tower if own is not None else name
-    wanted = own.tower_hash if own is not None else ""
+    wanted = own.tower_hash if own is not None else _own_hash(name, section)
     contexts = own.contexts if own is not None else None
     bank = bank_of_texts(section, classes, tower, scale, console, tower_hash=wanted, contexts=contexts)
     if bank.width != network.text_width:
@@ -290,12 +307,25 @@ def attach(
     network.attach_bank(bank, projected=True)
 
 
+def _own_hash(name: str, section: TextSection) -> str:
+    """Hash of a model's own text tower, where the user names a place of one; empty where it has none."""
+    from kdcli.models.creation import LOCAL, REMOTE
+    from kdcli.models.texts import open_text_tower
+
+    if not section.tower or not name.startswith((LOCAL, *REMOTE)):
+        return ""
+    try:
+        return open_text_tower(name).hash
+    except InputError:  # a picture tower by itself
+        return ""
+
+
 def asked_again(
     network: Model, section: TextSection, classes: Sequence[str], name: str, console: Console
 ) -> None:
     """Let a model with a bank answer for the classes of other data, by texts that the user names.
 
-    Where nothing but ``texts.scale`` is named, its own texts stay.
+    Where nothing but ``texts.scale`` or ``texts.tower`` is named, its own texts stay.
 
     Raises:
         InputError: a model without a bank, or a text tower that is not its own.
@@ -305,8 +335,9 @@ def asked_again(
             f"--texts: {name} compares pictures with no texts; only such a model can be asked so. "
             "kdcli probe --task zeroshot makes one of a vision-language model."
         )
-    if section.scale is not None and not is_asked(section.model_copy(update={"scale": None})):
-        network.attach_bank(network.bank.scaled(section.scale), projected=True)
+    if not is_asked(section.model_copy(update={"scale": None, "tower": None})):
+        bank = _at(network.bank, section)
+        network.attach_bank(bank.scaled(section.scale or bank.scale), projected=True)
         return
     attach(network, section, classes, name, console)
 

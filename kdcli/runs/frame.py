@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from kdcli.artifacts import forms, store
 from kdcli.artifacts import manifest as manifests
 from kdcli.artifacts import model as models
-from kdcli.config import identity
+from kdcli.config import C, beneath, identity
 from kdcli.errors import InputError, UsageError
 from kdcli.launch import world_size
 from kdcli.runs import places
@@ -296,6 +296,20 @@ def _admit(network: Model, name: str, task: Task, order: Literal["names", "same"
             f"{name} does {network.task}, the data is for {task.name}. Probe the teacher on this data first."
         )
     network.take_names(list(task.classes), order)
+
+
+def task_of_models(config: C, names: Sequence[str]) -> C:
+    """The configuration with the task of the models, where all are artifacts of one that no table tells.
+
+    What else the data could be for is then said by ``--task``.
+    """
+    from kdcli.tasks import TASKS
+
+    tasks = {str(model_facts(name).get("task")) for name in names}
+    task = tasks.pop() if len(tasks) == 1 else ""
+    if config.data.task != "auto" or task not in TASKS or not TASKS[task].serves:  # type: ignore[attr-defined]
+        return config
+    return beneath(config, {"data.task": task})[0]
 
 
 def warn_of_other_validation(name: str, data: Data, console: Console) -> None:

@@ -133,4 +133,5 @@ def _refuse_unfit(what: str, needs: Needs, task: Task) -> None:
 
     if not methods.fits(needs, TASKS[task.name].provides):
         able = [name for name, row in TASKS.items() if methods.fits(needs, row.provides)]
+        able = [name for name in able if not set(TASKS[name].serves) & set(able)]
         raise UsageError(f"{what} is for {' and '.join(able)}, and these data are for {task.name}.")

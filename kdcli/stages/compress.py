@@ -166,6 +166,8 @@ def plan(
         InputError: data or networks that cannot be used, or that nothing can be removed from.
     """
     deploying.refuse_forms(config)
+    own = config.teacher[:1] if config.student == SAME else [str(config.student)]
+    config = frame.task_of_models(config, own)
     if config.method.name == NONE:
         idle.refuse_idle(config, idle.of_export(config))
         return deploying.plan(config, unless_complete)

@@ -131,6 +131,7 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
     """
     frame.require(config.models, "a model (kdcli eval MODEL …)")
     refuse_idle(config, of_eval(config))
+    config = frame.task_of_models(config, [*config.models, *([config.teacher] if config.teacher else [])])
     if banks.is_asked(config.texts) and config.data.task == "auto":
         config = beneath(config, {"data.task": providing("text")})[0]
     gates = [parse(text, figures()) for text in config.require]

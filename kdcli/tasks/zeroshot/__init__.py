@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from kdcli.errors import InputError, UsageError
 from kdcli.tasks.classification import Classification
+from kdcli.tasks.matching import bring_into_order
 from kdcli.words import Term
 
 if TYPE_CHECKING:
@@ -79,6 +80,9 @@ class ZeroShot(Classification):
     # -- fitting and measuring: see kdcli.tasks.Task
     def match(self, network: Model, order: Literal["names", "same"], who: str) -> None:
         """The classes of the data are the candidates; each needs a text in the network's bank."""
+        if network.bank is None and network.runs_in:  # an exported form has the candidates that it was given
+            bring_into_order(network, self.answers, order, who)
+            return
         if network.bank is None:
             raise InputError(
                 f"{who} compares pictures with no texts. kdcli probe --task zeroshot makes a bank of them "

@@ -53,31 +53,27 @@ class Evaluation(of_classes.Evaluation):
             found.models[name]["texts"] = part
         if teacher is None:
             return found
+        together, notes = self._beside(found.models, networks, teacher)
+        return Measured(found.models, {**found.together, **together}, [*found.notes, *notes], found.shown)
+
+    def _beside(
+        self, parts: dict[str, dict[str, Any]], networks: Mapping[str, Model], teacher: Model
+    ) -> tuple[dict[str, Any], list[str]]:
+        """Put into each model's part how its space lies to the teacher's; what is said of all, and notes."""
         itself = next((name for name, network in networks.items() if network is teacher), "teacher")
-        theirs, bank = self.embeddings[itself], _bank(teacher)
-        notes, compared = list(found.notes), False
+        theirs = self.embeddings.get(itself)
+        if theirs is None:
+            return {}, []
+        bank, notes = _bank(teacher), []
         for name, network in networks.items():
-            ours = self.embeddings[name]
-            if network is teacher:
-                continue
-            if ours.shape != theirs.shape:
-                notes.append(
-                    f"{name} embeds pictures in {ours.shape[1]} numbers and the teacher in "
-                    f"{theirs.shape[1]}: their spaces are not compared."
-                )
-                continue
-            if (own := network.bank) is not None and own.tower_hash != _tower(teacher):
-                notes.append(
-                    f"{name} and the teacher embed pictures in spaces of different text towers: they are not "
-                    "compared."
-                )
-                continue
-            found.models[name]["spaces"] = spaces.figures(ours, theirs, bank)
-            compared = True
-        together = dict(found.together)
-        if compared:
-            together["spaces"] = {"pictures": len(theirs), "chance": spaces.chance(len(theirs), len(bank))}
-        return Measured(found.models, together, notes, found.shown)
+            ours = self.embeddings.get(name)
+            if why := _apart(name, network, ours, theirs, teacher):
+                notes.append(why)
+            elif ours is not None:
+                parts[name]["spaces"] = spaces.figures(ours, theirs, bank)
+        if not any("spaces" in parts[name] for name in networks):
+            return {}, notes
+        return {"spaces": {"pictures": len(theirs), "chance": spaces.chance(len(theirs), len(bank))}}, notes
 
     def panels(self, report: Mapping[str, Any], shown: Any) -> list[Panel]:
         """The panels of the report."""
@@ -98,6 +94,20 @@ class Evaluation(of_classes.Evaluation):
         linear = network.linear
         with torch.inference_mode():
             return linear(rows.to(linear.weight.device)).cpu()[:, None]
+
+
+def _apart(name: str, network: Model, ours: Tensor | None, theirs: Tensor, teacher: Model) -> str:
+    """Why a network's space is not compared with the teacher's; empty where it is."""
+    if ours is None:
+        return f"{name} answers with logits alone: its space is not compared."
+    if ours.shape != theirs.shape:
+        return (
+            f"{name} embeds pictures in {ours.shape[1]} numbers and the teacher in {theirs.shape[1]}: their "
+            "spaces are not compared."
+        )
+    if _tower(network) != _tower(teacher):
+        return f"{name} and the teacher embed pictures in spaces of other text towers: they are not compared."
+    return ""
 
 
 def _tower(network: Model) -> str:
