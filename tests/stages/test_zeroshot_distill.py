@@ -18,7 +18,7 @@ from kdcli.config import resolve
 from kdcli.errors import InputError, Preempted, UsageError
 from kdcli.models.build import build
 from kdcli.models.texts import open_text_tower
-from kdcli.stages import compress, distill, probe
+from kdcli.stages import compress, distill, evaluate, probe
 
 Run = Callable[..., Any]
 
@@ -170,6 +170,51 @@ def test_a_student_is_exported(train: Run, pictures: Path, tmp_path: Path) -> No
     assert described(made) == described(first)
     assert facts(made)["texts"] == facts(first)["texts"]
     assert (made / "onnx" / "labels.txt").read_text().split("\n")[:4] == CLASSES
+    options = {"models": [str(first), str(made / "onnx")], "data.source": str(pictures), "cost": False}
+    options |= {"teacher": str(first), "out": str(tmp_path / "r")}  # of a zero-shot task, which is not named
+    plan = evaluate.plan(resolve(evaluate.Config, options=options), QUIET)
+    assert plan.data.task == "zeroshot"
+    report = json.loads((evaluate.run(plan, QUIET).path / "report.json").read_text())
+    own, form = report["models"]
+    assert form["metrics"]["top1"] == own["metrics"]["top1"]
+    assert any("answers with logits alone: its space is not compared" in note for note in report["notes"])
+
+
+def test_a_text_tower_that_moved_is_named_anew(
+    train: Run, teacher: Path, home: Path, pictures: Path, tmp_path: Path
+) -> None:
+    """Its texts, descriptions among them, stay what they are; another tower is refused."""
+    moved = shutil.copytree(home / "clip", tmp_path / "moved")
+    student = train(**VLM, **{"texts.tower": str(moved)})
+    assert described(student)["texts"] == described(teacher)["texts"]
+    assert described(student)["tower"] == {**described(teacher)["tower"], "name": str(moved)}
+
+    def measured(tower: Path) -> Any:
+        options = {"models": [str(student)], "data.source": str(pictures), "texts.tower": str(tower)}
+        options |= {"cost": False, "out": str(tmp_path / f"report of {tower.name}")}
+        return evaluate.plan(resolve(evaluate.Config, options=options), QUIET)
+
+    (network,) = measured(moved).networks.values()
+    assert network.bank is not None
+    assert dict(zip(network.bank.classes, map(list, network.bank.texts))) == described(teacher)["texts"]
+    with pytest.raises(InputError, match="is another text tower than the one whose space"):
+        measured(home / "other")
+
+
+def test_a_smaller_student_keeps_its_texts(train: Run, pictures: Path, tmp_path: Path) -> None:
+    """Without a task being named: it is that of the student."""
+    first = train(**VLM)
+    options = {"student": str(first), "method.name": "magnitude", "data.source": str(pictures)}
+    options |= {
+        "method.target": 0.8,
+        "optim.max_steps": 2,
+        "optim.batch_size": 8,
+        "out": str(tmp_path / "small"),
+    }
+    plan = compress.plan(resolve(compress.Config, options=options), QUIET)
+    small = compress.run(plan, QUIET).path
+    assert described(small)["texts"] == described(first)["texts"]
+    assert build(str(small)).bank is not None
 
 
 @pytest.mark.parametrize(
