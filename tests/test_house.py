@@ -181,7 +181,7 @@ MODELS = {
     f"kdcli/models/{name}.py"
     for name in (
         *("timm", "taps", "build", "creation", "checkpoints", "checks", "surgery", "branches"),
-        *("masked", "autoencoder", "distilled"),
+        *("masked", "autoencoder", "distilled", "headed"),
     )
 }
 

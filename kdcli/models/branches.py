@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from kdcli.errors import InputError
+from kdcli.models.headed import classifier
 from kdcli.models.protocol import Model
 from kdcli.models.taps import block_path
-from kdcli.models.timm import TimmModel, classifier
+from kdcli.models.timm import TimmModel
 
 
 class Tail(nn.Module):

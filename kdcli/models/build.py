@@ -31,12 +31,13 @@ from kdcli.models.creation import (
     refuse_unknown,
     sized,
 )
+from kdcli.models.headed import projects
 from kdcli.models.heads.base import Head
 from kdcli.models.heads.texts import BankHead
 from kdcli.models.integers import restored
 from kdcli.models.legacy import first_line, read_weights
 from kdcli.models.protocol import Model
-from kdcli.models.timm import TimmModel, projects
+from kdcli.models.timm import TimmModel
 from kdcli.models.wanted import Wanted, fit
 
 DROPPED = "the decoder of {} is left out"

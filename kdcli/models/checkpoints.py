@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from kdcli.errors import InputError
+from kdcli.models.headed import reset_classifier
 from kdcli.models.legacy import first_line, refuse_unlike
-from kdcli.models.timm import reset_classifier
 
 _ANCHORS = 3  # own names by which a prefix is found
 _SHARE = 0.5  # of the model's tensors, that must stand behind a prefix

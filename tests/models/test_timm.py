@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from kdcli.artifacts.model import InputSpec
 from kdcli.errors import InputError
 from kdcli.models.build import Wanted, build
+from kdcli.models.headed import classifier
 from kdcli.models.heads import fresh
 from kdcli.models.heads.linear import FEATURES, FeatureHead
-from kdcli.models.timm import TimmModel, classifier
+from kdcli.models.timm import TimmModel
 
 KINDS = ["test_vit", "test_vit2", "test_resnet", "test_efficientnet", "test_convnext", "test_mambaout"]
 
