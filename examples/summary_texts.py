@@ -1,6 +1,6 @@
-"""Say in a table what the reports of ``vlm_ood_tiny.sh`` show: three for each seed, of id, ood and five-shot.
+"""Say in a table what the reports of ``vlm_ood_tiny.sh`` show: id, ood, ood-5-shot and memory of each seed.
 
-python examples/summary_texts.py runs/vlm/seed-*/id runs/vlm/seed-*/ood runs/vlm/seed-*/ood-5-shot
+python examples/summary_texts.py runs/vlm/seed-*/{id,ood,ood-5-shot,memory}
 """
 
 import argparse
@@ -10,7 +10,7 @@ from typing import Any
 
 from summary import origin, read
 
-KINDS = ("id", "ood", "ood-5-shot")
+KINDS = ("id", "ood", "ood-5-shot", "memory")
 SAID = {
     "cls": "labels and texts",
     "mse": "+ distances",
@@ -48,7 +48,9 @@ def table(folders: list[Path]) -> str:
     arms = list(models["id"][0])
     rows = []
     for arm in arms:
-        cells = [ranged([seed[arm]["metrics"]["mean_per_class"] for seed in models[kind]]) for kind in KINDS]
+        key = "mean_per_class"
+        cells = [ranged([seed[arm]["metrics"][key] for seed in models[kind]]) for kind in KINDS[:3]]
+        cells.append(ranged([seed[arm]["memory"][key] for seed in models["memory"]]))
         spaces = [seed[arm].get("spaces") for seed in models["ood"]]
         for name, unit in (("relative_retrieval", 100), ("shared_neighbours3", 100), ("degrees", 1)):
             cells.append(ranged([own[name] for own in spaces], unit) if all(spaces) else "")
@@ -75,20 +77,23 @@ def table(folders: list[Path]) -> str:
             f"were learned (id), {ood['samples']:,} of {len(ood['classes'])} others without a training "
             f"(zero-shot, guessing gives {100 / len(ood['classes']):.1f}), and "
             f"{counts['ood-5-shot']['samples']:,} of these after a training with five pictures of each "
-            "(five-shot). Candidates are the classes of the half that is asked about, and no others.",
+            "(five-shot), or with these as a memory beside the texts and no training (memory). Candidates "
+            "are the classes of the half that is asked about, and no others.",
             "",
             "The teacher is EfficientNet-Lite0 with ImageNet weights, aligned here with the texts of "
-            "all-MiniLM-L6-v2 on other pictures; the student, a ResNet-10, begins with random weights. Every "
-            "arm has the terms of the one above it; weights are 1 and τ is 0.07. Own picture (M_rel), "
+            "all-MiniLM-L6-v2 on other pictures; the student, a ResNet-10, begins with random weights. The "
+            "first four arms add term to term; the last three have all of these terms and other texts: with "
+            "descriptions, with those of other classes, with captions beside the names. Weights are 1 and τ "
+            "is 0.07. Own picture (M_rel), "
             "neighbours of 3 (M_neigh) and the angle to the teacher are those of the zero-shot pictures.",
             "",
-            "| | id | zero-shot | five-shot | own picture | neighbours of 3 | degrees |",
-            "|---" * 7 + "|",
+            "| | id | zero-shot | five-shot | memory | own picture | neighbours of 3 | degrees |",
+            "|---" * 8 + "|",
             *rows,
             "",
             f"In points, seed by seed: {'; '.join(told)}.",
             "",
-            *origin("vlm_ood_tiny", folders),
+            *origin("vlm_ood_tiny", folders)[1:],
             "* One division of classes (seed 0), equal steps, views and learning rate; nothing was chosen.",
         ]
     )

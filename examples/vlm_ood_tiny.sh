@@ -81,6 +81,9 @@ for seed in "${seeds[@]}"; do
     "${measure[@]}" --out "$out/ood")")
   reports+=("$(kdcli eval "${shots[@]}" "${teachers[@]}" --teacher "$runs/teacher-named" --split ood \
     --set data.shots=5 "${measure[@]}" --out "$out/ood-5-shot")")
-  echo "seed $seed: ${reports[*]: -3}" >&2
+  # the same five pictures as a memory beside the texts, without a training
+  reports+=("$(kdcli eval "${students[@]}" "${teachers[@]}" --split ood --set data.shots=5 "${measure[@]}" \
+    --out "$out/memory")")
+  echo "seed $seed: ${reports[*]: -4}" >&2
 done
 python "$here/summary_texts.py" "${reports[@]}"

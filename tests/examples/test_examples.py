@@ -134,7 +134,7 @@ def test_every_command_of_a_script_parses(name, count, source):
         ("g2sd_imagenet.sh", 5),
         ("detection_coco.sh", 5),
         ("vlm_ood.sh", 5),
-        ("vlm_ood_tiny.sh", 7),
+        ("vlm_ood_tiny.sh", 8),
     ],
 )
 def test_commands_without_data_parse_too(name, count):
