@@ -24,6 +24,7 @@ class Entry:
             labels or answers; ``text``: it compares embeddings of pictures with those of texts.
         several: whether each of several teachers is matched by itself; the function takes their number.
         twin: whether teacher and student must be of one architecture.
+        scratch: whether its students begin with random weights unless the user says otherwise.
         parts: functions that make what ``target`` is given after the task. Their parameters are the method's
             too; ``weight`` where it may be given by name.
         published: function of its recipes, of a method that is made for more than a task.
@@ -42,6 +43,7 @@ class Entry:
     needs: Needs = "class"
     several: bool = False
     twin: bool = False
+    scratch: bool = False
     parts: tuple[str, ...] = ()
     published: str = ""
     which: Literal["cdd", "resrep"] = "resrep"
@@ -295,6 +297,7 @@ METHODS: dict[str, Entry] = {
         "a vision-language teacher's space of pictures and texts, for classes beyond those of training",
         "Li et al. 2023, arXiv 2307.03135",
         needs="text",
+        scratch=True,
         published="kdcli.methods.vlm:recipes",
     ),
     "clip-kd": Entry(

@@ -8,7 +8,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from kdcli import methods
-from kdcli.config import beneath
+from kdcli.artifacts import model as artifacts
+from kdcli.config import asked, beneath
 from kdcli.console import Console
 from kdcli.errors import UsageError
 from kdcli.runs import banks, idle, recipes
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from kdcli.methods.parts import Part
     from kdcli.methods.table import Needs
     from kdcli.models.banks import TextBank
+    from kdcli.models.protocol import Model
     from kdcli.tasks import Task
     from kdcli.words import Method
 
@@ -56,6 +58,33 @@ def of_its_task(config: Any) -> Any:
     if needs not in ("features", "text"):
         return config
     return beneath(config, {"data.task": providing(needs)})[0]
+
+
+def from_scratch(config: Any) -> Any:
+    """The configuration with random weights for the student, where the method's students begin with them.
+
+    Weights of the user's own, an artifact, a folder or a repository are what they are.
+    """
+    named = artifacts.find(str(config.student)) is None and ":" not in str(config.student)
+    if not methods.entry(config.method.name).scratch or config.weights or not named:
+        return config
+    return beneath(config, {"from_scratch": True})[0]
+
+
+def label_weights(config: Any, student: Model) -> None:
+    """Put down what a student begins with, where the method's students have random weights."""
+    if not methods.entry(config.method.name).scratch:
+        return
+    if student.trained == "random" and not asked(config, "from_scratch"):
+        student.notes += (
+            f"{student.name} begins with random weights, as students of {config.method.name} do: --set "
+            "from_scratch=false takes trained ones",
+        )
+    if student.trained == "pretrained":
+        student.notes += (
+            f"{student.name} begins with trained weights, and the students of {config.method.name} with "
+            "random ones: what it was trained on may hold classes that are held back here (--from-scratch)",
+        )
 
 
 def objective(

@@ -255,7 +255,7 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
     if config.via:
         return _chain(config, console, unless_complete)
     taught = objectives.taught(config, bool(parts), console)
-    config = objectives.of_its_task(config)
+    config = objectives.from_scratch(objectives.of_its_task(config))
     known = frame.known_classes(config.teacher if taught else [])
     data = frame.labelled(config.data, "train", "validation", run=config, known=known)
     opened = (
@@ -280,6 +280,7 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
     from kdcli.runs.refusals import refuse_unlike, warn_of_milestones, warn_of_one_seed
 
     material = gather(Lesson(config, data, extra, task, method), console)
+    objectives.label_weights(config, material.networks["student"])
     idle.refuse_idle(config, idle.of_material(material))
     idle.warn_of_idle(config, console)
     if methods.entry(config.method.name).twin and "teacher" in material.networks:

@@ -96,6 +96,25 @@ def test_a_student_learns_the_teachers_space(train: Run, teacher: Path, home: Pa
     assert described(again)["texts"] == described(teacher)["texts"]
 
 
+def test_students_begin_with_random_weights_unless_others_are_asked_for(
+    train: Run, weights: dict[str, Path]
+) -> None:
+    """The paper's do, since trained ones may know classes that are held back; others are labelled."""
+    silent = train(dry=True, from_scratch=None, **VLM)
+    assert silent.config.from_scratch
+    (network,) = (silent.material.networks["student"],)
+    assert network.trained == "random"
+    assert any("from_scratch=false takes trained ones" in note for note in network.notes)
+    own = train(dry=True, from_scratch=None, weights=str(weights["test_resnet"]), **VLM)
+    assert not own.config.from_scratch
+    notes = own.material.networks["student"].notes
+    assert any("may hold classes that are held back here" in note for note in notes)
+    first = train("first", **VLM)
+    again = train(dry=True, from_scratch=None, student=str(first), **VLM)
+    assert again.material.networks["student"].trained == "artifact"
+    assert train(dry=True, from_scratch=True, **VLM).material.networks["student"].notes == ()
+
+
 def test_a_second_run_asks_the_teacher_nothing(
     train: Run, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
