@@ -62,8 +62,8 @@ def vlm_ood(
     teacher's embedding, of rows that it takes for their class (``filtered``). ``direction``, ``form`` and
     ``caption_form`` give the paper's equations where the code, whose numbers were published, has others. The
     paper's students begin with random weights, since ImageNet's labels would tell them of classes that are
-    held back, and so do these: a pretrained one (``from_scratch=false``) is put down as a deviation. Unlabelled pictures enter
-    ``mse`` and ``contrast``.
+    held back, and so do these: a pretrained one (``from_scratch=false``) is put down as a deviation.
+    Unlabelled pictures enter ``mse`` and ``contrast``.
 
     ``contexts`` are vectors that are learned beside the student to stand before the name of each class, where
     a template's words would (CoOp, arXiv 2109.01134); the paper has 8. Their gradient is that of ``cls`` and
