@@ -8,8 +8,8 @@ so that transformers loads it. It sees whole pictures, squashed, with values of 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from kdcli.models.aliases import NAMED
 from kdcli.models.checks import LARGEST_SIDE, limited
 from kdcli.models.detecting import Objects
 from kdcli.models.detectors import KINDS
+from kdcli.models.families import without_bars
 from kdcli.models.heads.detection import TAPS, taps_of
 from kdcli.models.legacy import first_line
 from kdcli.models.protocol import Model
@@ -293,7 +294,7 @@ def pretrained(source: str, where: str, config: Any = None, tensors: dict[str, T
         else AutoModelForObjectDetection._model_mapping[type(config)]
     )
     more: dict[str, Any] = {} if config is None else {"config": config, "state_dict": tensors}
-    with _without_bars():
+    with without_bars():
         made, told = kind.from_pretrained(
             source if config is None else None,
             use_safetensors=True,
@@ -307,17 +308,3 @@ def pretrained(source: str, where: str, config: Any = None, tensors: dict[str, T
                 f"{where}: {what.replace('_', ' ')} for {made.config.model_type}, first {found[0]}."
             )
     return made
-
-
-@contextmanager
-def _without_bars() -> Iterator[None]:
-    """A block in which transformers shows no progress of its own."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()

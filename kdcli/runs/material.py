@@ -259,7 +259,7 @@ def _share(lesson: Lesson, pool: Pool) -> Share | None:
     Of few-shot pictures half a batch, or all where they are fewer (arXiv 2307.03135, the authors' code).
     """
     data, shots = lesson.config.data, lesson.data.shots
-    if len(shots) and data.extra_ratio is None and data.labelled_fraction is None:
+    if len(shots):
         batch = lesson.config.optim.batch_size
         return Share(np.isin(pool.ids, shots), min(batch // 2, len(shots)) / batch)
     if data.extra_ratio is not None:

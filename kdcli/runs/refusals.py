@@ -36,6 +36,11 @@ def refuse_options(config: StudentSection, method: Method) -> None:
             raise UsageError("--extra-ratio and data.labelled_fraction both fill batches: give one.")
         if not data.extra:
             raise UsageError("--extra-ratio needs --extra.")
+    if data.shots and (data.extra_ratio is not None or data.labelled_fraction is not None):
+        raise UsageError(
+            "data.shots fills half of a batch with few-shot pictures: no --extra-ratio and no "
+            "data.labelled_fraction beside it."
+        )
     if (views := views_used(method)) and (optim.mixup or optim.cutmix):
         raise UsageError(
             f"method {method.name} sees {', '.join(views)} beside each picture, and mixed pictures have no "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,10 @@ from torch.nn import functional as F
 
 from kdcli.artifacts.model import InputSpec
 from kdcli.data.views import EvaluationCut
-from kdcli.models.transformers import PictureTower
+from kdcli.models.transformers import CLIP_SPEC, PictureTower
 from kdcli.synthesis.weights import load_part
 
 TAP = "embedding"
-_MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
 class SquashCut:
@@ -46,7 +46,7 @@ def cut(size: int, *, squash: bool) -> EvaluationCut | SquashCut:
 
 
 def _spec(size: int) -> InputSpec:
-    return InputSpec((size, size), _MEAN, _STD, "bicubic", 1.0, "center")
+    return replace(CLIP_SPEC, size=(size, size))
 
 
 def load_encoder(folder: Path, name: str, source: str) -> PictureTower:

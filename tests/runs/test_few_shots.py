@@ -61,6 +61,11 @@ def test_without_shots_all_are_drawn_alike(pictures: Path, division: Path) -> No
     assert len(made.task.classes) == 2
 
 
+def test_nothing_else_fills_a_batch_beside_them(pictures: Path, division: Path) -> None:
+    with pytest.raises(UsageError, match=r"data\.shots fills half of a batch with few-shot pictures"):
+        plan(pictures, division, **{"data.shots": 2, "data.labelled_fraction": 0.5})
+
+
 def test_shots_need_a_division(pictures: Path) -> None:
     options = {"method.name": "supervised", "student": "test_resnet", "data.source": str(pictures)}
     with pytest.raises(UsageError, match=r"data\.shots"):
