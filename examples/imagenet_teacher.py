@@ -24,6 +24,18 @@ def weights_file(name: str) -> str:
     return getattr(module, f"EfficientnetLite{number}ModelFile").get_model_file_path()
 
 
+def write(name: str, out: Path) -> None:
+    """Write the weights of ``lite0``, ``lite1`` or ``lite2``."""
+    tensors = torch.load(weights_file(name), map_location="cpu", weights_only=True)
+    names = timm.create_model(f"tf_efficientnet_{name}").state_dict()
+    if [t.shape for t in names.values()] != [t.shape for t in tensors.values()]:
+        raise SystemExit(f"{name}: the package's tensors do not stand in timm's order")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    draft = out.with_name(f"{out.name}.partial")
+    save_file({name: t.contiguous() for name, t in zip(names, tensors.values())}, draft)
+    draft.replace(out)  # a file that is there is whole
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -31,14 +43,7 @@ def main() -> None:
     parser.add_argument("name", choices=["lite0", "lite1", "lite2"])
     parser.add_argument("out", type=Path)
     arguments = parser.parse_args()
-    tensors = torch.load(weights_file(arguments.name), map_location="cpu", weights_only=True)
-    names = timm.create_model(f"tf_efficientnet_{arguments.name}").state_dict()
-    if [t.shape for t in names.values()] != [t.shape for t in tensors.values()]:
-        raise SystemExit(f"{arguments.name}: the package's tensors do not stand in timm's order")
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    draft = arguments.out.with_name(f"{arguments.out.name}.partial")
-    save_file({name: t.contiguous() for name, t in zip(names, tensors.values())}, draft)
-    draft.replace(arguments.out)  # a file that is there is whole
+    write(arguments.name, arguments.out)
     print(arguments.out)
 
 

@@ -278,6 +278,14 @@ class StudentSection(RunSection):
     teacher_temperature: Literal["fit", "raw"] = option(
         "fit", "Divide a teacher's logits by the temperature that probe fitted, or take them raw."
     )
+    teacher_view: Literal["same", "plain"] = option(
+        "same", "What a teacher sees: the student's views, or each picture's un-augmented cut."
+    )
+    teacher_errors: Literal["keep", "leave-out", "swap"] = option(
+        "keep",
+        "Answers that are wrong about a label: taught as they are, left out, or with the true class swapped "
+        "to their top (Wen et al. 2019).",
+    )
     student: str | None = inputs(
         None, "Alias, timm name[,depth=6], hf-hub:…, local-dir:…, artifact.", "--student"
     )

@@ -263,7 +263,8 @@ KEYS = {
         "base reduction min_count small_classes temperature",
     },
     "distill": {
-        "": f"{RUN_KEYS} teacher teacher_mean teacher_temperature via recipe terms student "
+        "": f"{RUN_KEYS} teacher teacher_mean teacher_temperature teacher_view teacher_errors via recipe "
+        "terms student "
         "weights from_scratch image_size head drop_path evaluate_every evaluate_steps save_steps "
         "save_minutes log_every",
         "data": f"extra extra_ratio {DATA_KEYS}",
@@ -273,7 +274,8 @@ KEYS = {
         "optim": OPTIMISER,
     },
     "compress": {
-        "": f"{RUN_KEYS} teacher teacher_mean teacher_temperature recipe target threshold "
+        "": f"{RUN_KEYS} teacher teacher_mean teacher_temperature teacher_view teacher_errors recipe target "
+        "threshold "
         "export quantize inside student "
         "weights from_scratch image_size head drop_path evaluate_every evaluate_steps save_steps "
         "save_minutes log_every",

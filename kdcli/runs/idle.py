@@ -180,6 +180,8 @@ def of_distill(config: Any) -> Iterator[Rule]:
     name = config.method.name
     several = name in methods.METHODS and methods.entry(name).several
     yield "teacher_mean", several, f"method {name} matches each teacher by itself"
+    alone = name in methods.METHODS and not methods.entry(name).teacher and not config.terms
+    yield "teacher_view teacher_errors teacher_temperature", alone, f"method {name} has no teacher"
     yield "weights", config.from_scratch, "--from-scratch begins with random weights: give one"
 
 
@@ -187,7 +189,11 @@ def of_pictures_alone(config: Any) -> Iterator[Rule]:
     """A method of ``distill`` that learns from pictures alone."""
     why = f"method {config.method.name} learns from pictures alone, and reads no label"
     yield "data.class_balance data.labelled_fraction data.class_order optim.label_smoothing", True, why
-    yield "teacher_temperature", True, f"method {config.method.name} reads no answers of a teacher"
+    yield (
+        "teacher_temperature teacher_errors",
+        True,
+        f"method {config.method.name} reads no answers of a teacher",
+    )
 
 
 def of_export(config: Any) -> Iterator[Rule]:
@@ -211,7 +217,8 @@ def of_compress(config: Any) -> Iterator[Rule]:
     name = config.method.name
     yield "threshold", bool(methods.entry(name).before), f"method {name} removes channels before the training"
     yield "teacher_mean", True, "there is one teacher at most"
-    yield "teacher_temperature", not config.teacher, "there is no teacher"
+    lessons = "teacher_temperature teacher_view teacher_errors"
+    yield lessons, not config.teacher, "there is no teacher"
     yield "weights", config.from_scratch, "--from-scratch begins with random weights: give one"
     yield "data.extra data.extra_ratio", True, "compress learns from the data alone"
     yield "data.captions", True, _CAPTIONS

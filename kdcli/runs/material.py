@@ -33,6 +33,7 @@ from kdcli.runs.caching import caching, only_plain, row_size
 from kdcli.runs.captions import captioned
 from kdcli.runs.refusals import (
     refuse_box_views,
+    refuse_lessons,
     refuse_options,
     refuse_pyramid_pooling,
     refuse_to_split,
@@ -52,7 +53,7 @@ from kdcli.words.analysis import (
     is_cacheable,
     needs_labels,
 )
-from kdcli.words.answers import calibrated
+from kdcli.words.answers import calibrated, mended, shown_whole
 from kdcli.words.given import given
 from kdcli.words.pacing import paced
 
@@ -189,8 +190,8 @@ def gather(lesson: Lesson, console: Console, networks: dict[str, Model] | None =
     targets = captioned(targets, pool, config.data.captions, method, bank, Path(config.cache), console)
     parties: Mapping[str, nn.Module] = networks or _parties(lesson, console)
     networks = {name: party for name, party in parties.items() if isinstance(party, Model)}
-    if taught and config.teacher_temperature == "fit":
-        method = calibrated(method, "teacher", networks["teacher"].temperature)
+    if taught:
+        method = _lessons(lesson, networks["teacher"].temperature)
     row = TASKS.get(lesson.task.name)
     planned = planned_steps(optim, len(pool))
     method = paced(given(method, () if row is None else row.given), planned)
@@ -240,6 +241,21 @@ def gather(lesson: Lesson, console: Console, networks: dict[str, Model] | None =
             f"--cache {config.cache}, unless they are there already: fewer --views, or --views live."
         )
     return Material(lesson, pool, order, view, targets, networks, assembly, steps, planned, row_bytes, cached)
+
+
+def _lessons(lesson: Lesson, temperature: float) -> Method:
+    """The method with what its teacher is shown, and what is taught of the answers.
+
+    Raises:
+        UsageError: options that the method, or the task, cannot heed.
+    """
+    config, method = lesson.config, lesson.method
+    refuse_lessons(config, method, lesson.task)
+    if config.teacher_view == "plain":
+        method = shown_whole(method, "teacher")
+    if config.teacher_temperature == "fit":
+        method = calibrated(method, "teacher", temperature)
+    return mended(method, "teacher", config.teacher_errors)
 
 
 def planned_steps(optim: OptimSection, pictures: int) -> int:

@@ -16,7 +16,7 @@ from kdcli.engine.norms import lone_values, named_in
 from kdcli.engine.optim import section_of
 from kdcli.errors import InputError, UsageError
 from kdcli.launch import world_size
-from kdcli.losses import features
+from kdcli.losses import features, logits
 from kdcli.models.adapters import Regressor
 from kdcli.models.feature_adapters import queue_state
 from kdcli.models.protocol import Model
@@ -25,6 +25,7 @@ from kdcli.sections import OptimSection, RunSection, StudentSection, ViewSection
 from kdcli.tasks import Task
 from kdcli.words import Method
 from kdcli.words.analysis import reads_labels, split_reference, states_of, views_used
+from kdcli.words.answers import mended, placed_taps, shown_whole
 from kdcli.words.pacing import unfinished
 
 
@@ -59,6 +60,58 @@ def refuse_options(config: StudentSection, method: Method) -> None:
         raise UsageError(f"--teacher {twice} is given twice: the mean of equals teaches nothing more.")
     for turn in method.turns:
         section_of(turn, optim)
+
+
+def refuse_lessons(config: StudentSection, method: Method, task: Task) -> None:
+    """Raise UsageError for ``teacher_view`` and ``teacher_errors`` where they mean nothing.
+
+    A term of which nothing is left where student and teacher agree is one of :data:`_ZERO_WHERE_EQUAL`.
+    """
+    from kdcli.tasks import TASKS
+
+    provides = TASKS[task.name].provides
+    if config.teacher_view == "plain":
+        if "picture" not in provides and "features" not in provides and "text" not in provides:
+            raise UsageError(
+                f"teacher_view=plain: {task.name} is learned place by place, and a teacher would see others."
+            )
+        if placed := placed_taps(method, "teacher"):
+            raise UsageError(
+                f"teacher_view=plain: method {method.name} compares {', '.join(placed)} with the student's, "
+                "place by place, and the teacher would see others. Take a method that compares answers."
+            )
+        if shown_whole(method, "teacher") == method:
+            raise UsageError(
+                f"teacher_view=plain is given, and method {method.name} shows its teacher no views that the "
+                "student sees."
+            )
+        if config.optim.mixup or config.optim.cutmix:
+            raise UsageError("teacher_view=plain: mixed pictures have no un-augmented cut: no mixup.")
+    if config.teacher_errors == "keep":
+        return
+    given = f"teacher_errors={config.teacher_errors}"
+    if "class" not in provides:
+        raise UsageError(
+            f"{given} compares answers with one class a picture, and these data are for {task.name}."
+        )
+    if config.optim.mixup or config.optim.cutmix:
+        raise UsageError(f"{given}: mixed pictures have no one label that an answer could miss: no mixup.")
+    changed = mended(method, "teacher", config.teacher_errors)
+    if changed == method:
+        raise UsageError(f"{given} is given, and method {method.name} teaches no answers.")
+    other = [
+        term.name
+        for turn in method.turns
+        for term in turn.terms
+        if "~t.logits" in term.args and term.loss not in _ZERO_WHERE_EQUAL
+    ]
+    if config.teacher_errors == "leave-out" and other:
+        raise UsageError(
+            f"{given}: {', '.join(other)} of method {method.name} teaches something of every row. Take swap."
+        )
+
+
+_ZERO_WHERE_EQUAL = (logits.kl_divergence, logits.kl_elements, logits.dkd)
 
 
 def refuse_weights(method: Method) -> None:

@@ -12,7 +12,15 @@ from kdcli.methods import arguments, function
 from kdcli.tasks import task_named
 from kdcli.words import Method
 from kdcli.words.analysis import cacheable_calls, references, taps_used, without_zero_terms
-from kdcli.words.answers import answers, calibrated
+from kdcli.words.answers import (
+    answers,
+    calibrated,
+    mended,
+    placed_taps,
+    shown_whole,
+    swapped,
+    without_errors,
+)
 
 TASK = task_named("classification", ["a", "b", "c"])
 
@@ -83,3 +91,78 @@ def test_the_loss_is_that_of_divided_logits(cached: bool) -> None:
     torch.testing.assert_close(found["kl"], wanted.detach())
     found["loss"].backward()
     assert student.rows.grad is not None
+
+
+ROWS = torch.tensor([[3.0, 1.0, 0.5], [0.2, 2.0, 1.0], [1.0, 4.0, 2.0], [5.0, 1.0, 0.0]])
+LABELS = torch.tensor([0, 2, 0, -1])  # right, wrong, wrong, unlabelled
+LABELLED = LABELS >= 0
+
+
+def test_a_wrong_top_changes_places_with_the_true_class() -> None:
+    wanted = ROWS.tolist()
+    for row, label in zip(wanted, LABELS.tolist()):
+        top = row.index(max(row))
+        if label >= 0 and top != label:
+            row[label], row[top] = row[top], row[label]
+    found = swapped(ROWS, LABELS, LABELLED)
+    assert found.tolist() == wanted
+    assert found.argmax(dim=1).tolist() == [0, 2, 0, 0]
+    assert torch.equal(found.sort(dim=1).values, ROWS.sort(dim=1).values), "the same probabilities"
+
+
+def test_wrong_rows_are_left_to_the_student() -> None:
+    student = -ROWS
+    found = without_errors(ROWS, LABELS, LABELLED, student)
+    assert torch.equal(found[[0, 3]], ROWS[[0, 3]])
+    assert torch.equal(found[[1, 2]], student[[1, 2]])
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+@pytest.mark.parametrize("name", ["kd", "task-specific", "dkd"])
+def test_rows_that_are_left_out_teach_nothing(name: str, temperature: float) -> None:
+    student, teacher = Given(0), Given(1)
+    method = mended(calibrated(made(name), "teacher", temperature), "teacher", "leave-out")
+    (turn,) = method.turns
+    assert answers(turn, "teacher", ("x",)) == ("t.logits" if temperature == 1 else "t_calibrated")
+    module = TurnModule(turn, {"student": student, "teacher": teacher.requires_grad_(False)})
+    top = teacher.rows.argmax(dim=1)
+    y = torch.where(torch.arange(6) < 3, (top + 1) % 3, top)  # wrong about the first three
+    batch = {"x": torch.arange(6), "y": y, "target": y, "labelled": torch.ones(6, dtype=torch.bool)}
+    terms = [t for t in turn.terms if t.name != "ce"]
+    assert len(terms) == 1
+    module.term(terms[0], dict(batch), torch.ones(2)).backward()
+    assert student.rows.grad is not None
+    assert student.rows.grad[:3].abs().max() < 1e-6
+    assert student.rows.grad[3:].abs().min(dim=1).values.min() > 0
+
+
+def test_swapped_answers_are_learned_at_the_calibrated_temperature() -> None:
+    student, teacher = Given(0), Given(1)
+    (turn,) = mended(calibrated(made("task-specific"), "teacher", 2.0), "teacher", "swap").turns
+    module = TurnModule(turn, {"student": student, "teacher": teacher.requires_grad_(False)})
+    y = torch.tensor([0, 1, 2, 0, 1, -1])
+    batch = {"x": torch.arange(6), "target": y, "labelled": y >= 0}
+    found = module(batch, torch.ones(2), 0.0)["kl"]
+    wanted = kl_divergence(student.rows, swapped(teacher.rows / 2, y, y >= 0))
+    torch.testing.assert_close(found, wanted.detach())
+
+
+def test_errors_of_methods_without_answers_and_kept_ones_change_nothing() -> None:
+    method = made("kd")
+    assert mended(method, "teacher", "keep") is method
+    assert mended(made("rkd"), "teacher", "swap") == made("rkd")
+
+
+@pytest.mark.parametrize(("name", "placed"), [("kd", []), ("rkd", []), ("at", ["t.stage1"]), ("dkd", [])])
+def test_what_is_seen_whole(name: str, placed: list[str]) -> None:
+    method = made(name)
+    assert placed_taps(method, "teacher")[: len(placed)] == placed
+    (turn,) = shown_whole(method, "teacher").turns
+    inputs = {call.name: call.inputs for call in turn.calls}
+    assert (inputs["s"], inputs["t"]) == (("x",), ("x@plain",))
+    assert cacheable_calls(shown_whole(made("kd"), "teacher")) == {"t": "x@plain"}
+
+
+def test_turns_that_do_not_train_the_student_see_what_they_saw() -> None:
+    generator, student = shown_whole(made("dafl"), "teacher").turns
+    assert (generator, student) == made("dafl").turns
