@@ -188,6 +188,7 @@ def _typed(field: Any, extra: dict[str, Any], default: Any) -> tuple[Any, Any]:
     if isinstance(default, (str, int, float)) and not isinstance(default, bool):
         help += f" [{default}]"
     common: dict[str, Any] = {"help": help, "rich_help_panel": extra["panel"], "show_default": False}
+    common["hidden"] = not extra["listed"]
     flags = extra["flag"].split(",")
     if field.annotation is bool:
         return bool | None, typer.Option(

@@ -38,6 +38,7 @@ def option(
     panel: str = "Other",
     runtime: bool = False,
     positional: bool = False,
+    listed: bool = True,
     **constraints: Any,
 ) -> Any:
     """Declare a field.
@@ -49,9 +50,11 @@ def option(
         panel: heading in ``--help``.
         runtime: whether it may differ when a run is resumed.
         positional: whether it is the command's positional arguments.
+        listed: whether ``--help``, which fits a screen, has its option.
         constraints: pydantic's (``ge``, ``gt``, ``le``, …).
     """
     extra: dict[str, Any] = {"flag": flag, "panel": panel, "runtime": runtime, "positional": positional}
+    extra["listed"] = listed
     if isinstance(default, (list, dict)):
         copy = partial(type(default), default)
         return Field(default_factory=copy, description=help, json_schema_extra=extra, **constraints)
@@ -82,6 +85,7 @@ class Section(BaseModel):
     Attributes:
         principal: name of that field.
         flags: whether its fields' options are offered (a stage may use a section in a second role).
+        dotted: whether its further keys are names of keys of the whole configuration (``search.optim.lr``).
     """
 
     model_config = ConfigDict(
@@ -93,6 +97,7 @@ class Section(BaseModel):
     )
     principal: typing.ClassVar[str | None] = None
     flags: typing.ClassVar[bool] = True
+    dotted: typing.ClassVar[bool] = False
     _written: Written = PrivateAttr(default_factory=Written)
 
     @field_validator("*")
@@ -218,6 +223,23 @@ def beneath(config: C, values: Mapping[str, Any]) -> tuple[C, dict[str, Any]]:
     return found, held
 
 
+def above(config: C, values: Mapping[str, Any], place: str) -> C:
+    """Put ``values`` (by dotted name) in the place of all that stands there, as if written at ``place``.
+
+    Raises:
+        UsageError: an unknown key, a value of the wrong type or out of range.
+    """
+    kind, merged, written = type(config), config.model_dump(), Written(config._written)
+    for name, value in values.items():
+        written[_put(merged, kind, name, value)] = place
+    try:
+        found = kind.model_validate(merged)
+    except ValidationError as error:
+        raise UsageError(_explain(kind, error, {name: f"{place} {name}" for name in values})) from None
+    found._written = written
+    return found
+
+
 def asked(config: Section, dotted: str) -> bool:
     """Whether the user asked for the value of ``dotted``: by an option, by ``--set``, or in a file.
 
@@ -227,6 +249,9 @@ def asked(config: Section, dotted: str) -> bool:
     origin = config._written.get(dotted)
     if origin is None:
         return False
+    first, _, rest = dotted.partition(".")
+    if getattr(type(config).model_fields[first].annotation, "dotted", False) and "." in rest:
+        return True
     default: Any = type(config)()
     value: Any = config
     for part in dotted.split("."):
@@ -263,7 +288,9 @@ def _flatten(
     for key, value in data.items():
         name = f"{prefix}{key}"
         section = _annotation(kind, name)
-        if inspect.isclass(section) and issubclass(section, Section):
+        if section is Any and isinstance(value, Mapping):  # search: {optim: {lr: …}}
+            yield from _flatten(kind, value, where, f"{name}.")
+        elif inspect.isclass(section) and issubclass(section, Section):
             if value is None:  # a heading whose keys are all commented out
                 continue
             if isinstance(value, Mapping):
@@ -284,6 +311,9 @@ def _annotation(kind: type[Section], dotted: str) -> Any:
         is_section = inspect.isclass(current) and issubclass(current, Section)
         if is_section and part in current.model_fields:
             current = current.model_fields[part].annotation
+        elif is_section and current.dotted:
+            _annotation(kind, ".".join(parts[depth:]))  # the key that it names
+            return Any
         elif is_section and current.model_config.get("extra") == "allow" and depth == len(parts) - 1:
             return Any
         else:
@@ -301,6 +331,11 @@ def _put(merged: dict[str, Any], kind: type[Section], dotted: str, value: Any) -
         if not section.principal:
             raise UsageError(f"'{dotted}' is a group of keys, not a value.")
         dotted = f"{dotted}.{section.principal}"
+    first, _, rest = dotted.partition(".")
+    field = kind.model_fields.get(first)
+    if field is not None and inspect.isclass(field.annotation) and getattr(field.annotation, "dotted", False):
+        merged.setdefault(first, {})[rest] = value
+        return dotted
     *groups, last = dotted.split(".")
     for group in groups:
         merged = merged.setdefault(group, {})

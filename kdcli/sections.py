@@ -7,9 +7,19 @@ import typing
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import ConfigDict, Field, field_validator
 
-from kdcli.config import Section, head_option, inputs, option, outputs, reading, running, training
+from kdcli.config import (
+    Section,
+    head_option,
+    inputs,
+    method_option,
+    option,
+    outputs,
+    reading,
+    running,
+    training,
+)
 from kdcli.errors import nearest
 
 LARGEST_SIDE = 4096  # of a view, or of the input that a network is asked to have, in pixels
@@ -181,7 +191,12 @@ class OptimSection(Section):
     opt: str = training("adamw", "Any of timm's; gradients clipped (optim.clip_grad=1).", "--opt")
     lr: float = training(5e-4, "Learning rate at the global batch size.", "--lr", gt=0, le=LARGEST)
     weight_decay: float = training(
-        0.05, "Weight decay; none on biases, norms, positions.", "--weight-decay", ge=0, le=LARGEST
+        0.05,
+        "Weight decay; none on biases, norms, positions.",
+        "--weight-decay",
+        listed=False,
+        ge=0,
+        le=LARGEST,
     )
     decay_all: bool = option(
         False, "Weight decay on biases, norms and positions too, as plain PyTorch has it."
@@ -249,7 +264,9 @@ class RunSection(Section):
     threads: int | None = running(
         None, "CPU threads; only equal numbers give equal results.", "--threads", runtime=True, ge=1, le=1024
     )
-    track: list[str] = running([], "tensorboard, wandb, … (repeatable).", "--track", runtime=True)
+    track: list[str] = running(
+        [], "tensorboard, wandb, … (repeatable).", "--track", runtime=True, listed=False
+    )
 
     @field_validator("device")
     @classmethod
@@ -264,7 +281,12 @@ class TrainingData(DataSection):
 
     extra: list[str] = inputs([], "More pictures, or -, for the teacher term only (repeatable).", "--extra")
     extra_ratio: float | None = reading(
-        None, "Extra pictures per real one (default: as many as there are).", "--extra-ratio", ge=0, le=_MANY
+        None,
+        "Extra pictures per real one (default: as many as there are).",
+        "--extra-ratio",
+        listed=False,
+        ge=0,
+        le=_MANY,
     )
 
 
@@ -320,6 +342,29 @@ class StudentSection(RunSection):
     @classmethod
     def _one_is_a_list(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value or []
+
+
+class SearchSection(Section):
+    """What is tried on validation pictures; keys beside its own are keys of the run that are tried.
+
+    ``[1e-4, 1e-2, log]`` is a span, ``[kd, dkd]`` and ``[1, 4, choice]`` are choices, one value is fixed, and
+    null leaves a key of the default space out.
+    """
+
+    model_config = ConfigDict(extra="allow", protected_namespaces=())
+    principal: typing.ClassVar[str | None] = "trials"
+    dotted: typing.ClassVar[bool] = True
+    trials: int = method_option(
+        0, "Try so many settings on validation, and write the best student.", "--search", ge=0, le=_MANY
+    )
+    study: str | None = outputs(None, "Folder of a search, shared by all who work at it.", "--study")
+    space: Literal["default", "own"] = option(
+        "default", "What is tried beside the keys that are named: the method's own space, or nothing."
+    )
+    halving: int = option(
+        3, "Of the trials that come to a rung one in so many goes on; 1 for all.", ge=1, le=1000
+    )
+    rungs: int = option(2, "Rungs before the last step, each so many times shorter.", ge=0, le=20)
 
 
 class GridSection(Section):

@@ -32,6 +32,7 @@ RANKS = (
     ("synthesis", "methods"),
     ("compression",),
     ("runs",),
+    ("studies",),
     ("stages", "classes"),
     ("commands",),
     ("cli",),
@@ -219,7 +220,7 @@ OPTIONS = {
     "distill": f"{RUN} {DATA} --views --extra --extra-ratio --teacher --via --student "
     "--weights "
     "--from-scratch --image-size --method --recipe --add --alpha --temperature --opt --lr --weight-decay "
-    "--epochs --max-steps --batch-size --auto-batch",
+    "--epochs --max-steps --batch-size --auto-batch --search --study",
     "compress": f"{RUN} {DATA} --views --teacher --student --weights --image-size --method "
     "--target --export --quantize --recipe --opt --lr --weight-decay --epochs --max-steps --batch-size",
     "eval": f"{RUN} {DATA} --teacher --split --require --cost --batch-size --texts",
@@ -264,21 +265,19 @@ KEYS = {
     },
     "distill": {
         "": f"{RUN_KEYS} teacher teacher_mean teacher_temperature teacher_view teacher_errors via recipe "
-        "terms student "
-        "weights from_scratch image_size head drop_path evaluate_every evaluate_steps save_steps "
-        "save_minutes log_every",
+        "terms student weights from_scratch image_size head drop_path evaluate_every evaluate_steps "
+        "save_steps save_minutes log_every",
         "data": f"extra extra_ratio {DATA_KEYS}",
         "views": VIEW_KEYS,
         "method": "name alpha temperature",
         "texts": TEXT_KEYS,
         "optim": OPTIMISER,
+        "search": "trials study space halving rungs",
     },
     "compress": {
         "": f"{RUN_KEYS} teacher teacher_mean teacher_temperature teacher_view teacher_errors recipe target "
-        "threshold "
-        "export quantize inside student "
-        "weights from_scratch image_size head drop_path evaluate_every evaluate_steps save_steps "
-        "save_minutes log_every",
+        "threshold export quantize inside student weights from_scratch image_size head drop_path "
+        "evaluate_every evaluate_steps save_steps save_minutes log_every",
         "data": f"extra extra_ratio {DATA_KEYS}",
         "views": VIEW_KEYS,
         "method": "name",

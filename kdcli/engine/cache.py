@@ -24,7 +24,7 @@ from torch import Tensor
 from kdcli.artifacts.files import naming, refuse_unusable
 from kdcli.artifacts.leftovers import sweep_folder
 from kdcli.artifacts.lock import LOCK, mark, take
-from kdcli.artifacts.manifest import Manifest, digest
+from kdcli.artifacts.manifest import Manifest, digest, read
 from kdcli.artifacts.store import open_output, write_bytes
 from kdcli.console import Console
 from kdcli.data.batches import Loader
@@ -94,6 +94,7 @@ class Filling:
         workers: loader processes.
         timeout: seconds after which a loader that hangs is an error.
         stop: set when a signal asks to stop.
+        owner: of the run that fills them, in the manifests of what it writes; see :func:`filled_by`.
     """
 
     runtime: Runtime
@@ -103,6 +104,7 @@ class Filling:
     workers: int = 0
     timeout: float = 300
     stop: Stop | None = None
+    owner: str = ""
 
     @property
     def reading(self) -> dict[str, Any]:
@@ -155,7 +157,7 @@ def fill(
         batches = [mine[i : i + batch_size] for i in range(0, len(mine), batch_size)]
         total = int(wanted.sum())
         with console.progress(label, total, "views", start=total - len(missing)) as bar:
-            writer = _Writer(folder, request, ids)
+            writer = _Writer(folder, request, ids, filling.owner)
             with evaluating(request.network), torch.inference_mode(), runtime.accelerator.autocast():
                 for keys, batch in zip(batches, loader(batches)):
                     found = request.compute(batch["x"].to(runtime.device, non_blocking=True))
@@ -174,8 +176,8 @@ def fill(
 class _Writer:
     """Collects rows and commits them as segments."""
 
-    def __init__(self, folder: Path, request: Request, ids: np.ndarray) -> None:
-        self.folder, self.request, self.ids = folder, request, ids
+    def __init__(self, folder: Path, request: Request, ids: np.ndarray, owner: str) -> None:
+        self.folder, self.request, self.ids, self.owner = folder, request, ids, owner
         self._clear()
 
     def _clear(self) -> None:
@@ -208,7 +210,7 @@ class _Writer:
                     stream = io.BytesIO()
                     np.save(stream, array, allow_pickle=False)
                     write_bytes(output.partial / f"{key}.npy", stream.getvalue())
-                facts = {"network": self.request.network.name, "key": self.folder.name}
+                facts = {"network": self.request.network.name, "key": self.folder.name, "by": self.owner}
                 manifest = Manifest("cache", "distill", identity, facts=facts)
                 output.commit(manifest, [f"{key}.npy" for key in arrays])
         self._clear()
@@ -299,6 +301,13 @@ def filled(root: Path, request: Request, precision: str) -> Cache | None:
     """The cache as it stands, None where there is none. Raises InputError for a damaged one."""
     folder = root / request.key(precision)
     return Cache(folder, request.taps) if folder.is_dir() else None
+
+
+def filled_by(root: Path, request: Request, precision: str, owner: str) -> int:
+    """Rows that a run has put into a cache; other runs may have put others there, and they share all."""
+    segments = sorted((root / request.key(precision)).glob(f"{SEGMENT}*"))
+    own = (path for path in segments if "." not in path.name and read(path).facts.get("by") == owner)
+    return sum(len(np.load(path / "ids.npy", mmap_mode="r", allow_pickle=False)) for path in own)
 
 
 def _tapped(network: Model, names: tuple[str, ...], x: Tensor) -> dict[str, Tensor]:

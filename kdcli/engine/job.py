@@ -42,6 +42,8 @@ class Job:
         track: receives each log row.
         states: first tensors of what derives and edits update, by state and name.
         watch: what is observed beside the terms; needs ``looks``.
+        ends: asked after every evaluation of a step, with its number and the best value so far: why the
+            training ends there, empty to go on. The same values have to get the same answer.
         seed: of everything random.
         label: of the progress that is shown; empty for none.
         remedy: what a message advises where the loss is no number.
@@ -67,6 +69,7 @@ class Job:
     track: Callable[[dict[str, Any]], None] | None = None
     states: States = field(default_factory=dict)
     watch: Watch | None = None
+    ends: Callable[[int, float], str] | None = None
     label: str = "train"
     remedy: str = (
         "Lower --lr, raise optim.warmup or clip with optim.clip_grad, and start anew with --overwrite."

@@ -120,7 +120,7 @@ class _Run:
             state.Log(self.output.partial / LOG, self.progress.log_bytes, self.runtime.main) as self.log,
             self._bar() as bar,
         ):
-            if self.progress.step < end:
+            if self.progress.step < end and not self.progress.ended:
                 self._steps(span, prepared, bar)
             if job.save_ends and (self.found is None or self.found[0] < end):
                 self._commit()
@@ -181,10 +181,13 @@ class _Run:
                 self._record({"step": step + 1, **seen})
             if self._evaluation_due(step) and span.phase is job.method.phases[-1]:
                 self._evaluate()
+                self._end_early()
                 _train_mode(prepared)
             if bar is not None and self.looks:
                 bar.update(step + 1, loss=row["loss"], **self._shown())
             self._commit_if_due(step + 1)
+            if self.progress.ended:
+                return
 
     def _epoch(self, step: int) -> dict[str, float]:
         per = self.batches.steps_per_epoch
@@ -286,6 +289,15 @@ class _Run:
             self.progress.best = {"step": step, "value": value, "metrics": metrics, "file": file}
             if self.runtime.main:
                 write_tensors(self.output.partial / file, self.result.state_dict())
+
+    def _end_early(self) -> None:
+        """Ask whether the training ends here; the first process decides for all."""
+        best, step = self.progress.best, self.progress.step
+        if self.job.ends is None or best is None or step == self.job.steps:
+            return
+        reason = self.job.ends(step, best["value"]) if self.runtime.main else ""
+        if self.runtime.largest([float(bool(reason))])[0]:
+            self.progress.ended = reason or "ended by the first process"
 
     def _shown(self) -> dict[str, float]:
         shown = self.job.selection or next(iter(self.progress.last), "")

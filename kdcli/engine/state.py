@@ -46,6 +46,7 @@ class Progress:
         clipping: of each network whose gradients may be clipped.
         machines: what the steps were made on, each with the first step on it (:meth:`goes_on`).
         observed: sums of what is watched beside the terms, by name.
+        ended: why the training ended before its last step, empty where it did not.
         format: of the state that it is written with.
     """
 
@@ -60,6 +61,7 @@ class Progress:
     clipping: dict[str, Clipped] = field(default_factory=dict)
     machines: list[dict[str, Any]] = field(default_factory=list)
     observed: dict[str, float] = field(default_factory=dict)
+    ended: str = ""
     format: int = FORMAT
 
     def goes_on(self, machine: Machine) -> str:

@@ -9,8 +9,10 @@ from typing import Any
 
 from torch import Tensor
 
-from kdcli.artifacts.manifest import Manifest
+from kdcli.artifacts.manifest import Manifest, digest
 from kdcli.artifacts.store import Output
+from kdcli.data.cache import Store
+from kdcli.engine.cache import filled_by, requests
 from kdcli.engine.job import Outcome
 from kdcli.engine.loop import LOG
 from kdcli.engine.runtime import Runtime
@@ -67,17 +69,34 @@ def export(
         accumulate=progress.accumulate or config.optim.accumulate,
         lr=config.optim.lr,
         steps=progress.step,
+        **({"ended": progress.ended} if progress.ended else {}),
         seconds=round(progress.seconds, 4),
         clipping=outcome.clipping,
         machines=progress.machines,
         cost={
             "student_steps": progress.step,
             "teacher_forwards": material.teacher_forwards,
+            **_made(plan),
             "forwards": material.forwards,
         },
         **runtime.describe(),
     )
     output.commit(manifest, [*keep, "last", LOG])
+
+
+def owner_of(plan: Any) -> str:
+    """By what caches know the run."""
+    return digest(plan.target.identity)[:16]
+
+
+def _made(plan: Any) -> dict[str, int]:
+    """How many of the teacher's forwards this run made itself, where caches may have had the others."""
+    material, config = plan.material, plan.config
+    if not material.cached:
+        return {}
+    asked = requests(material.method, material.networks, material.caching, Store(config.views.store))
+    place, precision, owner = Path(config.cache), config.precision, owner_of(plan)
+    return {"teacher_forwards_made": sum(filled_by(place, r, precision, owner) for _, r in asked)}
 
 
 def _save(student: Model, folder: Path, tensors: dict[str, Tensor]) -> list[str]:

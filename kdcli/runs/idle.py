@@ -183,6 +183,8 @@ def of_distill(config: Any) -> Iterator[Rule]:
     alone = name in methods.METHODS and not methods.entry(name).teacher and not config.terms
     yield "teacher_view teacher_errors teacher_temperature", alone, f"method {name} has no teacher"
     yield "weights", config.from_scratch, "--from-scratch begins with random weights: give one"
+    of_search = [key for key in origins(config) if key.startswith("search.") and key != "search.trials"]
+    yield " ".join(of_search), not config.search.trials, "nothing is searched: --search says how many trials"
 
 
 def of_pictures_alone(config: Any) -> Iterator[Rule]:

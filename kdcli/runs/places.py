@@ -44,6 +44,25 @@ def check(config: RunSection, path: Path) -> None:
         EnvironmentFault: a folder was named for the caches, and cannot be written to.
     """
     whole = named(path)
+    check_around(config, path, *([".track"] if config.track else []))
+    _refuse_own(f"the output {path}", whole.parent)
+    refuse_foreign(path, overwrite=config.overwrite)
+    lock.refuse_foreign(whole.with_name(f"{whole.name}.partial"))
+    if config.track:
+        _refuse_log(whole.with_name(f"{whole.name}.track"))
+
+
+def check_around(config: RunSection, path: Path, *more: str) -> None:
+    """What :func:`check` refuses of a place whatever stands there, for a folder of several runs too.
+
+    Args:
+        config: all fields.
+        path: of an output, or such a folder.
+        more: endings of what else is named after it.
+
+    Raises:
+        InputError, EnvironmentFault: see :func:`check`.
+    """
     if legible(str(path)) != str(path):
         raise InputError(
             f"--out {str(path)!r}: the path is given to the next command as one line of text, so that it has "
@@ -54,14 +73,9 @@ def check(config: RunSection, path: Path) -> None:
         _Input("the working directory", os.getcwd(), False),
         _Input("--cache", config.cache, True),
     ]
-    for place in around(path, *([".track"] if config.track else [])):
+    for place in around(path, *more):
         _refuse_overlaps(place, read)
     _refuse_cache(config)
-    _refuse_own(f"the output {path}", whole.parent)
-    refuse_foreign(path, overwrite=config.overwrite)
-    lock.refuse_foreign(whole.with_name(f"{whole.name}.partial"))
-    if config.track:
-        _refuse_log(whole.with_name(f"{whole.name}.track"))
 
 
 def kept_hashes(config: RunSection) -> Path | None:

@@ -32,6 +32,9 @@ def training_job(
     runtime: Runtime,
     console: Console,
     stop: Stop | None,
+    *,
+    owner: str = "",
+    ends: Callable[[int, float], str] | None = None,
 ) -> Job:
     """Everything the loop needs; fills the teacher's cache where the material says so.
 
@@ -41,6 +44,8 @@ def training_job(
         runtime: device and processes.
         console: shows progress.
         stop: set when a signal asks to stop.
+        owner: of the run, by which caches know what it put there.
+        ends: see :class:`kdcli.engine.job.Job`.
 
     Raises:
         Preempted: a signal came while the cache was filled.
@@ -51,7 +56,7 @@ def training_job(
             if isinstance(party, Model):
                 party.synchronise()
     reading = frame.reading(config, config.data)
-    filling = Filling(runtime, console, config.optim.batch_size, stop=stop, **reading)
+    filling = Filling(runtime, console, config.optim.batch_size, stop=stop, owner=owner, **reading)
     return Job(
         method=material.method,
         parties=dict(parties),
@@ -68,6 +73,7 @@ def training_job(
         log_every=config.log_every,
         states=material.assembly.states,
         watch=None if lessons is None else lessons.watch(console),
+        ends=ends,
     )
 
 

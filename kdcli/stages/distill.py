@@ -12,20 +12,20 @@ Distillation of Large Pretrained Visual Models" (arXiv 2402.11305).
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import ConfigDict, field_validator
 
 from kdcli import methods
-from kdcli.config import Section, as_default, inputs, method_option
+from kdcli.config import Section, inputs, method_option
 from kdcli.console import Console, duration, size
-from kdcli.errors import UsageError
 from kdcli.runs import Result, banks, frame, idle, places, recipes, show
 from kdcli.runs import objective as objectives
-from kdcli.sections import LARGEST, StudentSection, TextSection
+from kdcli.sections import LARGEST, SearchSection, StudentSection, TextSection
+from kdcli.studies import Stage, Study, chains
 
 if TYPE_CHECKING:
     from kdcli.data.samples import Data
@@ -69,6 +69,7 @@ class Config(StudentSection):
     recipe: str = method_option(
         recipes.DEFAULT, "The training: default, paper, or a recipe by name.", "--recipe"
     )
+    search: SearchSection = SearchSection()
     terms: list[str] = method_option([], "One more term, e.g. rkd=1 (repeatable).", "--add")
 
     @field_validator("terms", mode="before")
@@ -160,80 +161,12 @@ class Plan:
         return show.settings(self.config, _SHOWN, parameters, self.recipe)
 
 
-@dataclass
-class Chain:
-    """A student taught by way of assistants (``--via``): every link is a run, and an artifact, of its own."""
-
-    config: Config
-    index: int
-    first: Plan
-
-    def to_json(self) -> dict[str, Any]:
-        """What ``--dry-run --json`` prints."""
-        return {"chain": [*self.config.via, self.config.student], "next": self.first.to_json()}
-
-    def describe(self, console: Console) -> None:
-        """Show the plan on stderr."""
-        names = [*self.config.teacher, *self.config.via, str(self.config.student)]
-        console.note(f"chain    {' → '.join(names)}; next is {names[self.index - len(self.config.via) - 1]}")
-        self.first.describe(console)
-
-
-def _link(config: Config, index: int, teacher: list[str]) -> Config:
-    """The run that trains the assistant number ``index``, or the student behind the last one.
-
-    Each has a seed of its own: students of one kind would else begin alike and see the same batches.
-    """
-    update: dict[str, Any] = {"via": [], "teacher": teacher}
-    if index < len(config.via):
-        out = f"{config.out}-via-{index + 1}" if config.out else None
-        seed = config.seed + len(config.via) - index
-        update |= {
-            "student": config.via[index],
-            "weights": None,
-            "out": out,
-            "seed": seed,
-        }
-    made = config.model_copy(update=update)
-    return made if len(teacher) > 1 else as_default(made, "teacher_mean")  # it is of the first link
-
-
-def _generations(config: Config, count: int) -> Config:
-    """The chain of ``count`` students of one kind, each a run of one generation."""
-    if config.via:
-        raise UsageError("--via and method.generations both name the students in between: give one.")
-    method = config.method.model_copy(update={"generations": 1})
-    return config.model_copy(update={"method": method, "via": [str(config.student)] * (count - 1)})
-
-
-def _chain(config: Config, console: Console, unless_complete: bool) -> Chain | Result:
-    """The first link that is still to be made; later students are built once, to be refused now if at all."""
-    from kdcli.runs.material import build_student
-
-    teacher = config.teacher
-    for link in (_link(config, index, teacher) for index in range(len(config.via) + 1) if config.out):
-        places.check(link, Path(str(link.out)))
-    for index in range(len(config.via) + 1):
-        made = plan(_link(config, index, teacher), console, unless_complete=unless_complete)
-        if isinstance(made, Result):
-            teacher = [str(made.path)]
-            continue
-        assert isinstance(made, Plan)
-        if index < len(config.via) and "teacher" not in made.material.networks:
-            raise UsageError("--via passes on what a teacher knows, and this objective has none.")
-        for later in range(index + 1, len(config.via) + 1):
-            build_student(_link(config, later, teacher), made.task)
-        return Chain(config, index, made)
-    assert isinstance(made, Result)
-    return made
-
-
 def refuse_unknown(config: Config) -> None:
     """Raise UsageError for a method that there is not; imports no torch."""
     methods.refuse_other_stage(config.method.name, methods.METHODS)
 
 
-def plan(config: Config, console: Console, *, unless_complete: bool = False) -> Plan | Chain | Result:
+def plan(config: Config, console: Console, *, unless_complete: bool = False) -> Plan | Study | Result:
     """Check everything that can be checked without a step: data, networks, classes, method, views.
 
     With ``unless_complete`` it ends early where the output stands already, and returns it.
@@ -249,11 +182,15 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
     idle.refuse_idle(config, idle.of_distill(config))
     arguments = objectives.arguments(config)
     parts = [methods.addition(text) for text in config.terms]
+    if config.search.trials:
+        from kdcli.studies import search
+
+        return search.plan(config, Stage(plan, run), console)
     if arguments.get("generations", 1) > 1:
-        several = _generations(config, arguments["generations"])
+        several = chains.generations(config, arguments["generations"])
         return plan(several, console, unless_complete=unless_complete)
     if config.via:
-        return _chain(config, console, unless_complete)
+        return chains.plan(config, Stage(plan, run), console, unless_complete)
     taught = objectives.taught(config, bool(parts), console)
     config = objectives.from_scratch(objectives.of_its_task(config))
     known = frame.known_classes(config.teacher if taught else [])
@@ -290,18 +227,32 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
     return Plan(config, target, data, task, material.method, objectives.arguments(config), choice, material)
 
 
-def run(plan: Plan | Chain, console: Console, *, stop: Stop | None = None, command: str = "") -> Result:
+def run(
+    plan: Plan | Study,
+    console: Console,
+    *,
+    stop: Stop | None = None,
+    command: str = "",
+    ends: Callable[[int, float], str] | None = None,
+) -> Result:
     """Train, and write the student as a model artifact.
+
+    Args:
+        plan: of one run, or of a study of several.
+        console: shows progress.
+        stop: set when a signal asks to stop.
+        command: as it was typed.
+        ends: see :class:`kdcli.engine.job.Job`.
 
     Raises:
         Diverged, Preempted: the last good state is kept, the same command continues from it.
     """
-    if isinstance(plan, Chain):
-        return _run_chain(plan, console, stop, command)
+    if not isinstance(plan, Plan):
+        return plan.run(console, stop=stop, command=command)
     from kdcli.engine.loop import train
     from kdcli.engine.runtime import open_runtime, shared_output
     from kdcli.engine.track import tracking
-    from kdcli.runs.export import export
+    from kdcli.runs.export import export, owner_of
     from kdcli.runs.training import training_job
     from kdcli.words.analysis import leaves_unused
 
@@ -316,21 +267,14 @@ def run(plan: Plan | Chain, console: Console, *, stop: Stop | None = None, comma
             party.to(runtime.device)
         if runtime.main:
             show.decisions(console, material.networks)
-        job = training_job(material, parties, runtime, console, stop)
+        job = training_job(material, parties, runtime, console, stop, owner=owner_of(plan), ends=ends)
         with tracking(plan.config, path, runtime) as job.track:
             outcome = train(job, output, runtime, console, stop)
         if runtime.main:
             export(plan, parties, outcome, output, runtime, command)
             seconds = duration(outcome.progress.seconds)
-            console.note(f"{path}: {material.steps:,} steps in {seconds}, {outcome.rate:.1f} steps/s")
+            done, why = outcome.progress.step, outcome.progress.ended
+            end = f"; {why}" if why else ""
+            console.note(f"{path}: {done:,} steps in {seconds}, {outcome.rate:.1f} steps/s{end}")
         runtime.barrier()
     return Result(path, frame.summary(path))
-
-
-def _run_chain(chain: Chain, console: Console, stop: Stop | None, command: str) -> Result:
-    result = run(chain.first, console, stop=stop, command=command)
-    for index in range(chain.index + 1, len(chain.config.via) + 1):
-        following = plan(_link(chain.config, index, [str(result.path)]), console)
-        assert isinstance(following, Plan)
-        result = run(following, console, stop=stop, command=command)
-    return result
