@@ -75,17 +75,17 @@ def render(report: Mapping[str, Any], figures: Sequence[Figure], panels: Sequenc
     Raises:
         ValueError: the report has no models.
     """
-    import jinja2
-
     from kdcli.report import smaller
 
     if not report["models"]:
         raise ValueError("a report needs at least one model")
-    folder = resources.files("kdcli.report")
-    environment = jinja2.Environment(
-        autoescape=True, finalize=Html.escape, trim_blocks=True, lstrip_blocks=True
+    data = report["data"]
+    known = len(data["classes"]) - len(data.get("absent", ()))
+    facts = (
+        ("Data", f"{data['name']}, {data['split']} split"),
+        ("Samples", f"{data['samples']:,} in {known} classes"),
+        ("Fingerprint", code(data["fingerprint"])),
     )
-    page = environment.from_string(folder.joinpath("page.html").read_text(encoding="utf-8"))
     found = [
         _results(report, figures),
         _models(report),
@@ -96,7 +96,28 @@ def render(report: Mapping[str, Any], figures: Sequence[Figure], panels: Sequenc
         _training(report),
         _notes(report),
     ]
-    return page.render(report=report, panels=[panel for panel in found if panel is not None])
+    return assembled(report, facts, found)
+
+
+def assembled(
+    report: Mapping[str, Any], facts: Sequence[tuple[str, str]], panels: Sequence[Panel | None]
+) -> str:
+    """A page of some panels, with a title, a date and facts at its head.
+
+    Args:
+        report: its ``title`` and when it was ``created``.
+        facts: terms and what they are.
+        panels: those that there are.
+    """
+    import jinja2
+
+    folder = resources.files("kdcli.report")
+    environment = jinja2.Environment(
+        autoescape=True, finalize=Html.escape, trim_blocks=True, lstrip_blocks=True
+    )
+    page = environment.from_string(folder.joinpath("page.html").read_text(encoding="utf-8"))
+    shown = [panel for panel in panels if panel is not None]
+    return page.render(report=report, facts=facts, panels=shown)
 
 
 def _results(report: Mapping[str, Any], figures: Sequence[Figure]) -> Panel:

@@ -38,7 +38,7 @@ from kdcli.seeds import seed_of
 from kdcli.words.space import Choice, Dimension, Space
 
 JOURNAL, STUDY, LOCK, CLAIMS, TRIALS = "journal.log", "study.json", "study.lock", "claims", "trials"
-_OURS = {JOURNAL, STUDY, f"{STUDY}.partial", LOCK, CLAIMS, TRIALS}
+_OURS = {LOCK, CLAIMS, TRIALS, f"{STUDY}.partial"}  # before it is a study
 _POLL_S = 0.05
 _SEARCH = 41  # keeps the numbers of samplers apart from seeds made of the same numbers
 _BEGINNING = 10  # trials that are drawn at random before the sampler models them

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from kdcli.artifacts import manifest as manifests
-from kdcli.artifacts.files import write_bytes
 from kdcli.artifacts.store import open_output
 from kdcli.console import Console
 from kdcli.errors import InputError
@@ -52,7 +51,7 @@ def hand_over(plan: Search, trials: Sequence[FrozenTrial], console: Console, com
     made = manifests.digest(manifest.identity)[:10]
     path = Path(plan.config.out or Path("runs", f"{manifest.stage}-{made}"))
     places.check(plan.config, path)
-    replace_file(plan.folder / SETTINGS, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+    page.replace_file(plan.folder / SETTINGS, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
     page.write(plan, trials, chosen)
     with open_output(path, manifest.identity, overwrite=plan.config.overwrite) as output:
         if output is not None:
@@ -69,10 +68,3 @@ def hand_over(plan: Search, trials: Sequence[FrozenTrial], console: Console, com
     value, name = chosen.value, plan.base.task.selection
     console.note(f"{path}: trial {chosen.number + 1} of {len(trials)}, validation {name} {value:.4f}")
     return Result(path, frame.summary(path))
-
-
-def replace_file(path: Path, text: str) -> None:
-    """Put a file in the place of an older one, whole or not at all."""
-    draft = path.with_name(f"{path.name}.partial")
-    write_bytes(draft, text.encode("utf-8"))
-    draft.replace(path)
