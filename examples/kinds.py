@@ -36,9 +36,12 @@ BUNDLED = Path(__file__).resolve().parent / "data" / "fashion-mnist"
 
 
 def divided(by_class: dict[str, list[Image.Image]], seed: int = 0) -> Parts:
-    """Three tenths of each class for the test, drawn by the class's number."""
+    """Three tenths of each class for the test, drawn by the class's number; of equal pictures the first."""
     parts: Parts = {"train": [], "test": []}
-    for number, (name, pictures) in enumerate(sorted(by_class.items())):
+    seen: set[bytes] = set()
+    for number, (name, given) in enumerate(sorted(by_class.items())):
+        pictures = list({p.tobytes(): p for p in reversed(given) if p.tobytes() not in seen}.values())[::-1]
+        seen |= {p.tobytes() for p in pictures}
         order = np.random.default_rng((seed, number)).permutation(len(pictures)).tolist()
         cut = round(TEST_SHARE * len(pictures))
         parts["test"] += [(pictures[i], name) for i in order[:cut]]

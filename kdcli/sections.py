@@ -357,7 +357,9 @@ class SearchSection(Section):
     trials: int = method_option(
         0, "Try so many settings on validation, and write the best student.", "--search", ge=0, le=_MANY
     )
-    study: str | None = outputs(None, "Folder of a search, shared by all who work at it.", "--study")
+    study: str | None = outputs(
+        None, "Folder of a search (shared by all who work at it) or a pilot.", "--study"
+    )
     space: Literal["default", "own"] = option(
         "default", "What is tried beside the keys that are named: the method's own space, or nothing."
     )
@@ -365,6 +367,21 @@ class SearchSection(Section):
         3, "Of the trials that come to a rung one in so many goes on; 1 for all.", ge=1, le=1000
     )
     rungs: int = option(2, "Rungs before the last step, each so many times shorter.", ge=0, le=20)
+
+
+class PilotSection(Section):
+    """Short runs by which ``--method auto`` chooses."""
+
+    principal: typing.ClassVar[str | None] = "share"
+    share: float = option(0.15, "Steps of each short run, as a part of the training's.", gt=0, le=1)
+    most: int = option(500, "Steps of each short run at most.", ge=1, le=MOST_STEPS)
+    seeds: int = option(3, "Seeds of each way.", ge=1, le=11)
+    ways: list[str] = option(
+        ["task-specific", "kd", "task-specific,teacher_view=plain,teacher_errors=swap"],
+        "What is compared with labels alone: METHOD, or METHOD,key=value,… with any keys.",
+        max_length=64,
+        min_length=1,
+    )
 
 
 class GridSection(Section):

@@ -273,6 +273,7 @@ KEYS = {
         "texts": TEXT_KEYS,
         "optim": OPTIMISER,
         "search": "trials study space halving rungs",
+        "pilot": "share most seeds ways",
     },
     "compress": {
         "": f"{RUN_KEYS} teacher teacher_mean teacher_temperature teacher_view teacher_errors recipe target "

@@ -279,6 +279,7 @@ class Data:
         notes: what the user should know of how they were read.
         held: [N] hashes of the pictures that a training is selected and measured by, by split.
         shots: uint64 ids of the few-shot pictures, those of unseen classes that are learned from.
+        carved: whether validation was carved from train, so that another seed holds out others.
     """
 
     source: str
@@ -290,6 +291,7 @@ class Data:
     notes: tuple[str, ...] = ()
     held: Mapping[str, np.ndarray] = field(default_factory=dict)
     shots: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint64))
+    carved: bool = False
 
     def split(self, name: str) -> Samples:
         """The split ``name``; raises InputError listing those that exist."""

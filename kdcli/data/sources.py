@@ -71,7 +71,8 @@ def open_data(
     splits = {role: replace(s, name=role) for role, s in splits.items()}
     held |= {role: s.pictures for role, s in splits.items() if role != "train"}
     notes = tuple(raw.notes)
-    return Data(config.source or "", classes, splits, raw.licence, skipped, reader.task, notes, held)
+    found = Data(config.source or "", classes, splits, raw.licence, skipped, reader.task, notes, held)
+    return replace(found, carved=carving and classes is not None)
 
 
 def _open_by_class(

@@ -23,6 +23,8 @@ from kdcli.words.recipes import as_yaml
 
 __all__ = [
     "ADDITIONS",
+    "AUTO",
+    "AUTO_HELP",
     "COMPRESSORS",
     "METHODS",
     "Entry",
@@ -37,6 +39,15 @@ __all__ = [
     "parameters",
     "recipes",
 ]
+
+AUTO = "auto"
+AUTO_HELP = """Method auto: short runs choose between labels alone and ways to learn from the teacher.
+
+Every way makes pilot.share of the steps (15 %), and pilot.most (500) at most, with pilot.seeds seeds (3),
+each seed compared with labels alone at the same seed; the best goes on, labels alone where no teacher helps.
+The manifest has the differences with their intervals (pilot).
+
+Ways: --set 'pilot.ways=["task-specific", "kd,teacher_view=plain", "dkd,method.beta=4"]'."""
 
 _LONGEST, _MOST = 64, 1_000_000  # names or numbers in one parameter; of what is counted
 _OF_A_ROW = ("loss", "step", "epoch", "lr", "grad_norm")  # what else a row of the log has
@@ -225,6 +236,8 @@ def recipes(name: str) -> tuple[Recipe, ...]:
 
 def describe(name: str) -> str:
     """Help text of one method: paper, what its docstring says, parameters and defaults, recipes."""
+    if name == AUTO:
+        return AUTO_HELP
     row = entry(name)
     heading = f"Method {name}: {row.help} ({row.paper})."
     found = [heading, "", inspect.getdoc(_load(row.target)) or ""]

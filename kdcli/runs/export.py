@@ -64,6 +64,7 @@ def export(
         data=plan.data.describe(),
         method={"name": plan.method.name, **plan.arguments},
         recipe=plan.recipe.to_json(),
+        **plan.more,
         views=material.order.views or "live",
         global_batch=config.optim.batch_size,
         accumulate=progress.accumulate or config.optim.accumulate,

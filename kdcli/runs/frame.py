@@ -237,6 +237,8 @@ def summary(path: Path) -> dict[str, Any]:
         "models",
         "mixer",
         "images",
+        "study",
+        "pilot",
     )
     return {
         "kind": manifest.kind,

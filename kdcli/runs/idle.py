@@ -184,6 +184,9 @@ def of_distill(config: Any) -> Iterator[Rule]:
     yield "teacher_view teacher_errors teacher_temperature", alone, f"method {name} has no teacher"
     yield "weights", config.from_scratch, "--from-scratch begins with random weights: give one"
     of_search = [key for key in origins(config) if key.startswith("search.") and key != "search.trials"]
+    auto = name == methods.AUTO
+    yield "pilot.*", not auto, "--method auto alone makes short runs first"
+    of_search = [key for key in of_search if not (auto and key == "search.study")]
     yield " ".join(of_search), not config.search.trials, "nothing is searched: --search says how many trials"
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -24,7 +24,7 @@ from kdcli.config import Section, inputs, method_option
 from kdcli.console import Console, duration, size
 from kdcli.runs import Result, banks, frame, idle, places, recipes, show
 from kdcli.runs import objective as objectives
-from kdcli.sections import LARGEST, SearchSection, StudentSection, TextSection
+from kdcli.sections import LARGEST, PilotSection, SearchSection, StudentSection, TextSection
 from kdcli.studies import Stage, Study, chains
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ class Config(StudentSection):
         recipes.DEFAULT, "The training: default, paper, or a recipe by name.", "--recipe"
     )
     search: SearchSection = SearchSection()
+    pilot: PilotSection = PilotSection()
     terms: list[str] = method_option([], "One more term, e.g. rkd=1 (repeatable).", "--add")
 
     @field_validator("terms", mode="before")
@@ -92,6 +93,7 @@ class Plan:
     arguments: dict[str, Any]
     recipe: recipes.Choice
     material: Material
+    more: dict[str, Any] = field(default_factory=dict)  # facts of the study that the run belongs to
 
     def to_json(self) -> dict[str, Any]:
         """What ``--dry-run --json`` prints."""
@@ -163,7 +165,8 @@ class Plan:
 
 def refuse_unknown(config: Config) -> None:
     """Raise UsageError for a method that there is not; imports no torch."""
-    methods.refuse_other_stage(config.method.name, methods.METHODS)
+    if config.method.name != methods.AUTO:
+        methods.refuse_other_stage(config.method.name, methods.METHODS)
 
 
 def plan(config: Config, console: Console, *, unless_complete: bool = False) -> Plan | Study | Result:
@@ -180,6 +183,10 @@ def plan(config: Config, console: Console, *, unless_complete: bool = False) -> 
 
     frame.require(config.student, "--student")
     idle.refuse_idle(config, idle.of_distill(config))
+    if config.method.name == methods.AUTO:
+        from kdcli.studies import pilot
+
+        return pilot.plan(config, Stage(plan, run), console)
     arguments = objectives.arguments(config)
     parts = [methods.addition(text) for text in config.terms]
     if config.search.trials:
