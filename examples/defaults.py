@@ -43,35 +43,46 @@ STUDENTS: dict[str, list[str]] = {
 }
 SPECIFIC = ["--method", "task-specific"]
 PLAIN, SWAP = ["--set", "teacher_view=plain"], ["--set", "teacher_errors=swap"]
-MILD, QUARTER = ["--set", "views.scale=[0.7, 1]"], ["--set", "data.labelled_fraction=0.25"]
+MILD, HALF = ["--set", "views.scale=[0.7, 1]"], ["--set", "data.labelled_fraction=0.5"]
+ANNEAL = ["--alpha", "1", "--set", "method.annealing=true"]
 WAYS: dict[str, tuple[list[str], str]] = {
     "alone": (["--method", "supervised"], "labels alone"),
-    "today": (SPECIFIC, "task-specific as it was until 0.2: alpha 0.5, temperature 1, the student's crops"),
+    "today": (SPECIFIC, "task-specific: alpha 0.5, temperature 1, the teacher sees the student's crops"),
+    "kd": (["--method", "kd"], "kd: 0.9 of the teacher at temperature 4, 0.1 of the labels"),
+    "plain-swap": ([*SPECIFIC, *PLAIN, *SWAP], "it sees the whole picture, and the true class is swapped up"),
+    "anneal": ([*SPECIFIC, *ANNEAL], "alpha falls from 1 to 0"),
+    "anneal-plain-swap": ([*SPECIFIC, *ANNEAL, *PLAIN, *SWAP], "whole pictures, swapped, alpha from 1 to 0"),
+    "half": ([*SPECIFIC, *HALF], "half of each batch has labels"),
+    "half-plain-swap": ([*SPECIFIC, *HALF, *PLAIN, *SWAP], "and whole pictures, swapped"),
+    "half-anneal": ([*SPECIFIC, *HALF, *ANNEAL], "half of each batch has labels, alpha falls from 1 to 0"),
+    "half-anneal-plain-swap": ([*SPECIFIC, *HALF, *ANNEAL, *PLAIN, *SWAP], "and whole pictures, swapped"),
+    "half-kd": (["--method", "kd", *HALF], "kd, half of each batch has labels"),
     "plain": ([*SPECIFIC, *PLAIN], "the teacher sees the whole picture"),
-    "plain-swap": ([*SPECIFIC, *PLAIN, *SWAP], "and the true class is swapped to the top where it is wrong"),
-    "kd": (["--method", "kd"], "kd: 0.9 of the teacher at temperature 4"),
-    "quarter": ([*SPECIFIC, *QUARTER], "a quarter of each batch has labels"),
-    "quarter-plain": ([*SPECIFIC, *QUARTER, *PLAIN], "and the teacher sees the whole picture"),
+    "swap": ([*SPECIFIC, *SWAP], "the true class is swapped to the top where the teacher is wrong"),
+    "leave-out": ([*SPECIFIC, "--set", "teacher_errors=leave-out"], "its wrong answers are left out"),
     "alone-mild": (["--method", "supervised", *MILD], "labels alone, crops of 70 % or more"),
     "mild": ([*SPECIFIC, *MILD], "task-specific with these crops"),
-    "swap": ([*SPECIFIC, *SWAP], "the true class swapped to the top where the teacher is wrong"),
-    "leave-out": ([*SPECIFIC, "--set", "teacher_errors=leave-out"], "its wrong answers left out"),
-    "kd-plain-swap": (["--method", "kd", *PLAIN, *SWAP], "kd, whole pictures, swapped"),
+    "quarter": ([*SPECIFIC, "--set", "data.labelled_fraction=0.25"], "a quarter of each batch has labels"),
 }
-FIRST = ("alone", "today", "plain", "plain-swap", "kd", "quarter", "quarter-plain")
-OF_FEW = ("quarter", "quarter-plain")  # where all pictures have labels, every batch has
-OF_SCRATCH = ("alone-mild", "mild", "swap", "leave-out", "kd-plain-swap")
+ROUNDS: dict[str, tuple[tuple[str, ...], ...]] = {  # ways by label budget, the first of all cells first
+    "few": (
+        ("alone", "today", "kd", "half", "half-plain-swap", "half-anneal", "half-anneal-plain-swap"),
+        ("half-kd", "quarter"),
+    ),
+    "all": (
+        ("alone", "today", "kd", "plain-swap", "anneal", "anneal-plain-swap"),
+        ("plain", "swap", "leave-out", "alone-mild", "mild"),
+    ),
+}
 Cell = tuple[int, str, str, str]
 
 
 def cells() -> Iterator[tuple[Cell, str]]:
     """All students in the order in which they are measured: the first ways of all cells, then the others."""
-    rounds = (FIRST, [way for way in WAYS if way not in FIRST])
-    for ways, seed, kind, labels, student in itertools.product(rounds, SEEDS, KINDS, LABELS, STUDENTS):
-        for way in ways:
-            if (way in OF_FEW and labels != "few") or (way in OF_SCRATCH and student != "scratch"):
-                continue
-            yield (seed, kind, labels, student), way
+    for number in (0, 1):
+        for seed, kind, labels, student in itertools.product(SEEDS, KINDS, LABELS, STUDENTS):
+            for way in ROUNDS[labels][number]:
+                yield (seed, kind, labels, student), way
 
 
 def command(*arguments: str) -> Path:

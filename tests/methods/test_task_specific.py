@@ -103,3 +103,16 @@ def test_a_batch_without_labels_learns_from_the_teacher_alone() -> None:
     found["loss"].backward()
     assert torch.isfinite(student.body.logits.grad).all()
     assert student.body.logits.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1.0])
+def test_annealing_ends_with_the_labels(alpha: float) -> None:
+    task = Classification(tuple(str(i) for i in range(7)))
+    (turn,) = task_specific(task, alpha=alpha, annealing=True).turns
+    weights = {term.name: term.weight for term in turn.terms}
+    for done in (0.0, 0.25, 1.0):
+        left = alpha * (1 - done)
+        assert callable(weights["kl"])
+        assert callable(weights["ce"])
+        assert weights["kl"](done) == pytest.approx(left)
+        assert weights["ce"](done) == pytest.approx(1 - left)
