@@ -24,7 +24,7 @@ from typer.exceptions import TyperException
 
 from kdcli import commands, errors
 from kdcli.console import Console
-from kdcli.launch import StopSignal, adopt_slurm, is_worker, launch, rank
+from kdcli.launch import StopSignal, adopt_slurm, is_worker, launch, rank, share_slurm_gpus
 from kdcli.reading import TEXT_LIMIT
 from kdcli.runs import Result
 
@@ -165,7 +165,10 @@ def _execute(
     _refuse_many(config.processes)
     if config.processes > 1 and not is_worker() and not common["dry_run"]:
         return launch(_without_dash(arguments, piped), config.processes, stop=stop, stdout=answer)
-    adopt_slurm()
+    if getattr(stage, "shares_work", lambda _: False)(config):
+        share_slurm_gpus()
+    else:
+        adopt_slurm()
     command = shlex.join(["kdcli", *_without_dash(arguments, piped)])
     console.note(f"kdcli {name}: loading libraries")
     plan = stage.plan(config, console, unless_complete=not common["dry_run"])

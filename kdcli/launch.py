@@ -87,6 +87,13 @@ def adopt_slurm() -> None:
     env |= {"RANK": env["SLURM_PROCID"], "LOCAL_RANK": env["SLURM_LOCALID"], "WORLD_SIZE": str(tasks)}
 
 
+def share_slurm_gpus() -> None:
+    """Under srun with several tasks, each a run of its own, leave this one its own GPU of those named."""
+    gpus = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    if _slurm_tasks() > 1 and "RANK" not in os.environ and len(gpus) > 1:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[int(os.environ["SLURM_LOCALID"]) % len(gpus)]
+
+
 class StopSignal:
     """Notes SIGTERM and SIGUSR1 for the engine, which finishes its step. Ctrl-C raises KeyboardInterrupt.
 

@@ -483,6 +483,22 @@ def test_adopt_slurm(environment: pytest.MonkeyPatch, nodes: str, address: str) 
     assert launch.rank() == 5
 
 
+@pytest.mark.parametrize(
+    ("visible", "wanted"), [("0,1,2,3", "1"), ("GPU-a,GPU-b", "GPU-b"), ("3", "3"), (None, None)]
+)
+def test_each_task_of_a_search_has_a_gpu(
+    environment: pytest.MonkeyPatch, visible: str | None, wanted: str | None
+) -> None:
+    os.environ.update(SRUN)
+    os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+    if visible is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible
+    launch.share_slurm_gpus()
+    assert os.environ.get("CUDA_VISIBLE_DEVICES") == wanted
+    assert "RANK" not in os.environ
+    os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+
+
 def test_torchrun_under_slurm_keeps_torchruns_ranks(environment: pytest.MonkeyPatch) -> None:
     os.environ.update({**SRUN, "RANK": "2", "WORLD_SIZE": "4", "MASTER_PORT": "1"})
     launch.adopt_slurm()

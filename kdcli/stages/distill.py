@@ -163,6 +163,11 @@ class Plan:
         return show.settings(self.config, _SHOWN, parameters, self.recipe)
 
 
+def shares_work(config: Config) -> bool:
+    """Whether processes that are started alike share the work, each alone, and are not one job."""
+    return config.search.trials > 0
+
+
 def refuse_unknown(config: Config) -> None:
     """Raise UsageError for a method that there is not; imports no torch."""
     if config.method.name != methods.AUTO:

@@ -264,6 +264,19 @@ def test_what_cannot_be_searched_is_refused(
         plan(tmp_path, **options)
 
 
+def test_tasks_of_slurm_share_a_study(
+    pictures: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SLURM is mocked by what srun sets."""
+    for name, value in {"PROCID": 1, "LOCALID": 1, "STEP_ID": 0, "STEP_NUM_TASKS": 2, "JOB_ID": 7}.items():
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    command = ["distill", "--search", "1", "--method", "supervised", "--student", "test_resnet"]
+    command += ["--from-scratch", "--image-size", "32", "--data", str(pictures), "--max-steps", "2"]
+    command += ["--batch-size", "8", "--study", str(tmp_path / "study"), "--out", str(tmp_path / "best")]
+    code, answer, errors = in_process(capsys, *command)
+    assert (code, answer) == (0, f"{tmp_path}/best\n"), errors
+
+
 def test_the_command_line(
     pictures: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
