@@ -26,7 +26,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "defaults.jsonl"
-KINDS = ("fashion", "digits", "emoji", "pasted", "trees", "stamps", "textile")
+KINDS = ("digits", "emoji", "textile", "pasted", "stamps", "fashion", "trees")
 LABELS = ("few", "all")
 SEEDS = (0, 1, 2)
 
@@ -43,8 +43,9 @@ STUDENTS: dict[str, list[str]] = {
 }
 SPECIFIC = ["--method", "task-specific"]
 PLAIN, SWAP = ["--set", "teacher_view=plain"], ["--set", "teacher_errors=swap"]
-MILD, HALF = ["--set", "views.scale=[0.7, 1]"], ["--set", "data.labelled_fraction=0.5"]
-ANNEAL = ["--alpha", "1", "--set", "method.annealing=true"]
+MILD = ["--set", "views.scale=[0.7, 1]"]
+HALF, MOST = (["--set", f"data.labelled_fraction={part}"] for part in ("0.5", "0.75"))
+ANNEAL, FADE = (["--alpha", alpha, "--set", "method.annealing=true"] for alpha in ("1", "0.5"))
 WAYS: dict[str, tuple[list[str], str]] = {
     "alone": (["--method", "supervised"], "labels alone"),
     "today": (SPECIFIC, "task-specific: alpha 0.5, temperature 1, the teacher sees the student's crops"),
@@ -56,6 +57,11 @@ WAYS: dict[str, tuple[list[str], str]] = {
     "half-plain-swap": ([*SPECIFIC, *HALF, *PLAIN, *SWAP], "and whole pictures, swapped"),
     "half-anneal": ([*SPECIFIC, *HALF, *ANNEAL], "half of each batch has labels, alpha falls from 1 to 0"),
     "half-anneal-plain-swap": ([*SPECIFIC, *HALF, *ANNEAL, *PLAIN, *SWAP], "and whole pictures, swapped"),
+    "half-anneal-plain": ([*SPECIFIC, *HALF, *ANNEAL, *PLAIN], "half, alpha from 1 to 0, whole pictures"),
+    "half-fade-plain": ([*SPECIFIC, *HALF, *FADE, *PLAIN], "half, alpha from 0.5 to 0, whole pictures"),
+    "most-fade-plain": ([*SPECIFIC, *MOST, *FADE, *PLAIN], "three quarters have labels, alpha from 0.5 to 0"),
+    "fade": ([*SPECIFIC, *FADE], "alpha falls from 0.5 to 0"),
+    "fade-plain": ([*SPECIFIC, *FADE, *PLAIN], "and the teacher sees the whole picture"),
     "half-kd": (["--method", "kd", *HALF], "kd, half of each batch has labels"),
     "plain": ([*SPECIFIC, *PLAIN], "the teacher sees the whole picture"),
     "swap": ([*SPECIFIC, *SWAP], "the true class is swapped to the top where the teacher is wrong"),
@@ -64,25 +70,21 @@ WAYS: dict[str, tuple[list[str], str]] = {
     "mild": ([*SPECIFIC, *MILD], "task-specific with these crops"),
     "quarter": ([*SPECIFIC, "--set", "data.labelled_fraction=0.25"], "a quarter of each batch has labels"),
 }
-ROUNDS: dict[str, tuple[tuple[str, ...], ...]] = {  # ways by label budget, the first of all cells first
+ROUNDS: dict[str, tuple[str, ...]] = {  # ways by label budget
     "few": (
-        ("alone", "today", "kd", "half", "half-plain-swap", "half-anneal", "half-anneal-plain-swap"),
-        ("half-kd", "quarter"),
+        *("alone", "today", "half", "half-anneal-plain-swap"),
+        *("half-fade-plain", "most-fade-plain", "half-anneal-plain", "kd"),
     ),
-    "all": (
-        ("alone", "today", "kd", "plain-swap", "anneal", "anneal-plain-swap"),
-        ("plain", "swap", "leave-out", "alone-mild", "mild"),
-    ),
+    "all": ("alone", "today", "plain-swap", "anneal", "fade", "fade-plain", "kd"),
 }
 Cell = tuple[int, str, str, str]
 
 
 def cells() -> Iterator[tuple[Cell, str]]:
-    """All students in the order in which they are measured: the first ways of all cells, then the others."""
-    for number in (0, 1):
-        for seed, kind, labels, student in itertools.product(SEEDS, KINDS, LABELS, STUDENTS):
-            for way in ROUNDS[labels][number]:
-                yield (seed, kind, labels, student), way
+    """All students in the order in which they are measured."""
+    for seed, kind, labels, student in itertools.product(SEEDS, KINDS, LABELS, STUDENTS):
+        for way in ROUNDS[labels]:
+            yield (seed, kind, labels, student), way
 
 
 def command(*arguments: str) -> Path:

@@ -11,7 +11,7 @@ fashion   28 px, grey: the bundled part of Fashion-MNIST (MIT), 10 classes
 digits    28 px, grey: 5,000 of MNIST, 10 classes
 emoji     64 px: the emoji of a drawing style by their category
 pasted    96 px: one emoji on a part of a photograph, by its category; test emoji are in no training picture
-trees     64 px, from the air: with a tree in the middle, or without one; test pictures are another place's
+trees     64 px, from the air: round a tree, or far from one; test pictures are of another part of the place
 stamps    96 px: photographs and drawings of Tux Paint by what they show
 textile   250 px: woven cloth without a defect, with a local and with a global one (simulated)
 """
@@ -100,33 +100,31 @@ def pasted(sources: Path, copies: int = 2) -> Parts:
 
 
 def trees(sources: Path) -> Parts:
-    """Squares around trees of two pictures from the air, and as many squares without the middle of one."""
+    """Squares of a picture from the air: round trees, and as many far from the middle of any.
+
+    Those of its right three tenths are for the test; none of them reaches into the rest.
+    """
     folder, side = sources / "deepforest/data", 64
-    names = {
-        "train": "2019_YELL_2_528000_4978000_image_crop2",
-        "test": "2019_YELL_2_541000_4977000_image_crop",
-    }
-    parts: Parts = {}
-    for part, name in names.items():
-        picture = Image.open(folder / f"{name}.png").convert("RGB")
-        boxes = [
-            [float(box.findtext(key) or 0) for key in ("xmin", "ymin", "xmax", "ymax")]
-            for box in ElementTree.parse(folder / f"{name}.xml").iter("bndbox")
-        ]
-        centres = [((x0 + x1) / 2, (y0 + y1) / 2) for x0, y0, x1, y1 in boxes]
-        inside = [c for c in centres if all(side / 2 <= v <= n - side / 2 for v, n in zip(c, picture.size))]
-        rng, empty = np.random.default_rng(2), list[tuple[float, float]]()
-        for _ in range(100_000):
-            point = tuple(float(rng.uniform(side / 2, n - side / 2)) for n in picture.size)
-            if all(max(abs(point[0] - x), abs(point[1] - y)) > 0.4 * side for x, y in centres):
-                empty.append((point[0], point[1]))
-            if len(empty) == len(inside):
-                break
-        rows = [(point, "tree") for point in inside] + [(point, "ground") for point in empty]
-        parts[part] = [
-            (picture.crop(tuple(round(v + d) for d in (-side / 2, side / 2) for v in point)), label)
-            for point, label in rows
-        ]
+    name = "2019_YELL_2_528000_4978000_image_crop2"
+    picture = Image.open(folder / f"{name}.png").convert("RGB")
+    boxes = [
+        [float(box.findtext(key) or 0) for key in ("xmin", "ymin", "xmax", "ymax")]
+        for box in ElementTree.parse(folder / f"{name}.xml").iter("bndbox")
+    ]
+    centres = [((x0 + x1) / 2, (y0 + y1) / 2) for x0, y0, x1, y1 in boxes]
+    inside = [c for c in centres if all(side / 2 <= v <= n - side / 2 for v, n in zip(c, picture.size))]
+    rng, empty = np.random.default_rng(2), list[tuple[float, float]]()
+    while len(empty) < len(inside):
+        x, y = (float(rng.uniform(side / 2, n - side / 2)) for n in picture.size)
+        if all(max(abs(x - own[0]), abs(y - own[1])) > side / 2 for own in centres):
+            empty.append((x, y))
+    border = (1 - TEST_SHARE) * picture.width
+    parts: Parts = {"train": [], "test": []}
+    for label, points in (("tree", inside), ("ground", empty)):
+        for x, y in points:
+            if abs(x - border) > side / 2:
+                corners = tuple(round(v + d) for d in (-side / 2, side / 2) for v in (x, y))
+                parts["test" if x > border else "train"].append((picture.crop(corners), label))
     return parts
 
 

@@ -240,6 +240,11 @@ def above(config: C, values: Mapping[str, Any], place: str) -> C:
     return found
 
 
+def full_name(kind: type[Section], name: str) -> str:
+    """The dotted name of a key, of a section the one of its principal field. Raises UsageError for none."""
+    return _put({}, kind, name, None)
+
+
 def asked(config: Section, dotted: str) -> bool:
     """Whether the user asked for the value of ``dotted``: by an option, by ``--set``, or in a file.
 

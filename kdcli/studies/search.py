@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdcli import methods
 from kdcli.artifacts import manifest as manifests
-from kdcli.config import above, as_default
+from kdcli.config import above, as_default, full_name
 from kdcli.console import Console
 from kdcli.errors import Diverged, InputError, Preempted, UsageError, is_out_of_memory
 from kdcli.launch import world_size
@@ -166,11 +166,12 @@ def _space(config: Any, base: Any) -> Space:
         for name in _methods(section, base):
             found |= spaces.of_method(name, methods.arguments(name, {}))
         found = {key: own for key, own in found.items() if key not in config._written}
-    for key, value in (section.model_extra or {}).items():
+    for name, value in (section.model_extra or {}).items():
+        key = full_name(type(config), name)
         try:
             own = dimension(value)
         except ValueError as error:
-            raise UsageError(f"search.{key}: {error}.") from None
+            raise UsageError(f"search.{name}: {error}.") from None
         found.pop(key, None)
         if own is not None:
             found[key] = own

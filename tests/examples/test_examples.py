@@ -82,7 +82,7 @@ def parse(line: str) -> Section:
             value = True if annotation is bool else next(rest)
             options[name] = [value] if "list" in str(annotation) else value
     config = resolve(kind, sets=sets, options=options)
-    if isinstance(config, distill.Config):
+    if isinstance(config, distill.Config) and config.method.name != methods.AUTO:
         given = config.method.model_dump(exclude={"name"}, exclude_none=True)
         methods.arguments(config.method.name, given)
     return config

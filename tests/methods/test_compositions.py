@@ -18,6 +18,7 @@ from kdcli.losses.logits import cross_entropy, kl_divergence
 from kdcli.losses.relations import cc, pkt, rkd_angle, rkd_distance
 from kdcli.methods.parts import added
 from kdcli.stages import distill
+from kdcli.studies import chains
 from kdcli.tasks.classification import Classification
 
 
@@ -285,5 +286,5 @@ def test_a_twin_that_teaches_nothing_is_not_looked_at(plan):
 
 def test_generations_begin_with_seeds_of_their_own(plan):
     made = plan("sequential", **{"method.generations": 3, "seed": 7})
-    links = [distill._link(made.config, i, ["t"]) for i in range(3)]
+    links = [chains._link(made.config, i, ["t"]) for i in range(3)]
     assert [link.seed for link in links] == [9, 8, 7]

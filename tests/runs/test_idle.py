@@ -15,6 +15,7 @@ from kdcli.runs import idle
 from kdcli.runs.material import planned_steps
 from kdcli.sections import OptimSection
 from kdcli.stages import distill, evaluate, probe, synthesize
+from kdcli.studies import chains
 
 
 def of_distill(config: Any) -> list[idle.Rule]:
@@ -226,7 +227,7 @@ def test_the_mean_of_teachers_belongs_to_the_first_link_of_a_chain(
 ) -> None:
     teachers = [str(probed(name)) for name in ("test_vit", "test_resnet")]
     made = plan("teacher_mean=probabilities", "via=[test_vit]", teacher=teachers)
-    link = distill._link(made.config, 1, ["a"])
+    link = chains._link(made.config, 1, ["a"])
     assert link.teacher_mean == "probabilities"
     idle.refuse_idle(link, idle.of_distill(link))
 

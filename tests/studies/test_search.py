@@ -180,7 +180,7 @@ def test_methods_are_tried_with_what_each_has(plan: Plan, tmp_path: Path) -> Non
         tmp_path,
         trials=4,
         **{
-            "search.method.name": ["task-specific", "dkd", "supervised"],
+            "search.method": ["task-specific", "dkd", "supervised"],
             "search.halving": 1,
             "search.optim.lr": 1e-3,
         },
