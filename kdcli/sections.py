@@ -112,7 +112,13 @@ class DataSection(SourceSection):
     labels_per_class: int | None = reading(
         None, "Labels kept per class; the rest is hidden.", "--labels-per-class", ge=1, le=_LONG
     )
-    labelled_fraction: float | None = option(None, "Share of labelled samples in a batch.", gt=0, le=1)
+    labelled_fraction: float | None = option(
+        None,
+        "Share of labelled samples in a batch (default: half, where fewer are labelled and a teacher teaches "
+        "the others; 0 draws all alike).",
+        ge=0,
+        le=1,
+    )
     class_balance: Literal["none", "sampler", "loss"] = reading(
         "none", "Even out rare classes.", "--class-balance"
     )

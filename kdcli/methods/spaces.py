@@ -16,7 +16,6 @@ FACTOR = 5.0  # of a learning rate, or a weight, up and down
 _PARAMETERS: dict[str, Dimension] = {
     "alpha": Span(0.1, 0.9),
     "temperature": Choice((1.0, 2.0, 4.0)),
-    "labelled_fraction": Span(0.1, 0.9),
 }
 _NOT = {("dkd", "alpha")}  # no balance of labels and teacher, as elsewhere
 _WEIGHTS = ("weight", "beta", "gamma")  # around their own value

@@ -67,6 +67,7 @@ def export(
         **plan.more,
         views=material.order.views or "live",
         global_batch=config.optim.batch_size,
+        labelled_fraction=material.labelled_part,
         accumulate=progress.accumulate or config.optim.accumulate,
         lr=config.optim.lr,
         steps=progress.step,

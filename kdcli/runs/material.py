@@ -9,13 +9,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from kdcli.console import Console, size
 from kdcli.data.cache import Store
-from kdcli.data.order import Order, Pool, Share
+from kdcli.data.order import Order, Pool
 from kdcli.data.other_views import PLAIN
 from kdcli.data.samples import Data
 from kdcli.data.targets import TargetColumns
@@ -23,7 +22,7 @@ from kdcli.data.views import TrainingView
 from kdcli.engine.assembly import Assembly
 from kdcli.engine.budget import affordable_views, fixed_views
 from kdcli.engine.cache import Caching
-from kdcli.errors import InputError, UsageError
+from kdcli.errors import UsageError
 from kdcli.models.branches import Tail
 from kdcli.models.build import Wanted, build
 from kdcli.models.ensemble import Ensemble
@@ -31,6 +30,7 @@ from kdcli.models.protocol import Model
 from kdcli.runs import frame
 from kdcli.runs.caching import caching, only_plain, row_size
 from kdcli.runs.captions import captioned
+from kdcli.runs.pools import pool_of, share_of
 from kdcli.runs.refusals import (
     refuse_box_views,
     refuse_lessons,
@@ -51,7 +51,6 @@ from kdcli.words.analysis import (
     cacheable_calls,
     calls_made,
     is_cacheable,
-    needs_labels,
 )
 from kdcli.words.answers import calibrated, mended, shown_whole
 from kdcli.words.given import given
@@ -149,6 +148,13 @@ class Material:
         }
 
     @property
+    def labelled_part(self) -> float:
+        """Of each batch that has labels, where that is fixed; else 0, and all pictures are drawn alike."""
+        lesson, order = self.lesson, self.order
+        by_labels = lesson.config.data.extra_ratio is None and not len(lesson.data.shots)
+        return float(order.share) if by_labels and len(order.streams[0]) < len(order.labels) else 0.0
+
+    @property
     def temperatures(self) -> list[float]:
         """Those that were fitted to the teachers; empty where there is none."""
         own = [value for name in self.teachers for value in self.networks[name].temperatures]
@@ -228,7 +234,7 @@ def gather(lesson: Lesson, console: Console, networks: dict[str, Model] | None =
         optim.batch_size,
         config.seed,
         views,
-        _share(lesson, pool),
+        share_of(lesson.method, lesson.task, lesson.config, lesson.data, pool),
         balanced,
         per_label=lesson.task.group,
     )
@@ -269,20 +275,6 @@ def planned_steps(optim: OptimSection, pictures: int) -> int:
     return planned
 
 
-def _share(lesson: Lesson, pool: Pool) -> Share | None:
-    """What fills a fixed part of every batch: pictures with labels, those not extra, or few-shot ones.
-
-    Of few-shot pictures half a batch, or all where they are fewer (arXiv 2307.03135, the authors' code).
-    """
-    data, shots = lesson.config.data, lesson.data.shots
-    if len(shots):
-        batch = lesson.config.optim.batch_size
-        return Share(np.isin(pool.ids, shots), min(batch // 2, len(shots)) / batch)
-    if data.extra_ratio is not None:
-        return Share(np.arange(len(pool)) < len(pool.parts[0]), 1 / (1 + data.extra_ratio))
-    return None if data.labelled_fraction is None else Share(pool.labels >= 0, data.labelled_fraction)
-
-
 def _parties(lesson: Lesson, console: Console) -> dict[str, nn.Module]:
     """The parties that a name stands for: student, teacher, peers of the student's or of another kind."""
     found: dict[str, nn.Module] = {}
@@ -307,38 +299,6 @@ def _parties(lesson: Lesson, console: Console) -> dict[str, nn.Module]:
                 party.prepare(network)
         found[party.name] = Tail(network, party.tail) if party.tail else network
     return found
-
-
-def pool_of(data: Data, extra: Sequence[Data], method: Method) -> Pool:
-    """The pictures that a method learns from: all of them, or those with a label where no term sees others.
-
-    Raises:
-        UsageError: ``extra`` pictures, for a method that has no use for them.
-    """
-    train = data.split("train")
-    if needs_labels(method):
-        if extra:
-            raise UsageError(f"method {method.name} reads the labels of all pictures: it has no --extra.")
-        return _labelled_pool(data, method)
-    weighing = (t for turn in method.turns for t in turn.terms if callable(t.weight) or t.weight)
-    if any(term.rows != "labelled" for term in weighing):
-        more = (samples for data in extra for samples in data.splits.values())
-        return Pool((train, *(samples.unlabelled(train.targets) for samples in more)))
-    if extra:
-        raise UsageError("--extra pictures enter the teacher term only, and this objective has none.")
-    return _labelled_pool(data, method)  # no term would see the others
-
-
-def _labelled_pool(data: Data, method: Method) -> Pool:
-    """The training pictures with a label. Raises InputError where there are none."""
-    train = data.split("train")
-    found = train.take(train.labelled())
-    if len(found) == 0:
-        raise InputError(
-            f"method {method.name} learns from labelled pictures alone, and {data.source} has none. Give "
-            "labels, or a method whose teacher teaches without."
-        )
-    return Pool((found,))
 
 
 def build_student(config: StudentSection, task: Task) -> Model:

@@ -33,11 +33,11 @@ def refuse_options(config: StudentSection, method: Method) -> None:
     """Raise UsageError for options that contradict one another or mean nothing to the method."""
     optim, data = config.optim, config.data
     if data.extra_ratio is not None:
-        if data.labelled_fraction is not None:
+        if data.labelled_fraction:
             raise UsageError("--extra-ratio and data.labelled_fraction both fill batches: give one.")
         if not data.extra:
             raise UsageError("--extra-ratio needs --extra.")
-    if data.shots and (data.extra_ratio is not None or data.labelled_fraction is not None):
+    if data.shots and (data.extra_ratio is not None or data.labelled_fraction):
         raise UsageError(
             "data.shots fills half of a batch with few-shot pictures: no --extra-ratio and no "
             "data.labelled_fraction beside it."

@@ -230,7 +230,8 @@ def _method(
     Raises:
         UsageError: a parameter that was given and changes nothing.
     """
-    from kdcli.runs.material import planned_steps, pool_of
+    from kdcli.runs.material import planned_steps
+    from kdcli.runs.pools import pool_of
     from kdcli.runs.refusals import refuse_weights
     from kdcli.words.analysis import without_zero_terms
 

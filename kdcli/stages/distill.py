@@ -131,6 +131,8 @@ class Plan:
         kind = f"{views} fixed views per picture" if views else "a new view each epoch"
         batch = f"{self.config.optim.batch_size} at {material.view.size} px"
         console.note(f"trains   {material.steps:,} steps of {batch}, {kind}")
+        if part := material.labelled_part:
+            console.note(f"batches  {part:.0%} of each have labels (data.labelled_fraction)")
         show.learning(console, self.config.optim, self.method, material.steps)
         if "teacher" in material.networks:
             live = sum(material.live_forwards[name] for name in material.teachers)
