@@ -18,6 +18,7 @@ import json
 import os
 import platform
 import shutil
+import statistics
 import time
 from collections.abc import Iterator
 from datetime import date
@@ -70,6 +71,11 @@ WAYS: dict[str, tuple[list[str], str]] = {
     "mild": ([*SPECIFIC, *MILD], "task-specific with these crops"),
     "quarter": ([*SPECIFIC, "--set", "data.labelled_fraction=0.25"], "a quarter of each batch has labels"),
 }
+CHOOSERS: dict[str, list[str]] = {
+    "auto": ["--method", "auto"],
+    "search": [*SPECIFIC, "--search", "12"],
+}
+SEARCHED = ("digits", "emoji", "textile")  # from scratch, with all labels
 ROUNDS: dict[str, tuple[str, ...]] = {  # ways by label budget
     "few": (
         *("alone", "today", "half", "half-anneal-plain-swap"),
@@ -77,6 +83,11 @@ ROUNDS: dict[str, tuple[str, ...]] = {  # ways by label budget
     ),
     "all": ("alone", "today", "plain-swap", "anneal", "fade", "fade-plain", "kd"),
 }
+DRAWN = {
+    "few": ("today", "half", "half-fade-plain", "half-anneal-plain", "kd"),
+    "all": ("today", "fade", "fade-plain", "anneal", "kd"),
+}
+Rows = dict[tuple[Any, ...], dict[str, Any]]
 Cell = tuple[int, str, str, str]
 
 
@@ -85,6 +96,10 @@ def cells() -> Iterator[tuple[Cell, str]]:
     for seed, kind, labels, student in itertools.product(SEEDS, KINDS, LABELS, STUDENTS):
         for way in ROUNDS[labels]:
             yield (seed, kind, labels, student), way
+    for seed, kind, labels, student in itertools.product(SEEDS, KINDS, LABELS, STUDENTS):
+        yield (seed, kind, labels, student), "auto"
+        if kind in SEARCHED and (labels, student) == ("all", "scratch"):
+            yield (seed, kind, labels, student), "search"
 
 
 def command(*arguments: str) -> Path:
@@ -145,17 +160,19 @@ class Bench:
 
     def student(self, cell: Cell, way: str, teacher: Path) -> dict[str, Any]:
         """Train one, measure it, and say what it took; its weights are not kept."""
-        options, _ = WAYS[way]
+        options = CHOOSERS[way] if way in CHOOSERS else WAYS[way][0]
         student, taught = cell[3], "supervised" not in options
         more = ["--teacher", str(teacher)] if taught else []
         if student == "pretrained":
             more += ["--weights", str(self.weights("lite0"))]
         out = self.runs / "students" / "-".join(map(str, (*cell, way)))
         where = ["--image-size", "64", "--cache", str(self.runs / "cache"), "--out", str(out)]
+        study = out.with_name(f"{out.name}-study")
+        options = [*options, "--study", str(study)] if way == "search" else options
         began = time.monotonic()
         made = command("distill", *options, *STUDENTS[student], *more, *where, *self.source(cell))
         manifest = facts(made)
-        found = {
+        found: dict[str, Any] = {
             "validation": manifest["metrics"]["validation/top1"],
             "test": self.test(made, cell),
             "step": manifest["selection"],
@@ -166,11 +183,24 @@ class Bench:
             "device": f"{platform.processor() or platform.machine()}, 1 thread",
             "date": date.today().isoformat(),
         }
-        shutil.rmtree(made)
-        return found
+        chosen: dict[str, Any] = {"pilot": manifest["pilot"]} if way == "auto" else {}
+        if way == "search":
+            chosen = {"search": searched(study)}
+            shutil.rmtree(study)
+        for folder in (made, out.with_name(f"{out.name}-pilot")):
+            shutil.rmtree(folder, ignore_errors=True)
+        return found | chosen
 
 
-def known(files: list[Path]) -> dict[tuple[Any, ...], dict[str, Any]]:
+def searched(study: Path) -> dict[str, Any]:
+    """What a search took: steps of all trials, forwards of the teacher; what its best settings are."""
+    report = facts(study, "report.json")
+    best = next(trial for trial in report["trials"] if trial["number"] == report["best"])
+    steps = sum(trial.get("steps", 0) for trial in report["trials"])
+    return {"steps": steps, "forwards": report["forwards"], "best": best["settings"]}
+
+
+def known(files: list[Path]) -> Rows:
     """Rows by cell and way, of all files that there are."""
     rows = [json.loads(line) for file in files if file.exists() for line in file.read_text().splitlines()]
     return {(row["seed"], row["kind"], row["labels"], row["student"], row["way"]): row for row in rows}
@@ -214,6 +244,103 @@ def collect(given: argparse.Namespace) -> None:
     print(RESULTS)
 
 
+# -- the page ------------------------------------------------------------------------------------------------
+
+T = {2: 6.314, 3: 2.920, 4: 2.353, 5: 2.132}  # 95 % quantiles of Student's t, by seeds
+
+
+def differences(rows: Rows) -> dict[tuple[str, str, str], dict[str, list[float]]]:
+    """Points of test accuracy to plain training, seed by seed, by (kind, labels, student) and way."""
+    found: dict[tuple[str, str, str], dict[str, list[float]]] = {}
+    for (seed, kind, labels, student, way), row in sorted(rows.items()):
+        alone = rows.get((seed, kind, labels, student, "alone"))
+        if alone is not None and way != "alone":
+            own = found.setdefault((kind, labels, student), {}).setdefault(way, [])
+            own.append(100 * (row["test"]["top1"] - alone["test"]["top1"]))
+    return found
+
+
+def interval(values: list[float]) -> float:
+    """Half of the 90 % interval of the mean; 0 for one seed, of which nothing is said."""
+    return T[len(values)] * statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
+
+
+def cell(values: list[float] | None) -> str:
+    """A difference with its interval."""
+    if not values:
+        return ""
+    text = f"{statistics.mean(values):+.1f}"
+    return f"{text} ± {interval(values):.1f}" if len(values) > 1 else text
+
+
+def page(given: argparse.Namespace) -> None:
+    """The results as Markdown."""
+    rows = known([RESULTS])
+    print((HERE / "results" / "defaults_head.md").read_text(encoding="utf-8").rstrip())
+    for labels, ways in ROUNDS.items():
+        print(f"\n## {'10 labels a class' if labels == 'few' else 'All labels'}\n")
+        print(table(rows, labels, ways[1:]))
+    dates = sorted(row["date"] for row in rows.values() if "date" in row)
+    devices = sorted({row["device"] for row in rows.values() if "device" in row})
+    steps = sum(row.get("steps", 0) for row in rows.values())
+    hours = sum(row.get("seconds", 0) for row in rows.values()) / 3600
+    print("\n* Commands: those at the head of `examples/kinds.py` and `examples/defaults.py`")
+    print(f"* {len(rows)} rows, {steps:,} steps, {hours:.1f} hours; dates {dates[0]} to {dates[-1]}")
+    print(f"* Device: {', '.join(devices)}")
+
+
+def table(rows: Rows, labels: str, ways: tuple[str, ...]) -> str:
+    """Ways of one label budget: points to plain training, then over all cells the mean and the worst."""
+    found = differences(rows)
+    lines = [f"| pictures | student | alone | teacher | {' | '.join(ways)} |", "|---" * (4 + len(ways)) + "|"]
+    kept: dict[str, list[float]] = {way: [] for way in ways}
+    for kind, student in itertools.product(KINDS, STUDENTS):
+        own = found.get((kind, labels, student))
+        if not own:
+            continue
+        alone, teacher = (
+            statistics.mean(100 * row["test"]["top1"] for key, row in rows.items() if key[1:] == who)
+            for who in ((kind, labels, student, "alone"), (kind, labels, "teacher", "teacher"))
+        )
+        cells = [cell(own.get(way)) for way in ways]
+        lines.append(f"| {kind} | {student} | {alone:.1f} | {teacher:.1f} | {' | '.join(cells)} |")
+        for way in ways:
+            kept[way] += [statistics.mean(own[way])] if way in own else []
+    means = [f"{statistics.mean(v):+.1f}" if v else "" for v in kept.values()]
+    worst = [f"{min(v):+.1f}" if v else "" for v in kept.values()]
+    lines += [f"| mean | | | | {' | '.join(means)} |", f"| worst | | | | {' | '.join(worst)} |"]
+    return "\n".join(lines)
+
+
+def draw(given: argparse.Namespace) -> None:
+    """The differences as a picture."""
+    from matplotlib.figure import Figure
+
+    from kdcli.report.canvas import INK, PALETTE, style
+
+    found = differences(known([RESULTS]))
+    with style():
+        figure = Figure(figsize=(11, 7.5), layout="constrained")
+        for place, (labels, student) in enumerate(itertools.product(LABELS, STUDENTS)):
+            axes = figure.add_subplot(2, 2, place + 1)
+            ways = [way for way in DRAWN[labels] if any(way in own for own in found.values())]
+            for number, way in enumerate(ways):
+                for at, kind in enumerate(KINDS):
+                    values = found.get((kind, labels, student), {}).get(way)
+                    if values:
+                        x = at + (number - (len(ways) - 1) / 2) * 0.16
+                        mean, half = statistics.mean(values), interval(values)
+                        axes.errorbar(x, mean, half, color=PALETTE[number], fmt="o", capsize=2, markersize=4)
+                axes.plot([], [], "o", color=PALETTE[number], label=way)
+            axes.axhline(0, color=INK, linewidth=1)
+            axes.set_xticks(range(len(KINDS)), KINDS, fontsize=8)
+            axes.set_title(f"{'10 labels a class' if labels == 'few' else 'all labels'}, {student}")
+            axes.set_ylabel("points to labels alone")
+            axes.legend(fontsize=7.5, ncols=2)
+        figure.savefig(HERE / "results" / "defaults.svg", metadata={"Date": None})
+    print(HERE / "results" / "defaults.svg")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -228,6 +355,8 @@ def main() -> None:
     gather = forms.add_parser("collect", help="add to the results that are kept")
     gather.add_argument("runs", type=Path)
     gather.set_defaults(work=collect)
+    forms.add_parser("table", help="the results as Markdown").set_defaults(work=page)
+    forms.add_parser("draw", help="the results as a picture").set_defaults(work=draw)
     given = parser.parse_args()
     given.work(given)
 
