@@ -38,6 +38,11 @@ def steps(count: int, batch: int) -> list[str]:
     return ["--max-steps", str(count), "--batch-size", str(batch), "--set", every]
 
 
+def sets(*texts: str) -> list[str]:
+    """``--set`` before each."""
+    return [word for text in texts for word in ("--set", text)]
+
+
 STUDENTS: dict[str, list[str]] = {
     "scratch": ["--student", "mobilenetv3_small_100", "--from-scratch", "--lr", "2e-3", *steps(300, 64)],
     "pretrained": ["--student", "tf_efficientnet_lite0", *steps(120, 32)],
@@ -137,9 +142,8 @@ class Bench:
         """Options of the pictures, of which a fifth of train is held out by the seed."""
         seed, kind, labels, _ = cell
         few = ["--labels-per-class", "10"] if labels == "few" else []
-        sets = (f"data.split_seed={seed}", "data.validation_fraction=0.2")
         options = ["--data", str(self.kinds / kind), "--seed", str(seed), "--threads", "1", *few]
-        return options + [word for text in sets for word in ("--set", text)]
+        return options + sets(f"data.split_seed={seed}", "data.validation_fraction=0.2")
 
     def teacher(self, cell: Cell) -> Path:
         """An EfficientNet-Lite2 with a head of the labels that the student has."""
