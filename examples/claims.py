@@ -5,7 +5,7 @@
 
 As in ``examples/defaults.py``, whose cells and teachers these are (all labels, a student from random
 weights, the same steps; what it has measured is not measured again), ``run`` goes on where it stopped, the
-best step is chosen on a fifth of the training pictures, and every student is measured once on the test pictures.
+best step is chosen on a fifth of the training pictures, and every student is measured once on the test ones.
 What was measured by other commands is linked from the table.
 """
 
