@@ -100,7 +100,7 @@ class Order:
         labels: [N] labels of the pool, -1 for unlabelled.
         batch_size: global batch.
         seed: of the order.
-        views: number of fixed views, or None for a new view each epoch (live).
+        views: number of fixed views, or None for a new view each epoch (live); of two streams a number each.
         share: what fills a part of every batch; None to draw all alike.
         balance: draw classes evenly, with replacement; unlabelled samples keep their share.
         per_label: K; above 1 a batch is made of groups of K samples of one label, as losses over triplets
@@ -119,7 +119,7 @@ class Order:
         labels: np.ndarray,
         batch_size: int,
         seed: int,
-        views: int | None,
+        views: int | tuple[int | None, ...] | None,
         share: Share | None = None,
         balance: bool = False,
         per_label: int = 1,
@@ -129,7 +129,7 @@ class Order:
         if balance and per_label > 1:
             raise ValueError("samples are balanced by label or drawn in groups of one, not both")
         self.labels, self.batch_size, self.seed = labels, batch_size, seed
-        self.views, self.balance, self.per_label = views, balance, per_label
+        self.balance, self.per_label = balance, per_label
         everything = np.arange(len(labels))
         self.streams = [everything]
         self.share = Fraction(1)  # of the first stream; the second has the rest
@@ -137,8 +137,15 @@ class Order:
             self.share = Fraction(share.part).limit_denominator(1_000_000)
             both = [everything[share.first], everything[~share.first]]
             self.streams = both if self.share < 1 else both[:1]
+        given = views if isinstance(views, tuple) else (views,) * len(self.streams)
+        self.counts = given[: len(self.streams)]  # of fixed views, by stream
         self._lengths = [_grouped_length(labels[rows], per_label) for rows in self.streams]
         self._permutations: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}
+
+    @property
+    def views(self) -> int | None:
+        """Fixed views of a sample, of the stream that has most; None where views are live."""
+        return None if self.counts[0] is None else max(count for count in self.counts if count is not None)
 
     @property
     def steps_per_epoch(self) -> float:
@@ -152,16 +159,17 @@ class Order:
             for position in range(self._taken(step, number), self._taken(step + 1, number)):
                 epoch, place = divmod(position, self._lengths[number])
                 order, repeats = self._permutation(number, epoch)
-                keys.append((int(rows[order[place]]), self._view(epoch, int(repeats[place]))))
+                keys.append((int(rows[order[place]]), self._view(number, epoch, int(repeats[place]))))
         if len(self.streams) > 1:
             size = self.per_label
             order = np.random.default_rng(seed_of(self.seed, step, 3)).permutation(len(keys) // size)
             keys = [key for i in order for key in keys[i * size : (i + 1) * size]]
         return keys
 
-    def _view(self, epoch: int, repeat: Any) -> Any:
-        """The view of a sample in an epoch, at one of its occurrences there, of which K is the most."""
-        return epoch * self.per_label + repeat if self.views is None else (epoch + repeat) % self.views
+    def _view(self, number: int, epoch: int, repeat: Any) -> Any:
+        """The view of a stream's sample in an epoch, at one of its occurrences there: K at most."""
+        count = self.counts[number]
+        return epoch * self.per_label + repeat if count is None else (epoch + repeat) % count
 
     def _taken(self, step: int, number: int) -> int:
         """Samples of a stream in the first ``step`` batches, whole groups; two streams fill the batches."""
@@ -195,9 +203,11 @@ class Order:
             left, length = self._taken(steps, number), self._lengths[number]
             for epoch in range(math.ceil(left / length)):
                 order, repeats = self._permutation(number, epoch)
-                mask[self._view(epoch, repeats[:left]) if self.views else 0, rows[order[:left]]] = True
+                mask[self._view(number, epoch, repeats[:left]) if self.views else 0, rows[order[:left]]] = (
+                    True
+                )
                 left -= length
-                if mask[:, rows].all():
+                if mask[: self.counts[number] or 1, rows].all():
                     break
         return mask
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 import os
 import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from kdcli.data.cache import Store
 from kdcli.errors import UsageError
 
 _AUTO_VIEWS = 8  # more fixed views than this are not worth their disk unless asked for
+_MOST_VIEWS = 64  # of few pictures that are drawn often
 
 
 def fixed_views(text: str, *, teacher: bool, cacheable: bool, epochs: float, affordable: int) -> int | None:
@@ -39,6 +42,50 @@ def fixed_views(text: str, *, teacher: bool, cacheable: bool, epochs: float, aff
     if text == "live" or not (teacher and cacheable):
         return None
     return min(math.ceil(epochs), _AUTO_VIEWS, affordable) or None
+
+
+def stream_views(
+    text: str, streams: Sequence[Stream], *, teacher: bool, cacheable: bool, affordable: int
+) -> int | tuple[int | None, ...] | None:
+    """Numbers of fixed views of pictures that are drawn in one stream, or in two of unlike speeds.
+
+    With ``auto`` few pictures that are drawn often, such as the labelled ones that fill half of each batch,
+    have as many views as they are drawn, up to 64, and up to as many rows as the others have: crops of theirs
+    that come back ten times are learned by heart, and more cost as little as the pictures are few.
+
+    Args:
+        text: see :func:`fixed_views`, as all others.
+        streams: one or two.
+        teacher: whether the objective has one.
+        cacheable: whether fixed views can stand for what the teacher sees.
+        affordable: views of all pictures that the disk has room for.
+
+    Raises:
+        UsageError: see :func:`fixed_views`.
+    """
+    epochs = sum(own.drawn for own in streams) / sum(own.pictures for own in streams)
+    common = fixed_views(text, teacher=teacher, cacheable=cacheable, epochs=epochs, affordable=affordable)
+    if text != "auto" or common is None or len(streams) == 1:
+        return common
+    room = affordable * sum(own.pictures for own in streams)
+    counts: list[int | None] = []
+    for own, other in (streams, streams[::-1]):
+        most = min(max(_AUTO_VIEWS, _AUTO_VIEWS * other.pictures // own.pictures), _MOST_VIEWS)
+        counts.append(max(1, min(math.ceil(own.drawn / own.pictures), most, room // (2 * own.pictures))))
+    return tuple(counts)
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Pictures that fill a part of every batch.
+
+    Attributes:
+        pictures: how many.
+        drawn: how many in all steps.
+    """
+
+    pictures: int
+    drawn: float
 
 
 def affordable_views(root: Path, samples: int, row_bytes: int) -> int:

@@ -144,12 +144,8 @@ def fill(
         cache = Cache(folder, request.taps)
         ids = pool.ids
         wanted = np.ones((request.views, len(ids)), bool) if used is None else used
-        missing = [
-            (int(i), view)
-            for view in range(request.views)
-            for i in cache.lacking(ids, view)
-            if wanted[view, i]
-        ]
+        lacking = ((view, cache.lacking(ids, view)) for view in range(request.views))
+        missing = [(i, view) for view, rows in lacking for i in rows[wanted[view, rows]].tolist()]
         if not missing:
             return cache
         mine = missing[runtime.rank :: runtime.world_size]

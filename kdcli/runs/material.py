@@ -20,7 +20,7 @@ from kdcli.data.samples import Data
 from kdcli.data.targets import TargetColumns
 from kdcli.data.views import TrainingView
 from kdcli.engine.assembly import Assembly
-from kdcli.engine.budget import affordable_views, fixed_views
+from kdcli.engine.budget import affordable_views, stream_views
 from kdcli.engine.cache import Caching
 from kdcli.errors import UsageError
 from kdcli.models.branches import Tail
@@ -30,7 +30,7 @@ from kdcli.models.protocol import Model
 from kdcli.runs import frame
 from kdcli.runs.caching import caching, only_plain, row_size
 from kdcli.runs.captions import captioned
-from kdcli.runs.pools import pool_of, share_of
+from kdcli.runs.pools import pool_of, share_of, streams_of
 from kdcli.runs.refusals import (
     refuse_box_views,
     refuse_lessons,
@@ -221,11 +221,12 @@ def gather(lesson: Lesson, console: Console, networks: dict[str, Model] | None =
         steps = min(planned, math.ceil(optim.stop_epoch * len(pool) / optim.batch_size))
     affordable = affordable_views(Path(config.cache), len(pool), row_bytes)
     mixes = bool(optim.mixup or optim.cutmix or config.views.iou_crop)  # by other pictures, or by boxes
-    views = fixed_views(
+    share = share_of(method, lesson.task, config, lesson.data, pool)
+    views = stream_views(
         config.views.count,
+        streams_of(pool, share, steps * optim.batch_size),
         teacher=taught and not only_plain(method, features=features),
         cacheable=is_cacheable(method, features=features) and not mixes,
-        epochs=steps * optim.batch_size / len(pool),
         affordable=max(affordable - (PLAIN in cacheable_calls(method, features=features).values()), 0),
     )
     balanced = config.data.class_balance == "sampler"
@@ -234,13 +235,13 @@ def gather(lesson: Lesson, console: Console, networks: dict[str, Model] | None =
         optim.batch_size,
         config.seed,
         views,
-        share_of(lesson.method, lesson.task, lesson.config, lesson.data, pool),
+        share,
         balanced,
         per_label=lesson.task.group,
     )
     live = mixes or config.views.count == "live" or (config.views.count == "auto" and not affordable)
     cached = Caching() if live else caching(method, order, view, steps, features=features)
-    if features and cached.calls and views is not None and views > affordable:
+    if features and cached.calls and isinstance(views, int) and views > affordable:
         needed = size(views * len(pool) * row_bytes)
         console.warn(
             f"{views} views of all pictures take {needed}, more than 80 % of what is free for "

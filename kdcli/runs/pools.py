@@ -8,6 +8,7 @@ import numpy as np
 
 from kdcli.data.order import Pool, Share
 from kdcli.data.samples import Data
+from kdcli.engine.budget import Stream
 from kdcli.errors import InputError, UsageError
 from kdcli.sections import StudentSection
 from kdcli.tasks import Task
@@ -74,3 +75,18 @@ def _learns_from_both(method: Method, task: Task) -> bool:
     terms = [term for turn in method.turns for term in turn.terms]
     weighing = {term.rows for term in terms if callable(term.weight) or term.weight}
     return task.group == 1 and {"labelled", None} <= weighing
+
+
+def streams_of(pool: Pool, share: Share | None, drawn: int) -> list[Stream]:
+    """How often pictures are drawn: those of the share and the others, as :class:`Order` divides them.
+
+    Args:
+        pool: of N pictures.
+        share: of batches, if there is one.
+        drawn: pictures of all batches.
+    """
+    first = 0 if share is None else int(share.first.sum())
+    if share is None or first in (0, len(pool)):
+        return [Stream(len(pool), drawn)]
+    both = [Stream(first, drawn * share.part), Stream(len(pool) - first, drawn * (1 - share.part))]
+    return both if share.part < 1 else both[:1]

@@ -282,3 +282,12 @@ def _tap(reference: str, shapes: Mapping[str, tuple[int, ...]]) -> str:
     """A tap with its shape, ``s.stage3 [256, 4, 4]``."""
     shape = shapes.get(reference.removeprefix("~"))
     return f"{reference} {list(shape)}" if shape else reference
+
+
+def views(counts: Sequence[int | None]) -> str:
+    """Views of a picture in words; ``counts`` are those of the one stream of pictures, or of both."""
+    if counts[0] is None:
+        return "a new view each epoch"
+    first, *rest = dict.fromkeys(counts)
+    text = f"{first} fixed views per picture"
+    return f"{text} that fills a fixed part of batches, {rest[0]} of the others" if rest else text

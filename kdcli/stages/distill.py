@@ -122,13 +122,13 @@ class Plan:
 
     def describe(self, console: Console) -> None:
         """Show the plan on stderr."""
-        material, views = self.material, self.material.order.views
+        material = self.material
         pictures = f"{show.splits(self.data)}; in all {len(material.pool):,} pictures to train on"
         console.note(f"reads    {self.config.data.source}: {pictures}")
         for name, net in material.networks.items():
             show.network(console, name, net)
         show.built(console, material.assembly.parties, material.networks)
-        kind = f"{views} fixed views per picture" if views else "a new view each epoch"
+        kind = show.views(material.order.counts)
         batch = f"{self.config.optim.batch_size} at {material.view.size} px"
         console.note(f"trains   {material.steps:,} steps of {batch}, {kind}")
         if part := material.labelled_part:

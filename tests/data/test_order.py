@@ -262,3 +262,18 @@ def test_in_order_covers_all_once(world: int) -> None:
         assert sorted(indices) == list(range(count))
         assert all(len(batch) <= 4 for part in parts for batch in part)
     assert in_order(5, 2) == [[(0, 0), (1, 0)], [(2, 0), (3, 0)], [(4, 0)]]
+
+
+def test_streams_have_numbers_of_views_of_their_own() -> None:
+    labels = np.array([0] * 4 + [-1] * 12)
+    order = Order(labels, 8, 3, (5, 2), Share(labels >= 0, 0.5))
+    assert order.views == 5
+    seen: dict[bool, set[int]] = {True: set(), False: set()}
+    mask = np.zeros((5, 16), bool)
+    for step in range(12):
+        for index, view in order.keys(step):
+            seen[bool(labels[index] >= 0)].add(view)
+            mask[view, index] = True
+    assert seen == {True: set(range(5)), False: {0, 1}}
+    assert np.array_equal(order.used(12), mask)
+    assert not order.used(1000)[2:, 4:].any()

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from kdcli.data.cache import Store
-from kdcli.engine.budget import affordable_views, bytes_per_view, fixed_views
+from kdcli.engine.budget import Stream, affordable_views, bytes_per_view, fixed_views, stream_views
 from kdcli.errors import UsageError
 
 
@@ -63,3 +63,27 @@ def test_bytes_of_a_view_are_those_that_are_stored(store: str) -> None:
     arrays = Store(store).pack("logits", torch.randn(2, 10))
     row = sum(a.nbytes for a in arrays.values()) // 2 + np.uint64().nbytes + np.int32().nbytes
     assert bytes_per_view(10, Store(store)) == row
+
+
+@pytest.mark.parametrize(
+    ("streams", "more", "wanted"),
+    [
+        ([Stream(100, 250)], {}, 3),
+        ([Stream(10, 400), Stream(90, 400)], {}, (40, 5)),
+        ([Stream(10, 4000), Stream(90, 4000)], {}, (64, 8)),  # of nine times as many pictures, as many rows
+        ([Stream(40, 4000), Stream(60, 4000)], {}, (12, 8)),
+        ([Stream(90, 400), Stream(10, 400)], {}, (5, 40)),
+        ([Stream(10, 5), Stream(90, 5)], {}, (1, 1)),
+        ([Stream(10, 400), Stream(90, 400)], {"affordable": 4}, (20, 2)),
+        ([Stream(10, 400), Stream(90, 400)], {"text": "3"}, 3),
+        ([Stream(10, 400), Stream(90, 400)], {"text": "live"}, None),
+        ([Stream(10, 400), Stream(90, 400)], {"affordable": 0}, None),
+        ([Stream(10, 400), Stream(90, 400)], {"teacher": False}, None),
+    ],
+)
+def test_few_pictures_that_are_drawn_often_have_more_views(
+    streams: list[Stream], more: dict[str, Any], wanted: Any
+) -> None:
+    usual: dict[str, Any] = {"text": "auto", "teacher": True, "cacheable": True, "affordable": 100}
+    given = usual | more
+    assert stream_views(given.pop("text"), streams, **given) == wanted
