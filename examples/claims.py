@@ -48,7 +48,7 @@ CLAIMS: tuple[tuple[str, str, str, str], ...] = (
         "an assistant bridges the gap",
         "Mirzadeh et al. 2020, not Marrie et al. 2024",
         "assistant",
-        "lite2",
+        "today",
     ),
     ("a teacher that was stopped early serves better", "Cho & Hariharan 2019", "early", "finetuned"),
     ("distillation that stops early serves better", "Cho & Hariharan 2019", "eskd", "kd"),

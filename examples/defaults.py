@@ -63,6 +63,7 @@ WAYS: dict[str, tuple[list[str], str]] = {
     "half-plain-swap": ([*SPECIFIC, *HALF, *PLAIN, *SWAP], "and whole pictures, swapped"),
     "half-anneal": ([*SPECIFIC, *HALF, *ANNEAL], "half of each batch has labels, alpha falls from 1 to 0"),
     "half-anneal-plain-swap": ([*SPECIFIC, *HALF, *ANNEAL, *PLAIN, *SWAP], "and whole pictures, swapped"),
+    "half-fade": ([*SPECIFIC, *HALF, *FADE], "half of each batch has labels, alpha falls from 0.5 to 0"),
     "half-anneal-plain": ([*SPECIFIC, *HALF, *ANNEAL, *PLAIN], "half, alpha from 1 to 0, whole pictures"),
     "half-fade-plain": ([*SPECIFIC, *HALF, *FADE, *PLAIN], "half, alpha from 0.5 to 0, whole pictures"),
     "most-fade-plain": ([*SPECIFIC, *MOST, *FADE, *PLAIN], "three quarters have labels, alpha from 0.5 to 0"),
@@ -76,6 +77,7 @@ WAYS: dict[str, tuple[list[str], str]] = {
     "mild": ([*SPECIFIC, *MILD], "task-specific with these crops"),
     "quarter": ([*SPECIFIC, "--set", "data.labelled_fraction=0.25"], "a quarter of each batch has labels"),
 }
+BEFORE = ("today", "kd", "plain", "plain-swap")  # where batches are drawn from all pictures alike
 CHOOSERS: dict[str, list[str]] = {
     "auto": ["--method", "auto"],
     "search": [*SPECIFIC, "--search", "12"],
@@ -83,13 +85,13 @@ CHOOSERS: dict[str, list[str]] = {
 SEARCHED = ("digits", "emoji", "textile")  # from scratch, with all labels
 ROUNDS: dict[str, tuple[str, ...]] = {  # ways by label budget
     "few": (
-        *("alone", "today", "half", "half-anneal-plain-swap"),
-        *("half-fade-plain", "most-fade-plain", "half-anneal-plain", "kd"),
+        *("alone", "today", "half", "half-anneal", "half-fade", "half-kd"),
+        *("half-anneal-plain", "half-fade-plain", "kd"),
     ),
     "all": ("alone", "today", "plain-swap", "anneal", "fade", "fade-plain", "kd"),
 }
 DRAWN = {
-    "few": ("today", "half", "half-fade-plain", "half-anneal-plain", "kd"),
+    "few": ("today", "half", "half-anneal", "half-fade", "half-kd"),
     "all": ("today", "fade", "fade-plain", "anneal", "kd"),
 }
 Rows = dict[tuple[Any, ...], dict[str, Any]]
@@ -165,6 +167,8 @@ class Bench:
     def student(self, cell: Cell, way: str, teacher: Path) -> dict[str, Any]:
         """Train one, measure it, and say what it took; its weights are not kept."""
         options = CHOOSERS[way] if way in CHOOSERS else WAYS[way][0]
+        if cell[2] == "few" and way in BEFORE:
+            options = [*options, *sets("data.labelled_fraction=0")]
         student, taught = cell[3], "supervised" not in options
         more = ["--teacher", str(teacher)] if taught else []
         if student == "pretrained":
