@@ -361,10 +361,10 @@ class SearchSection(Section):
     principal: typing.ClassVar[str | None] = "trials"
     dotted: typing.ClassVar[bool] = True
     trials: int = method_option(
-        0, "Try so many settings on validation, and write the best student.", "--search", ge=0, le=_MANY
+        0, "Try so many settings on validation; the best is written.", "--search", ge=0, le=_MANY
     )
     study: str | None = outputs(
-        None, "Folder of a search (shared by all who work at it) or a pilot.", "--study"
+        None, "Folder of a search (shared by its workers) or a pilot.", "--study"
     )
     space: Literal["default", "own"] = option(
         "default", "What is tried beside the keys that are named: the method's own space, or nothing."

@@ -43,7 +43,7 @@ class MethodSection(Section):
 
     model_config = ConfigDict(extra="allow", protected_namespaces=())
     principal = "name"
-    name: str = method_option("task-specific", "kd, rkd, …, or auto; see --help --method NAME.", "--method")
+    name: str = method_option("task-specific", "kd, …, auto; see --help --method NAME.", "--method")
     alpha: float | None = method_option(
         None, "Weight of the teacher (methods that have it).", "--alpha", ge=0, le=1
     )
