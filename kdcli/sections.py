@@ -363,9 +363,7 @@ class SearchSection(Section):
     trials: int = method_option(
         0, "Try so many settings on validation; the best is written.", "--search", ge=0, le=_MANY
     )
-    study: str | None = outputs(
-        None, "Folder of a search (shared by its workers) or a pilot.", "--study"
-    )
+    study: str | None = outputs(None, "Folder of a search (shared by its workers) or a pilot.", "--study")
     space: Literal["default", "own"] = option(
         "default", "What is tried beside the keys that are named: the method's own space, or nothing."
     )
