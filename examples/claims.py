@@ -11,7 +11,6 @@ What was measured by other commands is linked from the table.
 
 import argparse
 import itertools
-import json
 import os
 import shutil
 import statistics
@@ -19,7 +18,22 @@ import time
 from pathlib import Path
 from typing import Any
 
-from defaults import HERE, SEEDS, SPECIFIC, STUDENTS, Bench, Cell, cell, command, facts, known, sets, write
+from defaults import (
+    HERE,
+    SEEDS,
+    SPECIFIC,
+    STUDENTS,
+    Bench,
+    Cell,
+    cell,
+    command,
+    command_line,
+    facts,
+    keep,
+    known,
+    sets,
+    write,
+)
 from defaults import RESULTS as DEFAULTS
 
 RESULTS = HERE / "results" / "claims.jsonl"
@@ -127,9 +141,7 @@ def run(given: argparse.Namespace) -> None:
 
 def collect(given: argparse.Namespace) -> None:
     """Put what was measured among the results that are kept."""
-    rows = known([RESULTS, *given.runs.glob("claims-*.jsonl")])
-    RESULTS.write_text("".join(f"{json.dumps(rows[key])}\n" for key in sorted(rows, key=str)))
-    print(RESULTS)
+    keep(RESULTS, given.runs.glob("claims-*.jsonl"))
 
 
 def page(given: argparse.Namespace) -> None:
@@ -154,24 +166,5 @@ def page(given: argparse.Namespace) -> None:
 VERDICTS = {0: "not confirmed", 1: "on one kind", 2: "confirmed"}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    forms = parser.add_subparsers(required=True)
-    measure = forms.add_parser("run", help="measure what is missing")
-    measure.add_argument("kinds", type=Path)
-    measure.add_argument("runs", type=Path)
-    measure.add_argument("--part", default="0/1")
-    measure.add_argument("--hours", type=float, default=24.0)
-    measure.set_defaults(work=run)
-    gather = forms.add_parser("collect", help="add to the results that are kept")
-    gather.add_argument("runs", type=Path)
-    gather.set_defaults(work=collect)
-    forms.add_parser("table", help="the claims as Markdown").set_defaults(work=page)
-    given = parser.parse_args()
-    given.work(given)
-
-
 if __name__ == "__main__":
-    main()
+    command_line(__doc__, run=run, collect=collect, table=page)

@@ -20,7 +20,7 @@ import platform
 import shutil
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -247,9 +247,14 @@ def write(file: Path, cell: Cell, way: str, found: dict[str, Any]) -> None:
 
 def collect(given: argparse.Namespace) -> None:
     """Put what was measured among the results that are kept."""
-    rows = known([RESULTS, *given.runs.glob("results-*.jsonl")])
-    RESULTS.write_text("".join(f"{json.dumps(rows[key])}\n" for key in sorted(rows, key=str)))
-    print(RESULTS)
+    keep(RESULTS, given.runs.glob("results-*.jsonl"))
+
+
+def keep(results: Path, files: Iterable[Path]) -> None:
+    """Add rows to the results of a command."""
+    rows = known([results, *files])
+    results.write_text("".join(f"{json.dumps(rows[key])}\n" for key in sorted(rows, key=str)))
+    print(results)
 
 
 # -- the page ------------------------------------------------------------------------------------------------
@@ -349,25 +354,24 @@ def draw(given: argparse.Namespace) -> None:
     print(HERE / "results" / "defaults.svg")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def command_line(doc: str | None, **works: Callable[[argparse.Namespace], None]) -> None:
+    """Do what the command line says: ``run``, ``collect`` and others that take nothing."""
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=doc, formatter_class=form)
     forms = parser.add_subparsers(required=True)
-    measure = forms.add_parser("run", help="measure what is missing")
-    measure.add_argument("kinds", type=Path)
-    measure.add_argument("runs", type=Path)
-    measure.add_argument("--part", default="0/1", help="of the work, for several processes: 0/2 and 1/2")
-    measure.add_argument("--hours", type=float, default=24.0)
-    measure.set_defaults(work=run)
-    gather = forms.add_parser("collect", help="add to the results that are kept")
-    gather.add_argument("runs", type=Path)
-    gather.set_defaults(work=collect)
-    forms.add_parser("table", help="the results as Markdown").set_defaults(work=page)
-    forms.add_parser("draw", help="the results as a picture").set_defaults(work=draw)
+    for name, work in works.items():
+        own = forms.add_parser(name, help=work.__doc__)
+        own.set_defaults(work=work)
+        if name == "run":
+            own.add_argument("kinds", type=Path)
+        if name in ("run", "collect"):
+            own.add_argument("runs", type=Path)
+        if name == "run":
+            own.add_argument("--part", default="0/1", help="for several processes: 0/2 and 1/2")
+            own.add_argument("--hours", type=float, default=24.0)
     given = parser.parse_args()
     given.work(given)
 
 
 if __name__ == "__main__":
-    main()
+    command_line(__doc__, run=run, collect=collect, table=page, draw=draw)
