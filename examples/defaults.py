@@ -50,7 +50,7 @@ STUDENTS: dict[str, list[str]] = {
 SPECIFIC = ["--method", "task-specific"]
 PLAIN, SWAP = ["--set", "teacher_view=plain"], ["--set", "teacher_errors=swap"]
 MILD = ["--set", "views.scale=[0.7, 1]"]
-HALF, MOST = (["--set", f"data.labelled_fraction={part}"] for part in ("0.5", "0.75"))
+HALF = ["--set", "data.labelled_fraction=0.5"]
 ANNEAL, FADE = (["--alpha", alpha, "--set", "method.annealing=true"] for alpha in ("1", "0.5"))
 WAYS: dict[str, tuple[list[str], str]] = {
     "alone": (["--method", "supervised"], "labels alone"),
@@ -58,26 +58,21 @@ WAYS: dict[str, tuple[list[str], str]] = {
     "kd": (["--method", "kd"], "kd: 0.9 of the teacher at temperature 4, 0.1 of the labels"),
     "plain-swap": ([*SPECIFIC, *PLAIN, *SWAP], "it sees the whole picture, and the true class is swapped up"),
     "anneal": ([*SPECIFIC, *ANNEAL], "alpha falls from 1 to 0"),
-    "anneal-plain-swap": ([*SPECIFIC, *ANNEAL, *PLAIN, *SWAP], "whole pictures, swapped, alpha from 1 to 0"),
     "half": ([*SPECIFIC, *HALF], "half of each batch has labels"),
-    "half-plain-swap": ([*SPECIFIC, *HALF, *PLAIN, *SWAP], "and whole pictures, swapped"),
     "half-anneal": ([*SPECIFIC, *HALF, *ANNEAL], "half of each batch has labels, alpha falls from 1 to 0"),
-    "half-anneal-plain-swap": ([*SPECIFIC, *HALF, *ANNEAL, *PLAIN, *SWAP], "and whole pictures, swapped"),
+    "half-7": ([*SPECIFIC, *HALF, "--views", "7"], "half of each batch has labels, of seven fixed views"),
     "half-fade": ([*SPECIFIC, *HALF, *FADE], "half of each batch has labels, alpha falls from 0.5 to 0"),
     "half-anneal-plain": ([*SPECIFIC, *HALF, *ANNEAL, *PLAIN], "half, alpha from 1 to 0, whole pictures"),
     "half-fade-plain": ([*SPECIFIC, *HALF, *FADE, *PLAIN], "half, alpha from 0.5 to 0, whole pictures"),
-    "most-fade-plain": ([*SPECIFIC, *MOST, *FADE, *PLAIN], "three quarters have labels, alpha from 0.5 to 0"),
     "fade": ([*SPECIFIC, *FADE], "alpha falls from 0.5 to 0"),
     "fade-plain": ([*SPECIFIC, *FADE, *PLAIN], "and the teacher sees the whole picture"),
     "half-kd": (["--method", "kd", *HALF], "kd, half of each batch has labels"),
-    "plain": ([*SPECIFIC, *PLAIN], "the teacher sees the whole picture"),
     "swap": ([*SPECIFIC, *SWAP], "the true class is swapped to the top where the teacher is wrong"),
     "leave-out": ([*SPECIFIC, "--set", "teacher_errors=leave-out"], "its wrong answers are left out"),
     "alone-mild": (["--method", "supervised", *MILD], "labels alone, crops of 70 % or more"),
     "mild": ([*SPECIFIC, *MILD], "task-specific with these crops"),
-    "quarter": ([*SPECIFIC, "--set", "data.labelled_fraction=0.25"], "a quarter of each batch has labels"),
 }
-BEFORE = ("today", "kd", "plain", "plain-swap")  # where batches are drawn from all pictures alike
+BEFORE = ("today", "kd")  # where batches are drawn from all pictures alike
 CHOOSERS: dict[str, list[str]] = {
     "auto": ["--method", "auto"],
     "search": [*SPECIFIC, "--search", "12"],
@@ -86,9 +81,12 @@ SEARCHED = ("digits", "emoji", "textile")  # from scratch, with all labels
 ROUNDS: dict[str, tuple[str, ...]] = {  # ways by label budget
     "few": (
         *("alone", "today", "half", "half-anneal", "half-fade", "half-kd"),
-        *("half-anneal-plain", "half-fade-plain", "kd"),
+        *("half-7", "half-anneal-plain", "half-fade-plain", "kd"),
     ),
-    "all": ("alone", "today", "plain-swap", "anneal", "fade", "fade-plain", "kd"),
+    "all": (
+        *("alone", "today", "plain-swap", "anneal", "fade", "fade-plain", "kd"),
+        *("swap", "leave-out", "mild", "alone-mild"),
+    ),
 }
 DRAWN = {
     "few": ("today", "half", "half-anneal", "half-fade", "half-kd"),

@@ -170,8 +170,8 @@ class Pilot:
             return Path(self.config.search.study)
         if self.config.out:
             return Path(f"{self.config.out}-pilot")
-        ways = {one.text: one.values for one in self.ways}
-        return Path("runs", f"pilot-{manifests.digest([self.base.target.identity, ways, self.steps])[:10]}")
+        made = manifests.digest([self.base.target.identity, self.section.ways, self.steps])
+        return Path("runs", f"pilot-{made[:10]}")
 
     def to_json(self) -> dict[str, Any]:
         """What ``--dry-run --json`` prints."""
@@ -211,10 +211,7 @@ class Pilot:
         text = said(chosen, found, selection)
         console.note(f"pilot    {text}")
         way_on = next(one for one in self.ways if one.text == chosen.way)
-        config = above(_alone(self.config), way_on.values, PLACE)
-        if not methods.entry(way_on.values["method.name"]).teacher:
-            config = config.model_copy(update={"teacher": []})
-        last = self.stage.plan(config, console, unless_complete=True)
+        last = self.stage.plan(_of_way(self.config, way_on), console, unless_complete=True)
         if isinstance(last, Result):
             return last
         last.more["pilot"] = {
@@ -247,8 +244,7 @@ def plan(config: Any, stage: Stage, console: Console) -> Pilot:
     ways = [way(text) for text in (PLAIN, *config.pilot.ways)]
     if len({one.text for one in ways}) < len(ways):
         raise UsageError(f"pilot.ways: a way is given twice ({', '.join(config.pilot.ways)}).")
-    plain = above(_alone(config), {**ways[0].values}, PLACE).model_copy(update={"teacher": []})
-    base = stage.plan(plain, console)
+    base = stage.plan(_of_way(config, ways[0]), console)
     if not base.task.selection or "validation" not in base.data.splits:
         raise UsageError(
             "--method auto chooses on validation pictures, and this run has nothing to choose by."
@@ -289,18 +285,24 @@ def _refuse(config: Any) -> None:
             )
 
 
-def _alone(config: Any) -> Any:
-    """The configuration of one run."""
-    plain = config.model_copy(update={"search": SearchSection()})
-    written = [name for name in plain._written if name.partition(".")[0] in ("pilot", "method", "search")]
-    return as_default(plain.model_copy(update={"pilot": PilotSection()}), *written)
+def _of_way(config: Any, one: Way) -> Any:
+    """The configuration of one run in a way; without a teacher, also without what only a teacher heeds."""
+    update: dict[str, Any] = {"search": SearchSection(), "pilot": PilotSection()}
+    ours = ["pilot.", "method.", "search."]
+    if not methods.entry(one.values["method.name"]).teacher:
+        fields = type(config).model_fields
+        update |= {key: fields[key].default for key in fields if key.startswith("teacher_")}
+        alone: dict[str, Any] = {"extra": [], "extra_ratio": None, "labelled_fraction": None}
+        update |= {"teacher": [], "data": config.data.model_copy(update=alone)}
+        ours += ["teacher", "views.store", *(f"data.{key}" for key in alone)]
+    written = [name for name in config._written if name.startswith(tuple(ours))]
+    return above(as_default(config.model_copy(update=update), *written), one.values, PLACE)
 
 
 def _short(pilot: Pilot, one: Way, number: int, path: Path) -> Any:
     """The configuration of a short run."""
     config, data = pilot.config, pilot.base.data
     values: dict[str, Any] = {
-        **one.values,
         "out": str(path),
         "overwrite": False,
         "seed": config.seed + number,
@@ -310,7 +312,4 @@ def _short(pilot: Pilot, one: Way, number: int, path: Path) -> Any:
     }
     if data.carved and config.data.labels_per_class is None:  # else other labels would be hidden
         values["data.split_seed"] = config.data.split_seed + number
-    made = above(_alone(config), values, PLACE)
-    if not methods.entry(one.values["method.name"]).teacher:
-        made = made.model_copy(update={"teacher": []})
-    return made
+    return above(_of_way(config, one), values, PLACE)

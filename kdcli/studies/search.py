@@ -28,7 +28,7 @@ from kdcli.studies import Stage, halving, winner
 from kdcli.studies.journal import TRIALS, Claim, Journal
 from kdcli.words.analysis import taps_used
 from kdcli.words.recipes import as_yaml
-from kdcli.words.space import Space, Span, dimension
+from kdcli.words.space import Choice, Dimension, Space, Span, dimension
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -116,7 +116,8 @@ class Search:
                 console.note(f"{self.folder}: other processes are at the last trials; waiting for them")
             waiting = True
             time.sleep(_POLL_S)
-        return winner.hand_over(self, journal.trials()[:most], console, command)
+        with journal.alone():  # all who worked at it come to its end together
+            return winner.hand_over(self, journal.trials()[:most], console, command)
 
 
 def plan(config: Any, stage: Stage, console: Console) -> Search:
@@ -154,38 +155,31 @@ def _space(config: Any, base: Any) -> Space:
     """The method's own space, but for what the user fixed, and what the user names in the place of it."""
     from kdcli.tasks import TASKS
 
-    section = config.search
+    named = {full_name(type(config), key): value for key, value in (config.search.model_extra or {}).items()}
+    own = {key: _dimension(key, value) for key, value in named.items()}
     found: dict[str, Any] = {}
-    if section.space == "default":
-        taught = any(
-            "t.logits" in {f"{c}.{t}" for c, ts in taps_used(turn).items() for t in ts}
-            for turn in base.material.method.turns
-        )
+    if config.search.space == "default":
+        taught = any(taps_used(turn).get("t", ()) == ("logits",) for turn in base.material.method.turns)
         provides = TASKS[base.task.name].provides
         found |= spaces.of_training(base.config, taught, provides)
-        for name in _methods(section, base):
+        tried = own.get("method.name")
+        for name in tried.values if isinstance(tried, Choice) else (base.method.name,):
             found |= spaces.of_method(name, methods.arguments(name, {}))
-        found = {key: own for key, own in found.items() if key not in config._written}
-    for name, value in (section.model_extra or {}).items():
-        key = full_name(type(config), name)
-        try:
-            own = dimension(value)
-        except ValueError as error:
-            raise UsageError(f"search.{name}: {error}.") from None
-        found.pop(key, None)
-        if own is not None:
-            found[key] = own
-    _refuse_untriable(found, config, base)
+        found = {key: one for key, one in found.items() if key not in config._written}
+    found = {key: one for key, one in {**found, **own}.items() if one is not None}
+    _refuse_untriable(found, config)
     return dict(sorted(found.items()))
 
 
-def _methods(section: SearchSection, base: Any) -> list[str]:
-    """Methods that are tried."""
-    named = (section.model_extra or {}).get("method.name", (section.model_extra or {}).get("method"))
-    return [v for v in (named if isinstance(named, list) else [base.method.name]) if v in methods.METHODS]
+def _dimension(key: str, value: Any) -> Dimension | None:
+    """What the user wrote of a key. Raises UsageError for what says nothing."""
+    try:
+        return dimension(value)
+    except ValueError as error:
+        raise UsageError(f"search.{key}: {error}.") from None
 
 
-def _refuse_untriable(space: Space, config: Any, base: Any) -> None:
+def _refuse_untriable(space: Space, config: Any) -> None:
     """Raise UsageError for a key that makes trials incomparable, or a value that no run could have."""
     for key in space:
         if key.partition(".")[0] in ("data", "seed", "out", "cache", "search", "teacher", "student"):

@@ -154,6 +154,18 @@ def test_ways_that_do_not_fit_are_left_out_and_said(plan: Plan, tmp_path: Path) 
     assert "compares t.stage1" in found.left_out["at,teacher_view=plain"]
 
 
+def test_what_only_a_teacher_heeds_is_left_out_of_labels_alone(
+    plan: Plan, pictures: Path, tmp_path: Path
+) -> None:
+    given = {"teacher_temperature": "raw", "data.extra": [str(pictures)], "data.extra_ratio": 1.0}
+    found = plan(tmp_path, **given, **{"pilot.ways": ["kd"], "pilot.seeds": 1})
+    assert found.base.config.data.extra == []
+    distill.run(found, QUIET)
+    own = {name: facts(tmp_path / "student-pilot" / f"{name}-0")["config"] for name in (PLAIN, "kd")}
+    assert own[PLAIN]["teacher"] == own[PLAIN]["data"]["extra"] == []
+    assert (own["kd"]["teacher_temperature"], own["kd"]["data"]["extra_ratio"]) == ("raw", 1.0)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

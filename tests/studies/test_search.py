@@ -197,6 +197,21 @@ def test_methods_are_tried_with_what_each_has(plan: Plan, tmp_path: Path) -> Non
     }
 
 
+def test_one_method_that_is_named_has_its_own_space(plan: Plan, tmp_path: Path) -> None:
+    found = plan(tmp_path, **{"search.method": "dkd"})
+    assert "method.beta" in found.space
+    assert found.space["method.name"].said() == "[dkd, choice]"
+
+
+def test_all_who_worked_at_a_study_hand_over_the_same(whole: Search, plan: Plan, tmp_path: Path) -> None:
+    found = plan(whole.folder.parent, out=str(tmp_path / "together"))
+    children = [Child(lambda report: searched(found) and None) for _ in range(3)]
+    codes = [child.wait(60) for child in children]
+    assert [child.steps() for child in children] == [[], [], []]
+    assert codes == [0, 0, 0]
+    assert read(tmp_path / "together").hash == read(Path(whole.config.out)).hash
+
+
 def test_what_the_user_fixed_is_not_tried(plan: Plan, tmp_path: Path) -> None:
     found = plan(tmp_path, **{"optim.lr": 1e-3, "method.temperature": 2.0})
     assert "optim.lr" not in found.space
