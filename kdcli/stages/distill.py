@@ -24,8 +24,9 @@ from kdcli.config import Section, inputs, method_option
 from kdcli.console import Console, duration, size
 from kdcli.runs import Result, banks, frame, idle, places, recipes, show
 from kdcli.runs import objective as objectives
-from kdcli.sections import LARGEST, PilotSection, SearchSection, StudentSection, TextSection
+from kdcli.sections import LARGEST, StudentSection, TextSection
 from kdcli.studies import Stage, Study, chains
+from kdcli.studies.sections import PilotSection, SearchSection
 
 if TYPE_CHECKING:
     from kdcli.data.samples import Data

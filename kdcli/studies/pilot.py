@@ -26,8 +26,8 @@ from kdcli.config import above, as_default
 from kdcli.console import Console
 from kdcli.errors import UsageError
 from kdcli.runs import Result, places
-from kdcli.sections import PilotSection, SearchSection
 from kdcli.studies import Stage
+from kdcli.studies.sections import PilotSection, SearchSection
 
 if TYPE_CHECKING:
     from kdcli.engine.runtime import Stop

@@ -23,9 +23,9 @@ from kdcli.errors import Diverged, InputError, Preempted, UsageError, is_out_of_
 from kdcli.launch import world_size
 from kdcli.methods import spaces
 from kdcli.runs import Result, places
-from kdcli.sections import SearchSection
 from kdcli.studies import Stage, halving, winner
 from kdcli.studies.journal import TRIALS, Claim, Journal
+from kdcli.studies.sections import SearchSection
 from kdcli.words.analysis import taps_used
 from kdcli.words.recipes import as_yaml
 from kdcli.words.space import Choice, Dimension, Space, Span, dimension
